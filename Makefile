@@ -1,0 +1,45 @@
+# make            the whole story on the embedded data: make run PRESET=smoke DATASET=bcss-wsss DATA=folder SEED=1
+# make test       every test          make lab   JupyterLab on the notebooks          make clean   undo the install
+# Each of them first builds .venv from requirements.lock when it is missing or older than the lock.
+# The first Python 3.11 to 3.13 found is used; another one: make PYTHON=/path/to/python3.12
+
+PYTHON   = python3.11 python3.12 python3.13 python3
+IN_RANGE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python
+
+.PHONY: run test lab clean
+
+run: .venv/ready
+	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) \
+	    $(if $(DATA),--data "$(DATA)") $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+test: .venv/ready
+	.venv/bin/python -m pytest $(ARGS)
+
+lab: .venv/ready
+	.venv/bin/jupyter-lab notebooks $(ARGS)
+
+# runs/ stays: it holds results, not something that make can build again as it was
+clean:
+	rm -rf .venv protolib.egg-info .pytest_cache
+	find protolib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# .venv/ready is written last, so an install that was interrupted starts again.
+# uv installs all the rest in seconds; its own version and hashes stand in the lock too, and pip installs it.
+# uv does not read pip's settings, so a mirror that pip was told of is passed on.
+.venv/ready: requirements.lock
+	@for python in $(PYTHON); do "$$python" -c "$(IN_RANGE)" 2>/dev/null && break || python=; done; \
+	if [ -z "$$python" ]; then \
+	    echo "protolib needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is one: $(PYTHON)." >&2; \
+	    echo "Install it (Debian, Ubuntu: apt install python3.11-venv) or say where it is: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	fi; \
+	echo "building .venv with $$("$$python" --version), about a minute the first time ..."; \
+	rm -rf .venv && "$$python" -m venv .venv
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	@mirror=$$(.venv/bin/python -m pip config list | sed -n "s/^[^=]*\.index-url='\(.*\)'$$/\1/p" | head -n 1); \
+	if [ -n "$$mirror" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$mirror}"; fi; \
+	$(UV) --require-hashes -r requirements.lock
+	@$(UV) --no-deps --no-build-isolation -e .
+	@touch .venv/ready

@@ -1,0 +1,148 @@
+"""The image bank: pure patches of each class, clustered into K sub-types; their prototypes prompt the network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from protolib.files import read_json, write_json, write_npz
+
+CLEAR = 0.15  # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent: above 219 of 255
+
+
+def white_share(images: np.ndarray) -> np.ndarray:
+    """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every channel. Notebook 02.
+
+    images: (n, H, W, 3) uint8 RGB. Returns (n,) float in [0, 1]. The paper drops white patches by a rule it does not give.
+    """
+    darkest = np.min(images, axis=-1).astype(np.float32)  # (n, H, W): the channel that absorbs most decides
+    return (-np.log((darkest + 1) / 256) < CLEAR).mean((1, 2))
+
+
+def seed_centres(X: np.ndarray, K: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means++ under the cosine distance: K rows of X, each drawn in proportion to its distance from the nearest so far.
+
+    X: (n, D) float, unit rows. Returns (K, D). Arthur and Vassilvitskii, SODA 2007. Notebook 02.
+    """
+    centres = [X[rng.integers(len(X))]]
+    for _ in range(1, K):
+        distance = np.clip(1 - X @ np.stack(centres).T, 0, None).min(1).astype(np.float64)  # (n,), Eq. (1)
+        total = distance.sum()  # 0 when only copies of the chosen rows are left: then any row is as good
+        row = rng.choice(len(X), p=distance / total) if total > 0 else rng.integers(len(X))
+        centres.append(X[row])
+    return np.stack(centres)
+
+
+def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """One run of spherical k-means from given centres: assign by cosine, move each centre to its mean direction.
+
+    X: (n, D) float; centres: (K, D). Returns labels (n,) int64, the lowest index winning ties, and centres (K, D) of unit
+    length. An empty cluster keeps its centre. Dhillon and Modha, Machine Learning 42, 2001; Eq. (1). Notebook 02.
+    """
+    for _ in range(max_iter):
+        labels = (X @ centres.T).argmax(1)  # (n,)
+        moved = centres.copy()
+        for k in np.unique(labels):
+            mean = X[labels == k].mean(0)
+            moved[k] = mean / max(np.linalg.norm(mean), 1e-12)
+        if np.allclose(moved, centres, rtol=1e-5, atol=1e-8):
+            break
+        centres = moved
+    return (X @ centres.T).argmax(1), centres
+
+
+def spherical_kmeans(X: np.ndarray, K: int, seed: int = 0, restarts: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """The best of several runs of spherical k-means by mean cosine to the own centre. Eq. (1), notebook 02.
+
+    X: (n, D) float, unit rows. Returns labels (n,) int64 in 0..K-1 and centres (K, D) of unit length.
+    Raises ValueError if there are fewer rows than K.
+    """
+    if len(X) < K:
+        raise ValueError(f"k-means: {len(X)} rows cannot fill K = {K} clusters; lower K or bring more images")
+    rng = np.random.default_rng(seed)
+    runs = [lloyd(X, seed_centres(X, K, rng)) for _ in range(restarts)]
+    return max(runs, key=lambda run: float((X * run[1][run[0]]).sum(1).mean()))
+
+
+def standardise(features, mean: np.ndarray, scale: np.ndarray):
+    """Subtract the mean, divide by the scale, scale to length 1: (..., D) array or tensor, float, unit rows. Notebook 02."""
+    if isinstance(features, np.ndarray):
+        z = (features - mean) / scale
+        return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
+    z = (features - features.new_tensor(mean)) / features.new_tensor(scale)
+    return z / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Prototypes and how they came about: the patches that could have been chosen and those that were. Notebook 02."""
+
+    classes: tuple[str, ...]
+    K: int
+    kind: str  # "nearest_mean" or "centre"
+    prototypes: np.ndarray  # (S, D) float32, unit rows, class by class
+    mean: np.ndarray  # (D,) of the training features
+    scale: np.ndarray  # (D,) their standard deviation
+    candidates: np.ndarray  # (n,) indices of the pure, not too white training patches
+    clusters: np.ndarray  # (n,) sub-class 0..S-1 of each candidate
+    members: tuple[tuple[str, ...], ...]  # S tuples of patch names, nearest first
+
+    @property
+    def thin(self) -> dict[str, int]:
+        """Images per sub-class where there are fewer than five: a mean of so few says little. Notebook 02."""
+        names = [f"{c} {k + 1}" for c in self.classes for k in range(self.K)]
+        return {name: len(m) for name, m in zip(names, self.members) if len(m) < 5}
+
+    def normalize(self, features):
+        """Features (..., D), array or tensor, in the space of the prototypes: see standardise. Notebook 02."""
+        return standardise(features, self.mean, self.scale)
+
+    def save(self, folder: Path) -> None:
+        """Write bank.npz (arrays) and bank.json (names), each whole or not at all. Notebook 02."""
+        write_npz(folder / "bank.npz", **{k: getattr(self, k) for k in ("prototypes", "mean", "scale", "candidates", "clusters")})
+        write_json(folder / "bank.json", {k: getattr(self, k) for k in ("classes", "K", "kind", "members")})
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bank":
+        """Read what save wrote; raises FileNotFoundError if one of the two files is missing. Notebook 02."""
+        text = read_json(folder / "bank.json")
+        with np.load(folder / "bank.npz") as arrays:
+            return cls(
+                tuple(text["classes"]), text["K"], text["kind"], members=tuple(map(tuple, text["members"])), **arrays
+            )
+
+
+def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str = "nearest_mean", white_limit: float = 0.5, seed=0):
+    """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each, prototypes. Notebook 02.
+
+    dataset: the training split; features: (n, D) float32 of its patches, in order. kind: "nearest_mean", the mean of the
+    N images nearest to the cluster's centre (Sec. 3.4), or "centre", the centre itself (released code). Returns a Bank.
+    Raises ValueError if kind is unknown or if a class has fewer candidates than K; says how many it has.
+    """
+    if kind not in ("nearest_mean", "centre"):
+        raise ValueError(f"prototypes '{kind}': choose 'nearest_mean' (paper) or 'centre' (released code)")
+    mean, scale = features.mean(0), features.std(0) + 1e-6
+    X = standardise(features, mean, scale)
+    pure = dataset.single_class()
+    pure = pure[white_share(dataset.images[pure]) <= white_limit]
+    owner = dataset.labels[pure].argmax(1)
+    short = {c: int((owner == i).sum()) for i, c in enumerate(dataset.spec.classes) if (owner == i).sum() < K}
+    if short:
+        counts = ", ".join(f"{c} has {n}" for c, n in short.items())
+        raise ValueError(
+            f"bank: {counts} single-class patches that are not white, and K = {K} sub-classes need at least {K} each; "
+            f"pass K = {min(short.values())} or bring more single-class patches"
+        )
+    prototypes, clusters, members = [], np.empty(len(pure), int), []
+    for c in range(len(dataset.spec.classes)):
+        rows = np.flatnonzero(owner == c)
+        labels, centres = spherical_kmeans(X[pure[rows]], K, seed)
+        clusters[rows] = c * K + labels
+        for k in range(K):
+            own = pure[rows[labels == k]]
+            nearest = own[np.argsort(-(X[own] @ centres[k]), kind="stable")[:N]]
+            members.append(tuple(dataset.ids[i] for i in nearest))
+            prototypes.append(X[nearest].mean(0) if kind == "nearest_mean" else centres[k])
+    P = np.stack(prototypes)  # (S, D)
+    P /= np.linalg.norm(P, axis=1, keepdims=True)
+    return Bank(dataset.spec.classes, K, kind, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))

@@ -1,0 +1,103 @@
+"""From similarity maps to fused CAMs, masks, and pseudo masks on disk with the manifest that says whose they are."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from protolib.classnet import ClassNet, merge_subclasses
+from protolib.files import read_json, write_json
+from protolib.metrics import gate
+
+
+def fuse(maps: list[Tensor], K: int, weights: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+    """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights, notebook 04.
+
+    maps: L logit maps (B, S, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B, C, H, W) logits.
+    """
+    up = [F.interpolate(merge_subclasses(m, K), size, mode="bilinear", align_corners=False) for m in maps]
+    return sum(w * m for w, m in zip(weights, up, strict=True))
+
+
+@torch.no_grad()
+def predict(net: ClassNet, images: Tensor, weights: tuple[float, ...], tta: bool) -> tuple[Tensor, Tensor]:
+    """Fused CAMs and image-level logits of a batch, averaged over the image and its mirror image if tta. Notebook 04.
+
+    images: (B, 3, H, W) float in [0, 1]. Returns CAMs (B, C, H, W) and logits (B, C); logit > 0 means present.
+    """
+    cams, logits = [], []
+    for mirrored in (False, True)[: 1 + tta]:
+        maps = net(images.flip(3) if mirrored else images)
+        cam = fuse(maps, net.K, weights, images.shape[2:])
+        cams.append(cam.flip(3) if mirrored else cam)
+        logits.append(net.logits(maps).mean(0))  # (L, B, C) -> (B, C)
+    return torch.stack(cams).mean(0), torch.stack(logits).mean(0)
+
+
+def argmax_masks(cams: Tensor, labels: Tensor) -> Tensor:
+    """The strongest class of each pixel among those the image label allows. Sec. 3.3, notebook 04.
+
+    cams: (B, C, H, W) float; labels: (B, C) 0 or 1. Returns (B, H, W) uint8 in 0..C-1; ignore is never predicted.
+    """
+    return gate(cams, labels).argmax(1).to(torch.uint8)
+
+
+@torch.no_grad()
+def predict_split(net: ClassNet, dataset, weights: tuple[float, ...], tta: bool, batch: int = 32):
+    """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order. Notebook 04."""
+    net.eval()
+    device = next(net.parameters()).device
+    for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False):
+        cams, logits = predict(net, items["image"].to(device).float() / 255, weights, tta)
+        yield items["index"], cams.cpu(), logits.cpu()
+
+
+def pseudo_masks(net: ClassNet, dataset, folder: Path, weights: tuple[float, ...], tta: bool, manifest: dict) -> None:
+    """Write one palette PNG per training patch, its image label closing the absent classes, and manifest.json. Notebook 04.
+
+    manifest: what the masks were made from; split, ids and the split's fingerprint are added. The folder appears whole or
+    not at all. Raises ValueError unless dataset is the training split: the masks of val and test are for scoring.
+    """
+    if dataset.split != "train":
+        raise ValueError(f"pseudo masks are made of the training split, this is '{dataset.split}'; pass data('train')")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for index, cams, _ in predict_split(net, dataset, weights, tta):
+        labels = torch.from_numpy(dataset.labels[index.numpy()])
+        for i, mask in zip(index.tolist(), argmax_masks(cams, labels).numpy()):
+            image = Image.fromarray(mask, mode="P")
+            image.putpalette([v for colour in dataset.spec.palette for v in colour])
+            image.save(part / f"{dataset.ids[i]}.png")
+    write_json(part / "manifest.json", manifest | manifest_of(dataset))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+
+
+def manifest_of(dataset) -> dict:
+    """What identifies a split: data set, split, fingerprint of its pixels, ids. Notebook 05."""
+    return {
+        "dataset": dataset.spec.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "ids": dataset.ids
+    }  # fmt: skip
+
+
+def read_pseudo_masks(folder: Path, dataset) -> np.ndarray:
+    """The pseudo masks of a split in its order: (n, H, W) uint8 in 0..C-1. Notebook 05.
+
+    Raises ValueError if the manifest names another data set, another split or other patches.
+    """
+    found, expected = read_json(folder / "manifest.json"), manifest_of(dataset)
+    wrong = [k for k in expected if found.get(k) != expected[k]]
+    if wrong:
+        raise ValueError(
+            f"the pseudo masks in {folder.name} were made from another {' and '.join(wrong)} "
+            f"({found.get('dataset')} {found.get('split')}) than {expected['dataset']} {expected['split']}; make them again"
+        )
+    return np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in dataset.ids])

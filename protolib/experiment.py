@@ -1,0 +1,191 @@
+"""One run of the story: each step loads what the run's folder holds for the same settings, data and code, or makes it."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from protolib import __version__, bank, cams, data, encoders, metrics, presets, results, segmentation, training
+from protolib.classnet import ClassNet
+from protolib.files import read_json, write_json, write_npz
+
+STAGE1 = ("cam", "prototypes", "pbip_stage1")
+KERNELS = ("data", "datasets", "phantom", "encoders", "bank", "classnet", "matching", "cams", "training", "segmentation")
+CODE = hashlib.sha256(b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in (*KERNELS, "experiment"))).hexdigest()
+
+
+class Run:
+    """A preset on a data set with a seed, in a folder of its own: what every notebook opens first. Notebook 00.
+
+    encoder, backbone, K: replace the preset's where given. retrain: forget what the folder holds. Steps are made when asked
+    for and their order does not matter: scores("pbip_stage2") alone makes all that it rests on.
+    """
+
+    def __init__(self, preset="quick", dataset="phantom", data_root="", run_dir="../runs/notebooks", seed=0,
+                 device="auto", encoder="", backbone="", K=0, retrain=False):  # fmt: skip
+        given = {k: v for k, v in (("encoder", encoder), ("backbone", backbone), ("K", K)) if v}
+        self.preset = replace(presets.preset(preset), **given)
+        self.dataset, self.data_root, self.seed = dataset, str(data_root), seed
+        self.folder = Path(run_dir)
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.spec = data.spec_of(dataset, data_root)
+        self._splits, self._nets, self._histories = {}, {}, {}
+        if retrain:
+            for step in ("bank", "pseudo_masks", *results.METHODS):
+                shutil.rmtree(self.folder / step, ignore_errors=True)
+
+    def data(self, split: str) -> data.PatchDataset:
+        """The patches of "train", "val" or "test" at the preset's size. Notebook 01."""
+        if split not in self._splits:
+            n = dict(zip(data.SPLITS, self.preset.patches))[split]
+            self._splits[split] = data.load(
+                self.dataset, split, self.preset.size, data_root=self.data_root, cache=self.folder / "cache",
+                seed=self.seed, patches=n,
+            )  # fmt: skip
+        return self._splits[split]
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of settings, seed, training pixels and kernel sources: a step made under another key is made again."""
+        said = [asdict(self.preset), self.seed, self.data("train").fingerprint, CODE]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def made(self, step: str) -> bool:
+        """Whether the folder holds this step for the same key, with what it rests on."""
+        file = self.folder / step / "key.json"
+        return file.exists() and read_json(file)["key"] == self.key
+
+    def _done(self, step: str, began: float) -> None:
+        write_json(self.folder / step / "key.json", {"key": self.key, "seconds": time.perf_counter() - began})
+
+    @cached_property
+    def encoder(self) -> encoders.Encoder:
+        """The frozen encoder on the run's device. Notebook 02."""
+        return encoders.load(self.preset.encoder).to(self.device)
+
+    @cached_property
+    def bank(self) -> bank.Bank:
+        """The image bank of the training split. Notebook 02."""
+        folder, p = self.folder / "bank", self.preset
+        if not self.made("bank"):
+            began = time.perf_counter()
+            features = encoders.embed(self.encoder, self.data("train"))
+            made = bank.build(
+                self.data("train"), features, K=p.K, N=p.N, kind=p.prototypes, white_limit=p.white_limit, seed=self.seed
+            )
+            made.save(folder)
+            write_npz(folder / "features.npz", features=features)
+            self._done("bank", began)
+        return bank.Bank.open(folder)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Encoder features (n, D) float32 of the training patches, as the bank was built from. Notebook 02."""
+        _ = self.bank  # made with it
+        with np.load(self.folder / "bank" / "features.npz") as file:
+            return file["features"]
+
+    def net(self, method: str, on_epoch: Callable[[pd.DataFrame], None] | None = None) -> torch.nn.Module:
+        """The trained network of a method of results.METHODS, in evaluation mode. Notebooks 04 and 05."""
+        if method not in self._nets:
+            train = self._stage1 if method in STAGE1 else self._stage2
+            self._nets[method], self._histories[method] = train(method, on_epoch)
+        return self._nets[method].eval()
+
+    def history(self, method: str) -> pd.DataFrame:
+        """Losses and seconds of each epoch of a method. Notebook 04."""
+        self.net(method)
+        return self._histories[method]
+
+    def _stage1(self, method: str, on_epoch):
+        p = self.preset
+        torch.manual_seed(self.seed)
+        prompts = None if method == "cam" else torch.from_numpy(self.bank.prototypes)
+        net = ClassNet(p.backbone, p.stride, p.levels, self.spec.C, prompts)
+        loss = training.cam_loss
+        if method == "pbip_stage1":
+            loss = partial(training.pbip_loss, preset=p, bank=self.bank, encoder=self.encoder)
+        return net, self._fit(net, self.data("train"), loss, method, p.epochs, p.lr, on_epoch)
+
+    def _stage2(self, method: str, on_epoch):
+        p = self.preset
+        patches = self.pseudo_masks() if method == "pbip_stage2" else self.masked_split()
+        torch.manual_seed(self.seed)
+        net = segmentation.DeepLabV2(p.backbone, p.stage2_stride, self.spec.C, p.stage2_rates)
+        loss = segmentation.segmentation_loss
+        return net, self._fit(net, patches, loss, method, p.stage2_epochs, p.stage2_lr, on_epoch)
+
+    def _fit(self, net, patches, loss, method, epochs, lr, on_epoch) -> pd.DataFrame:
+        return training.fit(
+            net, patches, loss, self.folder / method, epochs=epochs, batch=self.preset.batch, lr=lr,
+            weight_decay=self.preset.weight_decay, seed=self.seed, key=f"{self.key} {method}", device=self.device,
+            on_epoch=on_epoch,
+        )  # fmt: skip
+
+    def pseudo_masks(self) -> segmentation.MaskedPatches:
+        """The training patches with the masks that PBIP stage 1 gives them. Notebook 05."""
+        folder, train, p = self.folder / "pseudo_masks", self.data("train"), self.preset
+        if not self.made("pseudo_masks"):
+            net, began = self.net("pbip_stage1"), time.perf_counter()
+            made_from = {"preset": p.name, "seed": self.seed, "key": self.key}
+            cams.pseudo_masks(net, train, folder, p.fusion, p.tta, made_from)
+            self._done("pseudo_masks", began)
+        return segmentation.MaskedPatches(train, cams.read_pseudo_masks(folder, train))
+
+    def masked_split(self) -> segmentation.MaskedPatches:
+        """What full supervision trains on: the training split, or val where training masks are not published. Notebook 05."""
+        split = next(s for s in ("train", "val") if self.data(s).masks is not None)
+        return segmentation.MaskedPatches(self.data(split), np.array(self.data(split).masks))
+
+    def predictions(self, method: str, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield index (B,), class scores (B, C, H, W) and predicted image labels (B, C) bool over a split. Notebook 06."""
+        net, p = self.net(method), self.preset
+        if method in STAGE1:
+            for index, maps, logits in cams.predict_split(net, self.data(split), p.fusion, p.tta):
+                yield index, maps, logits > 0
+        else:
+            for items in DataLoader(self.data(split), batch_size=32):
+                scores = segmentation.predict(net, items["image"].to(self.device).float() / 255, p.tta).cpu()
+                yield items["index"], scores, segmentation.present_classes(scores)
+
+    def masks(self, method: str, split: str, image_labels: str = "predicted") -> np.ndarray:
+        """Predicted masks (n, Hm, Wm) uint8 at the size of the true ones, under the given image labels. Notebook 05."""
+        truth = self.data(split)
+        parts = []
+        for index, scores, predicted in self.predictions(method, split):
+            oracle = torch.from_numpy(truth.labels[index.numpy()])
+            labels = {"predicted": predicted, "oracle": oracle, "none": torch.ones_like(predicted)}[image_labels]
+            scores = F.interpolate(scores, truth.masks.shape[1:], mode="bilinear", align_corners=False)
+            parts.append(cams.argmax_masks(scores, labels))
+        return torch.cat(parts).numpy()
+
+    def scores(self, method: str, split: str = "test", protocol: metrics.Protocol = metrics.DEFAULT) -> dict:
+        """Scores of a method on a split under a protocol, as metrics.Scorer gives them. Notebook 06."""
+        file = self.folder / method / f"scores_{split}_{protocol.image_labels}_{protocol.ignore}.json"
+        if not file.exists() or read_json(file)["key"] != self.key:
+            scorer = metrics.Scorer(self.spec.C, protocol)
+            scorer.update(np.asarray(self.data(split).masks), self.masks(method, split, protocol.image_labels))
+            write_json(file, {"key": self.key, "scores": scorer.result()})
+        return read_json(file)["scores"]
+
+    def record(self, methods: tuple[str, ...] = tuple(results.METHODS)) -> dict:
+        """The run's results.json on the test split, written and returned: see results.record. Notebook 06."""
+        scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=metrics.ORACLE)} for m in methods}
+        made = results.record(
+            preset=self.preset.name, dataset=self.dataset, seed=self.seed, device=str(self.device),
+            protolib=__version__, methods=scored, peak_rss_mb=results.peak_rss_mb(),
+            seconds={m: float(self.history(m)["seconds"].sum()) for m in methods},
+        )  # fmt: skip
+        write_json(self.folder / "results.json", made)
+        return made

@@ -1,0 +1,72 @@
+"""Files written whole or not at all: every module that leaves something behind leaves it through here."""
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place only when all of it is on disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        with open(part, "xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all; makes missing folders."""
+    with whole(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
+    TypeError for what JSON cannot hold, before anything is written.
+    """
+    write_text(path, json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:
+    """Write named arrays as a compressed npz, whole or not at all; the same arrays give the same bytes.
+
+    Raises ValueError for arrays of Python objects: those would need pickle, and no pickle is ever read here.
+    """
+    with whole(path) as handle:
+        np.savez_compressed(handle, allow_pickle=False, **arrays)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; null comes back as None, which `record` takes for NaN.
+
+    Raises FileNotFoundError, or ValueError naming file, line and column of the first mistake.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}; delete it and run the step that writes it again") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

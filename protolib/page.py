@@ -1,0 +1,115 @@
+"""report.html: one page with the tables and figures of a run, readable without network, on a phone and in the dark."""
+import base64
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from string import Template
+
+import nbformat
+
+from protolib import files, results
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59626d; --line: #d5dae0; --page: #fff; --band: #f5f7f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --page: #14181d; --band: #1c2228; }
+}
+body { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
+       font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 0; padding-top: 1rem; border-top: 1px solid var(--line); }
+.from { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; }
+figure { margin: 1.5rem 0; }
+figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .5rem 0; }
+figcaption p { margin: .2rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+      border-radius: 6px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
+tbody tr:nth-child(even) { background: var(--band); }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="from">$run</p>
+<h2>Scores on the test split</h2>
+$scores
+$figures
+<h2>Time and memory</h2>
+$cost
+</body>
+</html>
+""")
+
+
+def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
+    """Write report.html of a run from its results.json, figures/ and executed notebooks; returns its path.
+
+    titles: C names for the columns of IoU. Figures are `<two digits of the notebook>_<slug>.png`, each with its caption
+    in a .txt of the same name; the caption of a table names the protocol.
+    """
+    path, file = run_dir / "report.html", run_dir / "results.json"
+    record = files.read_json(file) if file.is_file() else {}
+    run = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}.".format_map(record) if record else ""
+    scores = [_table(results.table(record, titles, oracle)) for oracle in (False, True)] if record else [
+        "<p>The notebooks of this run wrote no scores.</p>"]
+    files.write_text(path, PAGE.substitute(
+        title=escape(f"protolib on {record.get('dataset', run_dir.name)}"), run=escape(run), scores="\n".join(scores),
+        figures="\n".join(_figures(run_dir)), cost=_table(_cost(record))))
+    return path
+
+
+def _figures(run_dir: Path) -> Iterator[str]:
+    """One section per notebook that left figures, in order."""
+    pictures = sorted((run_dir / "figures").glob("[0-9][0-9]_*.png"))
+    for number, group in groupby(pictures, key=lambda picture: picture.name[:2]):
+        notebook = next(iter((run_dir / "notebooks").glob(f"{number}_*.ipynb")), None)
+        name = notebook.stem if notebook else f"notebook {number}"
+        yield f'<h2>{escape(_heading(notebook) or name)}</h2>\n<p class="from">{escape(name)}</p>'
+        for picture in group:
+            note = picture.with_suffix(".txt")
+            caption = note.read_text("utf-8").strip() if note.is_file() else picture.stem[3:].replace("_", " ")
+            data = base64.b64encode(picture.read_bytes()).decode("ascii")
+            yield (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
+                   f"<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def _heading(notebook: Path | None) -> str:
+    """The notebook's own first heading, without Markdown's marks."""
+    cells = nbformat.read(notebook, as_version=4).cells if notebook else []
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    found = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
+    return re.sub(r"[*`]", "", found[1]).strip() if found else ""
+
+
+def _cost(record: Mapping) -> str:
+    """Seconds per notebook as a Markdown table, the peak memory in its caption."""
+    seconds, peak = record.get("seconds", {}), record.get("peak_rss_mb")
+    caption = "Seconds per notebook on this machine." + (f" Peak memory of one process: {peak:.0f} MB." if peak else "")
+    rows = [*seconds.items(), ("all", sum(seconds.values()))]
+    return "\n".join([caption, "| notebook | seconds |", "|---|---:|", *(f"| {name} | {s:.1f} |" for name, s in rows)])
+
+
+def _table(markdown: str) -> str:
+    """HTML of one Markdown table; the lines before it become its caption, so page and terminal say the same."""
+    lines = [line for line in markdown.splitlines() if line.strip()]
+    head, _, *body = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
+    caption = "".join(f"<p>{escape(line)}</p>" for line in lines if not line.startswith("|"))
+    rows = "\n".join(_row(cells, "td") for cells in body)
+    return (f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n<thead>{_row(head, "th")}</thead>\n'
+            f"<tbody>{rows}</tbody>\n</table></div></figure>")
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,0 +1,56 @@
+"""Every setting of a run on one screen: a preset is a frozen dataclass, a run is a preset plus data set and seed."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All settings of one run of the story; each notebook parameter of the same name overrides its field. Notebook 00."""
+
+    name: str
+    # data
+    size: int  # px, side of the square patches that the networks see
+    patches: tuple[int, int, int]  # phantom only: patches drawn for train, val, test
+    # bank (notebook 02)
+    encoder: str = "lite0"  # frozen image encoder, a name of encoders.ENCODERS
+    K: int = 3  # sub-classes per class; paper, Sec. 4.1
+    N: int = 20  # images per sub-class; the paper takes 100 of thousands, we have tens
+    prototypes: str = "nearest_mean"  # mean of the N nearest (paper, Sec. 3.4) or k-means "centre" (released code)
+    white_limit: float = 0.5  # drop a patch with more than this share of white pixels; not given in the paper
+    # network and loss (notebooks 03, 04)
+    backbone: str = "tf_efficientnet_lite0"  # any timm model with features_only
+    stride: int = 16  # px per cell of the deepest map
+    levels: tuple[int, ...] = (2, 3, 4)  # indices into the pyramid: strides 8, 16, 16
+    delta: float = 0.5  # foreground is at least this share of a map's maximum, Eq. (4)
+    tau: float = 0.1  # temperature of the matching loss, Eq. (9-12)
+    alpha: float = 1.0  # weight of the classification loss, Eq. (6)
+    beta: float = 0.5  # weight of the matching loss, Eq. (6); paper, Sec. 4.1
+    theta_fg: float = 1.0  # weight of the foreground term, Eq. (13); paper, Sec. 4.1
+    theta_bg: float = 0.5  # weight of the background term, Eq. (13); paper, Sec. 4.1
+    fusion: tuple[float, ...] = (0.3, 0.3, 0.4)  # weight of each level in the fused CAM; released code
+    tta: bool = True  # average the CAMs of the patch and its mirror image
+    # optimisation
+    epochs: int = 4
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 3e-3  # paper, Sec. 4.1
+    # stage 2 (notebook 05)
+    stage2_epochs: int = 8
+    stage2_lr: float = 1e-3
+    stage2_stride: int = 16  # px per cell of the segmentation network's deepest map
+    stage2_rates: tuple[int, ...] = (1, 2, 3, 4)  # dilation of the four branches; DeepLab-v2's 6, 12, 18, 24 suit 41 cells
+
+
+QUICK = Preset(name="quick", size=112, patches=(320, 64, 96))
+PRESETS = {
+    "quick": QUICK,
+    # the same story at the smallest size at which every step still has something to do
+    "smoke": replace(QUICK, name="smoke", size=64, patches=(96, 16, 24), N=6, epochs=1, stage2_epochs=1),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; raises ValueError that lists the known ones. Notebook 00."""
+    if name not in PRESETS:
+        raise ValueError(f"preset '{name}' is not known; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,249 @@
+"""Executes the notebooks in order with papermill and keeps a record, so that a run which stopped goes on where it was.
+
+A run folder holds notebooks/ (the executed copies), run.json (this module's record), what the notebooks wrote
+(results.json, figures/ and more) and, at the end, report.html.
+"""
+import ast
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from protolib import __version__, datasets, files, page, presets, results
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+DEFAULTS = {"preset": "quick", "dataset": "phantom", "data_root": "", "seed": 0, "device": "auto"}
+IDENTITY = ("preset", "dataset", "data_root", "seed")  # another value of these is another run
+# the messages between us and a kernel pass through local ports that other users of the machine could read
+KERNEL = Config(KernelManager={"transport_encryption": "auto"})
+OPTIONS = {name: f"--{name}" for name in DEFAULTS} | {"data_root": "--data", "run_dir": "--run-dir"}
+
+
+def parse(pairs: Sequence[str]) -> dict[str, Any]:
+    """Values of `-p name=value`: a literal (3, 1e-4, true, null, [1, 2]) or else the text itself.
+
+    Raises ValueError for a pair without "=" and for a name that has an option of its own.
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"-p {pair}: expected name=value, for example -p K=4")
+        if name in OPTIONS:
+            raise ValueError(f"-p {pair}: '{name}' has an option of its own: {OPTIONS[name]} {text}")
+        values[name] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    words = {"true": True, "false": False, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)  # not YAML 1.1, which reads 1e-4 as text and no as false
+    except (ValueError, SyntaxError):
+        return text
+
+
+def run(notebooks: Path, settings: Mapping[str, Any], run_dir: Path | None = None, resume: str | None = None) -> int:
+    """Execute every notebook that is not done yet, then print the table and write report.html.
+
+    notebooks: folder with 0*.ipynb; each gets the settings that its cell tagged `parameters` declares.
+    settings: what the user chose; the rest is DEFAULTS or, with resume, what the run was started with.
+    Returns the exit status: 0 done, 1 a cell failed, 130 interrupted; both leave a run that --resume continues.
+    Raises ValueError, before any work, for a name, preset, data set or folder that cannot be.
+    """
+    story = _story(notebooks)
+    runs = notebooks.parent / "runs"
+    old = _record_of(find(runs, resume), settings) if resume else None
+    settings = DEFAULTS | (old["parameters"] if old else {}) | settings
+    spec = _check(settings, story)
+    run_dir = find(runs, resume) if resume else _new_folder(runs, run_dir, settings)
+    record = {"protolib": __version__, "parameters": settings, "classes": spec.classes, "titles": spec.titles,
+              "notebooks": {path.stem: old["notebooks"][path.stem] for path in story
+                            if old and path.stem in old["notebooks"]},
+              "peak_rss_mb": old["peak_rss_mb"] if old else None}
+    _point_latest(runs, run_dir)
+    _use_own_kernel()
+    print(f"run: {_short(run_dir)}", flush=True)
+    status = _execute_all(story, run_dir, record)
+    return report(run_dir) if status == 0 else status
+
+
+def report(run_dir: Path) -> int:
+    """Bring times and memory into results.json, print its table and write report.html. Returns the exit status 0."""
+    record, path = _record_of(run_dir), run_dir / "results.json"
+    if path.is_file():
+        seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()}
+        scores = results.record(**files.read_json(path) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]})
+        files.write_json(path, scores)
+        print("", results.table(scores, record["classes"]), sep="\n")
+    else:
+        print("no results.json: the notebooks of this run wrote no scores")
+    print(f"report: {_short(page.write(run_dir, record['titles']))}")
+    return 0
+
+
+def find(runs: Path, name: str) -> Path:
+    """The folder of a run: a path, a name under runs/, or "latest". Raises ValueError where there is none."""
+    pointer = runs / "latest.txt"
+    if name == "latest" and not (runs / name).is_dir() and pointer.is_file():
+        name = pointer.read_text("utf-8").strip()
+    for folder in ([] if name == "latest" else [Path(name)]) + [runs / name]:
+        if (folder / "run.json").is_file():
+            return folder.resolve()
+    raise ValueError(f"no run '{name}' with a run.json in {_short(runs)}; start one with: python -m protolib run")
+
+
+def _story(notebooks: Path) -> dict[Path, list[str]]:
+    """The notebooks in order, each with the names in its cell tagged `parameters`."""
+    story = {}
+    for path in sorted(notebooks.glob("0*.ipynb")):
+        try:
+            story[path] = list(papermill.inspect_notebook(path))
+        except Exception as error:  # papermill passes on whatever nbformat, json or a missing kernelspec raise
+            raise ValueError(f"{path.name} is no notebook that papermill can read: {error!r}") from error
+    if not story:
+        raise ValueError(f"no notebook 0*.ipynb in {_short(notebooks)}; pass --notebooks DIR")
+    return story
+
+
+def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> datasets.DatasetSpec:
+    """The spec of the data set, once preset, data folder and names of parameters are known to be right."""
+    presets.preset(settings["preset"])
+    spec = datasets.spec_of(settings["dataset"], settings["data_root"])
+    if settings["dataset"] != "phantom":
+        datasets.check_layout(spec, settings["data_root"])
+    known = sorted({name for names in story.values() for name in names} - set(OPTIONS))
+    for name in sorted(settings.keys() - set(OPTIONS) - set(known)):
+        close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1)
+        hint = next((f", did you mean '{other}'?" for other in known if [other.lower()] == close), ".")
+        raise ValueError(f"no notebook has a parameter '{name}'{hint} Known: {', '.join(known) or 'none'}; "
+                         f"with options of their own: {', '.join(OPTIONS.values())}")
+    return spec
+
+
+def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict:
+    """run.json of a run; with settings, checked to be of the same run."""
+    record = files.read_json(run_dir / "run.json")
+    for name in IDENTITY:
+        if settings and name in settings and settings[name] != record["parameters"][name]:
+            raise ValueError(f"{_short(run_dir)} was run with {OPTIONS[name]} {record['parameters'][name]}, not "
+                             f"{settings[name]}: that is another run; leave --resume away to start it")
+    return record
+
+
+def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -> Path:
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{settings['preset']}-{settings['dataset']}-{settings['seed']}"
+    names = [run_dir] if run_dir else [runs / name, *(runs / f"{name}-{i}" for i in range(2, 100))]
+    for folder in names:
+        if not folder.exists() or (run_dir and folder.is_dir() and not any(folder.iterdir())):
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder.resolve()
+    raise ValueError(f"{names[0]} is there already; choose another --run-dir, or go on with it: --resume {names[0]}")
+
+
+def _point_latest(runs: Path, run_dir: Path) -> None:
+    """Make runs/latest a link to the run, in one step; a text file where the system has no links."""
+    runs.mkdir(parents=True, exist_ok=True)
+    target, link = os.path.relpath(run_dir, runs.resolve()), runs / f".latest.{os.getpid()}"
+    try:
+        os.symlink(target, link, target_is_directory=True)
+        os.replace(link, runs / "latest")
+    except OSError:  # Windows without the right to make links
+        files.write_text(runs / "latest.txt", target + "\n")
+
+
+def _use_own_kernel() -> None:
+    """Put the kernels of this environment before those that the user has elsewhere under the same name."""
+    own, others = str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
+    os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *(path for path in others if path not in ("", own))])
+
+
+def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dict) -> int:
+    settings = record["parameters"] | {"run_dir": str(run_dir)}
+    for path, names in story.items():
+        copy = run_dir / "notebooks" / path.name
+        parameters = {name: settings[name] for name in names if name in settings}
+        stamp = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parameters": _but_place(parameters)}
+        before = record["notebooks"].get(path.stem, {})
+        if copy.is_file() and before.get("state") == "done" and stamp.items() <= before.items():
+            print(f"{path.stem:<32}done before", flush=True)
+            continue
+        entry = record["notebooks"][path.stem] = stamp | {"state": "running", "seconds": 0.0}
+        problem = _execute(path, copy, parameters, entry, run_dir, record)
+        if problem is not None:
+            print(f"\n{problem}\ngo on with: {_resume_line(run_dir, path.parent)}", file=sys.stderr, flush=True)
+            return 130 if entry["state"] == "interrupted" else 1
+    return 0
+
+
+def _execute(path: Path, copy: Path, parameters: dict, entry: dict, run_dir: Path, record: dict) -> str | None:
+    """Execute one notebook and note how it went in the record; returns what went wrong, None if nothing did."""
+    files.write_json(run_dir / "run.json", record)
+    copy.parent.mkdir(exist_ok=True)
+    print(f"{path.stem:<32}", end="", flush=True)
+    start, problem = time.monotonic(), None
+    try:  # each cell's files are whole when it ends, so its kernel is ended at once, with all that it started
+        done = papermill.execute_notebook(path, copy, parameters, kernel_name="python3", cwd=path.parent,
+                                          progress_bar=False, config=KERNEL, shutdown_kernel="immediate")
+        entry["state"] = "done"
+    except KeyboardInterrupt:
+        entry["state"], problem = "interrupted", f"{path.stem}: interrupted; what it made is kept in {_short(run_dir)}"
+    except Exception as error:  # a failed cell, a lost kernel, a full disk: all end the run the same way
+        entry["state"], problem = "failed", _explain(error, path, copy)
+    entry["seconds"] = round(time.monotonic() - start, 2)
+    peaks = [peak for peak in (record["peak_rss_mb"], results.peak_rss_mb()) if peak and math.isfinite(peak)]
+    record["peak_rss_mb"] = max(peaks, default=math.nan)
+    files.write_json(run_dir / "run.json", record)
+    cells = "" if problem else f"{sum(cell.cell_type == 'code' for cell in done.cells):>5} cells"
+    print(f"{entry['seconds']:>8.1f} s{cells or '   ' + entry['state']}", flush=True)
+    return problem
+
+
+def _explain(error: Exception, path: Path, copy: Path) -> str:
+    """Notebook, cell, line and cause of a failure, on one screen."""
+    lines = []
+    if isinstance(error, PapermillExecutionError):
+        where, cause = f"cell In [{error.exec_count}] failed", f"{error.ename}: {error.evalue}"
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+        lines = [line for line in trace if re.match(r"-+> *\d+ ", line)][:1]  # the cell's own line, not a library's
+    else:
+        where, cause = f"cell In [{_cells_started(copy)}] was not finished", f"{type(error).__name__}: {error}"
+    shown = [line[:200] for line in cause.splitlines()[:20]]
+    return "\n".join([f"{path.name}: {where}", *lines, *shown, f"executed so far: {_short(copy)}"])
+
+
+def _cells_started(copy: Path) -> int:
+    cells = nbformat.read(copy, as_version=4).cells if copy.is_file() else []
+    return sum(cell.cell_type == "code" and bool(cell.metadata.papermill.start_time) for cell in cells)
+
+
+def _but_place(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON gives them back, without run_dir: a moved run is still the same run."""
+    return json.loads(json.dumps({name: value for name, value in parameters.items() if name != "run_dir"}))
+
+
+def _resume_line(run_dir: Path, notebooks: Path) -> str:
+    command: Iterable[str] = (_short(Path(sys.executable)), "-m", "protolib", "run", "--resume", _short(run_dir))
+    return shlex.join([*command, *(() if notebooks == NOTEBOOKS else ("--notebooks", _short(notebooks)))])
+
+
+def _short(path: Path) -> str:
+    """The path from here where it is below, else the whole."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
