@@ -83,7 +83,7 @@ class Bank:
     prototypes: np.ndarray  # (S, D) float32, unit rows, class by class
     mean: np.ndarray  # (D,) of the training features
     scale: np.ndarray  # (D,) their standard deviation
-    candidates: np.ndarray  # (n,) indices of the pure, not too white training patches
+    candidates: np.ndarray  # (n,) int64 indices of the pure, not too white training patches
     clusters: np.ndarray  # (n,) sub-class 0..S-1 of each candidate
     members: tuple[tuple[str, ...], ...]  # S tuples of patch names, nearest first
 
@@ -99,7 +99,8 @@ class Bank:
 
     def save(self, folder: Path) -> None:
         """Write bank.npz (arrays) and bank.json (names), each whole or not at all. Notebook 02."""
-        write_npz(folder / "bank.npz", **{k: getattr(self, k) for k in ("prototypes", "mean", "scale", "candidates", "clusters")})
+        arrays = ("prototypes", "mean", "scale", "candidates", "clusters")
+        write_npz(folder / "bank.npz", **{k: getattr(self, k) for k in arrays})
         write_json(folder / "bank.json", {k: getattr(self, k) for k in ("classes", "K", "kind", "members")})
 
     @classmethod
@@ -112,27 +113,36 @@ class Bank:
             )
 
 
-def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str = "nearest_mean", white_limit: float = 0.5, seed=0):
+def candidates(dataset, K: int, white_limit: float) -> np.ndarray:
+    """Indices of the patches of exactly one class that are not too white. Sec. 3.2, notebook 02.
+
+    Raises ValueError if a class has fewer than K of them; says how many it has.
+    """
+    pure = dataset.single_class()
+    pure = pure[white_share(dataset.images[pure]) <= white_limit]
+    counts = np.bincount(dataset.labels[pure].argmax(1), minlength=len(dataset.spec.classes))  # (C,)
+    if counts.min() < K:
+        short = ", ".join(f"{c} has {n}" for c, n in zip(dataset.spec.classes, counts) if n < K)
+        raise ValueError(
+            f"bank: {short} single-class patches that are not too white, and K = {K} sub-classes need {K} or more; "
+            f"pass K = {counts.min()} or bring more such patches"
+            if counts.min()
+            else f"bank: {short} single-class patches that are not too white; without one a class has no prototype"
+        )
+    return pure
+
+
+def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str, white_limit: float, seed: int) -> Bank:
     """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each, prototypes. Notebook 02.
 
     dataset: the training split; features: (n, D) float32 of its patches, in order. kind: "nearest_mean", the mean of the
     N images nearest to the cluster's centre (Sec. 3.4), or "centre", the centre itself (released code). Returns a Bank.
-    Raises ValueError if kind is unknown or if a class has fewer candidates than K; says how many it has.
+    Raises ValueError if a class has fewer candidates than K; says how many it has.
     """
-    if kind not in ("nearest_mean", "centre"):
-        raise ValueError(f"prototypes '{kind}': choose 'nearest_mean' (paper) or 'centre' (released code)")
     mean, scale = features.mean(0), features.std(0) + 1e-6
     X = standardise(features, mean, scale)
-    pure = dataset.single_class()
-    pure = pure[white_share(dataset.images[pure]) <= white_limit]
+    pure = candidates(dataset, K, white_limit)
     owner = dataset.labels[pure].argmax(1)
-    short = {c: int((owner == i).sum()) for i, c in enumerate(dataset.spec.classes) if (owner == i).sum() < K}
-    if short:
-        counts = ", ".join(f"{c} has {n}" for c, n in short.items())
-        raise ValueError(
-            f"bank: {counts} single-class patches that are not white, and K = {K} sub-classes need at least {K} each; "
-            f"pass K = {min(short.values())} or bring more single-class patches"
-        )
     prototypes, clusters, members = [], np.empty(len(pure), int), []
     for c in range(len(dataset.spec.classes)):
         rows = np.flatnonzero(owner == c)
@@ -142,7 +152,8 @@ def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str = "nearest
             own = pure[rows[labels == k]]
             nearest = own[np.argsort(-(X[own] @ centres[k]), kind="stable")[:N]]
             members.append(tuple(dataset.ids[i] for i in nearest))
-            prototypes.append(X[nearest].mean(0) if kind == "nearest_mean" else centres[k])
+            # a cluster is empty only where a class has fewer distinct patches than K: its centre is then all there is
+            prototypes.append(X[nearest].mean(0) if kind == "nearest_mean" and len(nearest) else centres[k])
     P = np.stack(prototypes)  # (S, D)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
     return Bank(dataset.spec.classes, K, kind, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))

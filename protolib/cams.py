@@ -12,30 +12,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from protolib.classnet import ClassNet, merge_subclasses
+from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json
 from protolib.metrics import gate
 
 
-def fuse(maps: list[Tensor], K: int, weights: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+def fuse(class_maps: list[Tensor], weights: tuple[float, ...], size: tuple[int, int]) -> Tensor:
     """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights, notebook 04.
 
-    maps: L logit maps (B, S, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B, C, H, W) logits.
+    class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B, C, H, W) logits.
     """
-    up = [F.interpolate(merge_subclasses(m, K), size, mode="bilinear", align_corners=False) for m in maps]
+    up = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in class_maps]
     return sum(w * m for w, m in zip(weights, up, strict=True))
 
 
 @torch.no_grad()
-def predict(net: ClassNet, images: Tensor, weights: tuple[float, ...], tta: bool) -> tuple[Tensor, Tensor]:
+def predict(net: ClassNet, images: Tensor, tta: bool) -> tuple[Tensor, Tensor]:
     """Fused CAMs and image-level logits of a batch, averaged over the image and its mirror image if tta. Notebook 04.
 
     images: (B, 3, H, W) float in [0, 1]. Returns CAMs (B, C, H, W) and logits (B, C); logit > 0 means present.
     """
     cams, logits = [], []
     for mirrored in (False, True)[: 1 + tta]:
-        maps = net(images.flip(3) if mirrored else images)
-        cam = fuse(maps, net.K, weights, images.shape[2:])
+        maps = net.class_maps(net(images.flip(3) if mirrored else images))
+        cam = fuse(maps, net.fusion, images.shape[2:])
         cams.append(cam.flip(3) if mirrored else cam)
         logits.append(net.logits(maps).mean(0))  # (L, B, C) -> (B, C)
     return torch.stack(cams).mean(0), torch.stack(logits).mean(0)
@@ -50,16 +50,16 @@ def argmax_masks(cams: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict_split(net: ClassNet, dataset, weights: tuple[float, ...], tta: bool, batch: int = 32):
+def predict_split(net: ClassNet, dataset, tta: bool, batch: int = 32):
     """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order. Notebook 04."""
     net.eval()
     device = next(net.parameters()).device
     for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False):
-        cams, logits = predict(net, items["image"].to(device).float() / 255, weights, tta)
+        cams, logits = predict(net, items["image"].to(device).float() / 255, tta)
         yield items["index"], cams.cpu(), logits.cpu()
 
 
-def pseudo_masks(net: ClassNet, dataset, folder: Path, weights: tuple[float, ...], tta: bool, manifest: dict) -> None:
+def pseudo_masks(net: ClassNet, dataset, folder: Path, tta: bool, manifest: dict) -> None:
     """Write one palette PNG per training patch, its image label closing the absent classes, and manifest.json. Notebook 04.
 
     manifest: what the masks were made from; split, ids and the split's fingerprint are added. The folder appears whole or
@@ -70,7 +70,7 @@ def pseudo_masks(net: ClassNet, dataset, folder: Path, weights: tuple[float, ...
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for index, cams, _ in predict_split(net, dataset, weights, tta):
+    for index, cams, _ in predict_split(net, dataset, tta):
         labels = torch.from_numpy(dataset.labels[index.numpy()])
         for i, mask in zip(index.tolist(), argmax_masks(cams, labels).numpy()):
             image = Image.fromarray(mask, mode="P")

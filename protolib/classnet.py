@@ -15,9 +15,14 @@ def cosine_maps(features: Tensor, prototypes: Tensor) -> Tensor:
     return torch.einsum("bchw,sc->bshw", F.normalize(features, dim=1), F.normalize(prototypes, dim=1))
 
 
-def merge_subclasses(maps: Tensor, K: int) -> Tensor:
-    """Mean over the K sub-classes of each class: (B, S, ...) -> (B, C, ...). Eq. (2), notebook 03."""
-    return maps.unflatten(1, (-1, K)).mean(2)  # (B, C, K, ...) -> (B, C, ...)
+def merge_subclasses(maps: Tensor, K: int, how: str) -> Tensor:
+    """One map or logit per class from its K sub-classes: (B, S, ...) -> (B, C, ...). Notebook 03.
+
+    how: "mean", Eq. (2); or "softmax", their mean weighted by their own softmax, which lets one strong sub-type stand for its
+    class where a mean lets two absent ones vote it down (the released code merges so at test, and calls it "max").
+    """
+    groups = maps.unflatten(1, (-1, K))  # (B, C, K, ...)
+    return groups.mean(2) if how == "mean" else (groups.softmax(2) * groups).sum(2)
 
 
 class PrototypeHead(nn.Module):
@@ -44,10 +49,13 @@ class ClassNet(nn.Module):
     level has a 1x1 convolution instead, K is 1 and S is C: the plain CAM classifier, the baseline of Table 5.
     """
 
-    def __init__(self, backbone: str, stride: int, levels: tuple[int, ...], C: int, prototypes: Tensor | None = None):
+    def __init__(
+        self, backbone: str, stride: int, levels: tuple[int, ...], fusion: tuple[float, ...], C: int,
+        prototypes: Tensor | None = None, merge: str = "mean",
+    ):  # fmt: skip
         super().__init__()
         self.net, self.info = encoders.backbone(backbone, stride)
-        self.levels = levels
+        self.levels, self.fusion, self.merge = levels, fusion, merge
         self.K = 1 if prototypes is None else len(prototypes) // C
         widths = [self.net.feature_info.channels()[i] for i in levels]
         self.heads = nn.ModuleList(
@@ -59,9 +67,13 @@ class ClassNet(nn.Module):
         pyramid = self.net(images * 2 - 1)
         return [head(pyramid[i]) for i, head in zip(self.levels, self.heads)]
 
-    def logits(self, maps: list[Tensor]) -> Tensor:
+    def class_maps(self, maps: list[Tensor]) -> list[Tensor]:
+        """Sub-classes merged at every level: L maps (B, S, h_i, w_i) -> L maps (B, C, h_i, w_i). Eq. (2), notebook 04."""
+        return [merge_subclasses(m, self.K, self.merge) for m in maps]
+
+    def logits(self, class_maps: list[Tensor]) -> Tensor:
         """Image-level logits of each level: (L, B, C), the pooled maps GAP(M_i) plus a bias. Eq. (7), notebook 04."""
-        return torch.stack([merge_subclasses(m, self.K).mean((2, 3)) for m in maps]) + self.bias[:, None]
+        return torch.stack([m.mean((2, 3)) for m in class_maps]) + self.bias[:, None]
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ CHECKED = 64          # chunks of an array that are read again on every load: at
 ARRAYS = ("images", "masks", "labels", "subtypes")
 # read once, with the import: what runs is what is hashed, also after the files were edited
 CODE = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
-        for name in ("phantom.py", "datasets.py", "data.py")]
+        for name in ("phantom.py", "tissue.py", "datasets.py", "data.py")]
 
 
 class PatchDataset(Dataset):

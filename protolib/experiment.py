@@ -21,7 +21,7 @@ from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json, write_npz
 
 STAGE1 = ("cam", "prototypes", "pbip_stage1")
-KERNELS = ("data", "datasets", "phantom", "encoders", "bank", "classnet", "matching", "cams", "training", "segmentation")
+KERNELS = ("data", "datasets", "phantom", "tissue", "encoders", "bank", "classnet", "matching", "cams", "training", "segmentation")
 CODE = hashlib.sha256(b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in (*KERNELS, "experiment"))).hexdigest()
 
 
@@ -112,7 +112,8 @@ class Run:
         p = self.preset
         torch.manual_seed(self.seed)
         prompts = None if method == "cam" else torch.from_numpy(self.bank.prototypes)
-        net = ClassNet(p.backbone, p.stride, p.levels, self.spec.C, prompts)
+        levels, fusion = (p.cam_levels, p.cam_fusion) if method == "cam" else (p.levels, p.fusion)
+        net = ClassNet(p.backbone, p.stride, levels, fusion, self.spec.C, prompts, p.merge)
         loss = training.cam_loss
         if method == "pbip_stage1":
             loss = partial(training.pbip_loss, preset=p, bank=self.bank, encoder=self.encoder)
@@ -139,7 +140,7 @@ class Run:
         if not self.made("pseudo_masks"):
             net, began = self.net("pbip_stage1"), time.perf_counter()
             made_from = {"preset": p.name, "seed": self.seed, "key": self.key}
-            cams.pseudo_masks(net, train, folder, p.fusion, p.tta, made_from)
+            cams.pseudo_masks(net, train, folder, p.tta, made_from)
             self._done("pseudo_masks", began)
         return segmentation.MaskedPatches(train, cams.read_pseudo_masks(folder, train))
 
@@ -152,7 +153,7 @@ class Run:
         """Yield index (B,), class scores (B, C, H, W) and predicted image labels (B, C) bool over a split. Notebook 06."""
         net, p = self.net(method), self.preset
         if method in STAGE1:
-            for index, maps, logits in cams.predict_split(net, self.data(split), p.fusion, p.tta):
+            for index, maps, logits in cams.predict_split(net, self.data(split), p.tta):
                 yield index, maps, logits > 0
         else:
             for items in DataLoader(self.data(split), batch_size=32):

@@ -22,15 +22,24 @@ def pool_foreground(maps: Tensor, delta: float) -> Tensor:
     return maps >= delta * maps.amax((-2, -1), keepdim=True)
 
 
-def foreground_background(images: Tensor, maps: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+def foreground_background(images: Tensor, maps: Tensor, delta: float, fill: str = "black") -> tuple[Tensor, Tensor]:
     """Foreground b*M*X and background (1-b)*(1-M)*X of each image under its map. Eq. (5), notebook 03.
 
     images: (P, 3, H, W) float in [0, 1]; maps: (P, H, W) float in [0, 1], one per image. Returns two (P, 3, H, W) in [0, 1].
+    fill: what stands where a weight is 0: "black" as in Eq. (5), or "mean", the mean colour of what is kept: black holes
+    look like no tissue to the encoder, a flat patch of the tissue's own colour disturbs it least.
     The gradient reaches the maps through the products; the threshold passes none.
     """
     M = maps.unsqueeze(1)  # (P, 1, H, W)
     b = pool_foreground(M, delta)
-    return b * M * images, ~b * (1 - M) * images
+    parts = []
+    for weight in (b * M, ~b * (1 - M)):
+        kept = weight * images
+        if fill == "mean":
+            mean = kept.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-3)  # (P, 3, 1, 1)
+            kept = kept + (1 - weight) * mean
+        parts.append(kept)
+    return parts[0], parts[1]
 
 
 def matching_terms(fg: Tensor, bg: Tensor, prototypes: Tensor, classes: Tensor, K: int, tau: float) -> tuple[Tensor, Tensor]:
@@ -50,7 +59,7 @@ def matching_terms(fg: Tensor, bg: Tensor, prototypes: Tensor, classes: Tensor, 
     return F.softplus((s_FB - s_FF) / tau), F.softplus((s_BF - s_BB) / tau)
 
 
-def matching_loss(images, maps, labels, bank_prototypes, encode, *, K, delta, tau, theta_fg, theta_bg) -> Tensor:
+def matching_loss(images, maps, labels, bank_prototypes, encode, *, K, delta, fill, tau, theta_fg, theta_bg) -> Tensor:
     """L_SIM = theta1 * L_FGS + theta2 * L_BGS, the mean over all pairs of image and present class. Eq. (13), notebook 03.
 
     images: (B, 3, H, W) float in [0, 1]; maps: (B, C, h, w) float class maps of any range; labels: (B, C) 0 or 1;
@@ -60,7 +69,7 @@ def matching_loss(images, maps, labels, bank_prototypes, encode, *, K, delta, ta
     if len(image) == 0:
         return maps.sum() * 0
     M = F.interpolate(unit_range(maps[image, cls])[:, None], images.shape[2:], mode="bilinear")[:, 0]  # (P, H, W)
-    fg, bg = foreground_background(images[image], M, delta)
+    fg, bg = foreground_background(images[image], M, delta, fill)
     features = encode(torch.cat([fg, bg]))  # one pass for both: (2P, D)
     l_fg, l_bg = matching_terms(*features.chunk(2), bank_prototypes, cls, K, tau)
     return (theta_fg * l_fg + theta_bg * l_bg).mean()

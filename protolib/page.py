@@ -36,7 +36,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border: 1
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; min-width: 8.5rem; }
 tbody tr:nth-child(even) { background: var(--band); }
 </style>
 </head>

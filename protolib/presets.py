@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 
 
+CHOICES = {"prototypes": ("nearest_mean", "centre"), "merge": ("mean", "softmax"), "fill": ("black", "mean")}
+
+
 @dataclass(frozen=True)
 class Preset:
     """All settings of one run of the story; each notebook parameter of the same name overrides its field. Notebook 00."""
@@ -21,7 +24,11 @@ class Preset:
     backbone: str = "tf_efficientnet_lite0"  # any timm model with features_only
     stride: int = 16  # px per cell of the deepest map
     levels: tuple[int, ...] = (2, 3, 4)  # indices into the pyramid: strides 8, 16, 16
+    cam_levels: tuple[int, ...] = (4,)  # the plain CAM baseline reads the deepest map alone, as is usual since Zhou 2016
+    cam_fusion: tuple[float, ...] = (1.0,)  # give the baseline `levels` and `fusion` to see what the pyramid alone is worth
+    merge: str = "softmax"  # sub-classes into a class: "mean" (paper, Eq. 2) or "softmax" (released code, at test)
     delta: float = 0.5  # foreground is at least this share of a map's maximum, Eq. (4)
+    fill: str = "mean"  # what hides the rest of a foreground: "black" (paper, Eq. 5) or its own "mean" colour
     tau: float = 0.1  # temperature of the matching loss, Eq. (9-12)
     alpha: float = 1.0  # weight of the classification loss, Eq. (6)
     beta: float = 0.5  # weight of the matching loss, Eq. (6); paper, Sec. 4.1
@@ -39,6 +46,19 @@ class Preset:
     stage2_lr: float = 1e-3
     stage2_stride: int = 16  # px per cell of the segmentation network's deepest map
     stage2_rates: tuple[int, ...] = (1, 2, 3, 4)  # dilation of the four branches; DeepLab-v2's 6, 12, 18, 24 suit 41 cells
+
+    def __post_init__(self):
+        """Refuse what no kernel knows before any work starts: raises ValueError naming field, value and choices."""
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(f"preset {self.name}: {field} = {getattr(self, field)!r}; choose {' or '.join(choices)}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"preset {self.name}: delta = {self.delta} is a share of a map's maximum; give 0 < delta < 1")
+        for levels, weights in ((self.levels, self.fusion), (self.cam_levels, self.cam_fusion)):
+            if len(levels) != len(weights):
+                raise ValueError(f"preset {self.name}: {len(levels)} levels need as many fusion weights, not {len(weights)}")
+        if self.K < 1 or self.N < 1 or self.tau <= 0:
+            raise ValueError(f"preset {self.name}: K = {self.K}, N = {self.N}, tau = {self.tau}; all must be positive")
 
 
 QUICK = Preset(name="quick", size=112, patches=(320, 64, 96))

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -239,8 +239,9 @@ def _but_place(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resume_line(run_dir: Path, notebooks: Path) -> str:
-    command: Iterable[str] = (_short(Path(sys.executable)), "-m", "protolib", "run", "--resume", _short(run_dir))
-    return shlex.join([*command, *(() if notebooks == NOTEBOOKS else ("--notebooks", _short(notebooks)))])
+    python = _short(Path(os.path.abspath(sys.executable)))
+    place = [] if notebooks == NOTEBOOKS else ["--notebooks", _short(notebooks)]
+    return shlex.join([python, "-m", "protolib", "run", "--resume", _short(run_dir), *place])
 
 
 def _short(path: Path) -> str:

@@ -1,6 +1,6 @@
 """The painter of the phantom: one table says how twelve sub-types of tissue look, one function draws any row of it.
 
-Everything is drawn as amounts of two stains, (2, H, W): hematoxylin first, eosin second. phantom.py makes light of them.
+Everything is drawn as amounts of two stains, (2, H, W): hematoxylin, then eosin. phantom.py makes light of them.
 """
 from typing import NamedTuple
 
@@ -39,8 +39,8 @@ class Look(NamedTuple):
 
 LOOKS = np.array([
     [
-        Look(.34, .14, .80, 8.0, 5.4, .10, 1.9, vesicular=.4, nest=60, septum=4, lumen=.46, basal=1, membrane=.1),
-        Look(.28, .28, .86, 9.5, 5.8, .18, 1.25, vesicular=.5, nest=46, septum=8, grain=.1),
+        Look(.34, .12, .80, 7.5, 5.2, .10, 1.9, vesicular=.4, nest=54, septum=3, lumen=.50, basal=1, membrane=.1),
+        Look(.28, .28, .86, 9.5, 5.8, .18, 1.25, vesicular=.5, nest=44, septum=8, grain=.1),
         Look(.28, .22, .82, 14, 7.8, .25, 1.25, vesicular=.85, grain=.15, membrane=-.4),
     ],
     [
@@ -87,9 +87,9 @@ class Cells(NamedTuple):
 def looks(heterogeneity: float, similarity: float) -> np.ndarray:
     """Give the table of looks (C, K, 22) under the two dials (notebook 01).
 
-    Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor sqrt(2 h), so 0 makes the
-    sub-types one and 0.5 is the table, but never beyond what some row shows. Similarity s then moves the ground's two
-    stains towards their mean over all rows by a share s: 0 is the table, 1 one colour for all.
+    Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor sqrt(2 h), so 0 makes
+    the sub-types one and 0.5 is the table, but never beyond what some row shows. Similarity s then moves the ground's
+    two stains towards their mean over all rows by a share s: 0 is the table, 1 one colour for all.
     """
     mean = LOOKS.mean(1, keepdims=True)  # (C, 1, 22)
     table = np.clip(mean + np.sqrt(2 * heterogeneity) * (LOOKS - mean), LOOKS.min((0, 1)), LOOKS.max((0, 1)))

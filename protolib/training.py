@@ -48,7 +48,7 @@ def poly_lr(step: int, steps: int, lr: float) -> float:
 
 def cam_loss(net: ClassNet, batch: dict) -> dict[str, Tensor]:
     """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq. (7, 8), notebook 04."""
-    return {"loss": classification_loss(net.logits(net(batch["image"])), batch["label"])}
+    return {"loss": classification_loss(net.logits(net.class_maps(net(batch["image"]))), batch["label"])}
 
 
 def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder: Encoder) -> dict[str, Tensor]:
@@ -57,12 +57,13 @@ def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder
     batch: image (B, 3, H, W) float in [0, 1] and label (B, C); encoder: frozen, the one that made the bank.
     """
     images, labels = batch["image"], batch["label"]
-    maps = net(images)
+    maps = net.class_maps(net(images))
     cls = classification_loss(net.logits(maps), labels)
-    fused = cams.fuse(maps, net.K, preset.fusion, maps[0].shape[2:])  # (B, C, h, w), the finest level's cells
+    fused = cams.fuse(maps, net.fusion, maps[0].shape[2:])  # (B, C, h, w), the finest level's cells
     match = matching_loss(
         images, fused, labels, images.new_tensor(bank.prototypes), lambda x: bank.normalize(encoder(x)),
-        K=bank.K, delta=preset.delta, tau=preset.tau, theta_fg=preset.theta_fg, theta_bg=preset.theta_bg,
+        K=bank.K, delta=preset.delta, fill=preset.fill, tau=preset.tau,
+        theta_fg=preset.theta_fg, theta_bg=preset.theta_bg,
     )  # fmt: skip
     return {"loss": preset.alpha * cls + preset.beta * match, "classification": cls, "matching": match}
 

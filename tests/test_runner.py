@@ -16,6 +16,7 @@ from protolib import files, page, results, runner
 from protolib.__main__ import main
 from protolib.metrics import DEFAULT, ORACLE
 
+PYTHON = os.path.abspath(sys.executable)
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYPgPAAEFAQHqqRG1AAAAAElFTkSuQmCC")
 SCORES = {"miou": 0.5, "fwiou": 0.6, "biou": 0.25, "dice": 0.625, "iou": [0.75, None, 0.25, 0.5],
           "protocol": str(DEFAULT)}
@@ -26,7 +27,8 @@ MAKE = f"""
 import json, sys, os
 from pathlib import Path
 run = Path(run_dir)
-(run / "seen.json").write_text(json.dumps({{"K": K, "preset": preset, "python": sys.executable, "cwd": os.getcwd()}}))
+(run / "seen.json").write_text(json.dumps({{"K": K, "preset": preset, "python": os.path.abspath(sys.executable),
+                                          "cwd": os.getcwd()}}))
 with open(run / "count.txt", "a") as count: count.write("first\\n")
 (run / "figures").mkdir(exist_ok=True)
 (run / "figures" / "00_map.png").write_bytes({PNG!r})
@@ -82,7 +84,7 @@ def test_the_whole_story(two, monkeypatch, capfd):
 
     run = Path("runs/latest").resolve()
     assert run.parent == two / "runs" and run.name[8] == "-" and run.name[15:] == "-smoke-phantom-3"
-    assert json.loads((run / "seen.json").read_text()) == {"K": 4, "preset": "smoke", "python": sys.executable,
+    assert json.loads((run / "seen.json").read_text()) == {"K": 4, "preset": "smoke", "python": PYTHON,
                                                            "cwd": str(two / "notebooks")}
     out, err = capfd.readouterr()
     first, second, third, *table, last = [line for line in out.splitlines() if line]
@@ -122,11 +124,10 @@ def test_a_failed_cell_is_named_and_the_run_goes_on_after_the_repair(two, capsys
     write(broken, "run_dir = ''", "print('made')", "def f():\n    raise ValueError('two\\nlines')\nf()", "print('no')")
     assert protolib("run") == 1
     run = Path("runs/latest").resolve()
-    python = Path(sys.executable)
     assert capsys.readouterr().err.splitlines() == [
         "", "01_score.ipynb: cell In [4] failed", "----> 3 f()", "ValueError: two", "lines",
         f"executed so far: runs/{run.name}/notebooks/01_score.ipynb",
-        f"go on with: {python} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
+        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
     assert [entry["state"] for entry in record(run)["notebooks"].values()] == ["done", "failed"]
     kept = nbformat.read(run / "notebooks" / "01_score.ipynb", 4)
     outputs = [out for cell in kept.cells for out in cell.get("outputs", [])]
@@ -164,7 +165,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     run = Path("runs/latest").resolve()
     assert err.splitlines() == [
         "", f"00_long: interrupted; what it made is kept in runs/{run.name}",
-        f"go on with: {sys.executable} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
+        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
     assert record(run)["notebooks"]["00_long"]["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)

@@ -1,0 +1,236 @@
+"""Figures of the notebooks: colours that colour-blind readers can tell apart, a letter for every tissue, one way to save."""
+
+import inspect
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import Code, display
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from protolib import metrics, results
+from protolib.data import DatasetSpec
+from protolib.files import whole, write_text
+
+# Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
+OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
+
+
+def colours(spec: DatasetSpec) -> np.ndarray:
+    """One colour per class in label order and white for ignore: (C + 1, 3) float in [0, 1]. Notebook 01."""
+    return np.array([to_rgb(OKABE_ITO[c % len(OKABE_ITO)]) for c in range(spec.C)] + [(1.0, 1.0, 1.0)])
+
+
+def mask_rgb(mask: np.ndarray, spec: DatasetSpec) -> np.ndarray:
+    """A mask (H, W) of class indices as a picture (H, W, 3) float in [0, 1]. Notebook 01."""
+    return colours(spec)[mask]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, spec: DatasetSpec, opacity: float = 0.45) -> np.ndarray:
+    """A mask laid over its image: (H, W, 3) float in [0, 1]. Notebook 01.
+
+    image: (H, W, 3) uint8; mask: (Hm, Wm) uint8, of any size: each pixel of the image takes the mask's nearest.
+    """
+    rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(image.shape, mask.shape))
+    return (1 - opacity) * image / 255 + opacity * mask_rgb(mask[np.ix_(rows.astype(int), columns.astype(int))], spec)
+
+
+def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
+    """An image label (C,) in words: "TUM + STR", or "no class". Notebook 01."""
+    return " + ".join(c for c, present in zip(spec.classes, label) if present) or "no class"
+
+
+def letters(spec: DatasetSpec) -> list[str]:
+    """C short marks, first letters of the class names, as many as tell them apart: "T", but "TE" beside "TA". Notebook 01."""
+    longest = max(map(len, spec.classes))
+    enough = next((n for n in range(1, longest) if len({c[:n] for c in spec.classes}) == spec.C), longest)
+    return [c[:enough] for c in spec.classes]
+
+
+def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
+    """Write each class's letters inside its region of a mask, for readers who cannot rely on colour. Notebook 01."""
+    from scipy.ndimage import distance_transform_edt
+
+    for c in np.unique(mask[mask < spec.C]):
+        depth = distance_transform_edt(np.pad(mask == c, 1))[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)  # the point farthest from the region's border
+        if depth.max() > 4:
+            ax.text(x, y, letters(spec)[c], ha="center", va="center", weight="bold", fontsize=9,
+                    color="black", bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec="none", alpha=0.8))  # fmt: skip
+
+
+def class_legend(fig: Figure, spec: DatasetSpec) -> None:
+    """A legend of tissue names and colours below a figure. Notebook 01."""
+    handles = [Patch(fc=c, ec="black", label=f"{s}  {t}") for s, t, c in zip(spec.classes, spec.titles, colours(spec))]
+    handles.append(Patch(fc="white", ec="black", label="ignore"))
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+
+def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np.ndarray]:
+    """A figure of rows x columns pictures without ticks, `side` inches each; axes is always (rows, columns). Notebook 01."""
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(side * columns, side * rows + 0.5), squeeze=False, layout="constrained", **more
+    )
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    return fig, axes
+
+
+def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
+    """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3) uint8. Notebooks 01 and 02."""
+    fig, axes = grid(len(rows), max(map(len, rows)), side)
+    for own, patches, name in zip(axes, rows, names):
+        own[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for ax, patch in zip(own, patches):
+            ax.imshow(patch)
+        for ax in own[len(patches) :]:
+            ax.axis("off") if ax is not own[0] else ax.set_frame_on(False)
+    return fig
+
+
+def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names=()) -> None:
+    """Points coloured by class, their markers by a second group, for instance the cluster. Notebooks 01 and 02.
+
+    points: (n, 2) float; classes, marks: (n,) int; names: of the marks, for a legend in the panel.
+    """
+    for c, m in sorted(set(zip(classes.tolist(), marks.tolist()))):
+        own = points[(classes == c) & (marks == m)]  # (n_own, 2)
+        ax.scatter(*own.T, color=colours(spec)[c], marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4)
+    for m, name in enumerate(names):
+        ax.scatter([], [], color="0.7", marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4, label=name)
+    if len(names):
+        ax.legend(fontsize=8, handletextpad=0.2)
+
+
+def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
+    """A square matrix of cosines with its numbers, and lines around blocks of `block` rows. Notebook 02."""
+    ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+    for (row, column), value in np.ndenumerate(matrix):
+        ax.text(column, row, f"{value:.2f}".replace("0.", "."), ha="center", va="center", fontsize=7,
+                color="white" if abs(value) > 0.7 else "black")  # fmt: skip
+    for edge in range(block, len(matrix), block):
+        ax.axhline(edge - 0.5, color="black", lw=1.5)
+        ax.axvline(edge - 0.5, color="black", lw=1.5)
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def diagram(boxes: dict[str, tuple], arrows: list[tuple], size: tuple[float, float]) -> Figure:
+    """Boxes and arrows on a plane of `size` inches, for a whole method on one page. Notebook 00.
+
+    boxes: key -> (x, y of the centre in inches, text, colour); arrows: (from, to, text, style) between keys, style "-" for
+    data and "--" for what a loss compares. An arrow leaves and enters where the line of the centres crosses the boxes.
+    """
+    fig, ax = plt.subplots(figsize=size, layout="constrained")
+    drawn = {key: ax.text(x, y, text, ha="center", va="center", fontsize=9, zorder=3,
+                          bbox=dict(boxstyle="round,pad=0.5", fc=colour, ec="black", lw=0.8))
+             for key, (x, y, text, colour) in boxes.items()}  # fmt: skip
+    for start, end, text, style in arrows:
+        (x0, y0), (x1, y1) = boxes[start][:2], boxes[end][:2]
+        ax.annotate("", (x1, y1), (x0, y0), arrowprops=dict(
+            arrowstyle="->" if style == "-" else "<->", ls=style, lw=1.2, shrinkA=1, shrinkB=1,
+            patchA=drawn[start].get_bbox_patch(), patchB=drawn[end].get_bbox_patch()))  # fmt: skip
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2, text, fontsize=8, ha="center", va="center", zorder=2,
+                bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
+    ax.set(xlim=(0, size[0]), ylim=(0, size[1]), aspect="equal")
+    ax.axis("off")
+    return fig
+
+
+def show_source(*kernels) -> Code:
+    """The source of functions or classes as coloured code, so that page and library cannot drift. Notebook 02."""
+    return Code("\n\n".join(inspect.getsource(kernel).rstrip() for kernel in kernels), language="python")
+
+
+def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
+    """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or not at all. Notebook 01.
+
+    name: two digits of the notebook, underscore, words, for instance "02_umap"; caption: a sentence that says what to see.
+    """
+    folder = Path(run_dir) / "figures"
+    with whole(folder / f"{name}.png") as file:
+        fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    write_text(folder / f"{name}.txt", caption + "\n")
+
+class LivePlot:
+    """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch. Notebooks 04 and 05.
+
+    titles: one panel each. Call it with a title and the history that training.fit hands to on_epoch; a call with a finished
+    history draws the same, so one picture stays, whether the networks were trained or loaded.
+    """
+
+    def __init__(self, titles: list[str]):
+        self.histories = {title: pd.DataFrame() for title in titles}
+        self.shown = None
+
+    def figure(self) -> Figure:
+        """The picture as it stands: mean loss over epochs, one panel per training, the same axis for all."""
+        fig, axes = plt.subplots(1, len(self.histories), figsize=(3.4 * len(self.histories), 2.8), sharey=True,
+                                 squeeze=False, layout="constrained")  # fmt: skip
+        for ax, (title, history) in zip(axes[0], self.histories.items()):
+            for name, marker, colour in zip(history.columns.drop(["epoch", "seconds"], errors="ignore"), "os^", OKABE_ITO[2:]):
+                ax.plot(history["epoch"], history[name], marker=marker, color=to_rgb(colour), label=name)
+                ax.legend(frameon=False)
+            ax.set(title=title, xlabel="epoch")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_ylim(bottom=0)
+        axes[0, 0].set_ylabel("loss (nats)")
+        return fig
+
+    def __call__(self, title: str, history: pd.DataFrame) -> None:
+        self.histories[title] = history
+        fig = self.figure()
+        if self.shown is None:
+            self.shown = display(fig, display_id=True)
+        else:
+            self.shown.update(fig)
+        plt.close(fig)
+
+
+def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
+    """Scores in percent with one decimal, one row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each class. Notebook 04.
+
+    scored: {row name: what metrics.Scorer.result returns}.
+    """
+    rows = {name: [*(s[key] for key in results.SCORES), *s["iou"]] for name, s in scored.items()}
+    heads = [*results.SCORES.values(), *(f"IoU {c}" for c in spec.classes)]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=heads, dtype=float)
+    return (100 * table).round(1).rename(columns=lambda head: f"{head} (%)")
+
+
+def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str], side=1.9) -> Figure:
+    """One row per patch: the image, then its mask under every title, with letters and a legend. Notebook 04.
+
+    images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left of the rows.
+    """
+    fig, axes = grid(len(images), 1 + len(masks), side)
+    for row, image, name, *own in zip(axes, images, names, *masks.values()):
+        row[0].imshow(image)
+        row[0].set_ylabel(name, fontsize=8)
+        for ax, mask in zip(row[1:], own):
+            ax.imshow(mask_rgb(mask, spec), interpolation="nearest")
+            letter_regions(ax, mask, spec)
+    for ax, title in zip(axes[0], ("image", *masks)):
+        ax.set_title(title, fontsize=9)
+    class_legend(fig, spec)
+    return fig
+
+
+def error_rgb(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> np.ndarray:
+    """White where right, the colour of the true class where wrong, light grey where ignored: (H, W, 3). Notebook 05."""
+    judged = (truth < spec.C)[..., None]
+    return np.where(judged, np.where((truth == prediction)[..., None], 1.0, mask_rgb(truth, spec)), 0.85)
+
+
+def main_mistake(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> str:
+    """The largest confusion of a patch in words: "STR taken for TUM, 31 % of the pixels", or "no mistake". Notebook 04."""
+    wrong = metrics.confusion(truth, prediction, spec.C)[: spec.C, : spec.C]
+    share = wrong / max(wrong.sum(), 1)
+    np.fill_diagonal(share, 0)
+    true, said = np.unravel_index(share.argmax(), share.shape)
+    return f"{spec.classes[true]} taken for {spec.classes[said]},\n{share.max():.0%} of the pixels" if share.max() else "no mistake"

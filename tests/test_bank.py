@@ -1,0 +1,144 @@
+"""The bank: white filter, spherical k-means, the nearest images, prototypes, files."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from protolib import bank
+
+
+def unit(X):
+    return X / np.linalg.norm(X, axis=-1, keepdims=True)
+
+
+def blobs(n=20, D=16, K=3, spread=0.15, seed=0):
+    """K groups of n unit rows around K orthogonal directions, and their group."""
+    rng = np.random.default_rng(seed)
+    X = np.repeat(np.eye(K, D), n, 0) + spread * rng.standard_normal((K * n, D))
+    return unit(X).astype(np.float32), np.repeat(np.arange(K), n)
+
+
+def patches(labels, white=()):
+    """A training split of grey 4x4 patches, some of them white."""
+    images = np.full((len(labels), 4, 4, 3), 120, np.uint8)
+    images[list(white)] = 250
+    labels = np.array(labels, np.uint8)
+    return SimpleNamespace(
+        spec=SimpleNamespace(classes=("A", "B")), ids=[f"p{i}" for i in range(len(labels))], images=images, labels=labels,
+        single_class=lambda: np.flatnonzero(labels.sum(1) == 1),
+    )  # fmt: skip
+
+
+def test_white_needs_every_channel_to_be_clear():
+    image = np.array([[[255, 255, 255], [220, 220, 220]], [[219, 255, 255], [0, 0, 0]]], np.uint8)
+    # -ln((v + 1) / 256) is .147 at 220 and .152 at 219: two of the four pixels are white
+    assert bank.white_share(image[None]) == pytest.approx([0.5])
+
+
+def test_lloyd_equals_a_slow_reference():
+    X, _ = blobs(spread=0.6)
+    centres = X[[0, 1, 2]]
+    slow = centres.astype(np.float64)
+    for _ in range(100):
+        labels = np.array([max(range(3), key=lambda k: (float(x @ slow[k]), -k)) for x in X.astype(np.float64)])
+        new = np.stack([unit(X[labels == k].astype(np.float64).mean(0)) if (labels == k).any() else slow[k] for k in range(3)])
+        if np.allclose(new, slow, rtol=1e-5, atol=1e-8):
+            break
+        slow = new
+    found, moved = bank.lloyd(X, centres)
+    np.testing.assert_array_equal(found, labels)
+    np.testing.assert_allclose(moved, slow, atol=1e-5)  # float32 against float64
+
+
+def test_kmeans_finds_planted_groups_and_unit_centres():
+    X, group = blobs()
+    labels, centres = bank.spherical_kmeans(X, 3, seed=0)
+    assert adjusted_rand_score(group, labels) == 1
+    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-6)
+
+
+def test_restarts_never_do_worse_than_one_run():
+    X, _ = blobs(K=8, n=6, spread=0.3)
+
+    def quality(restarts):
+        labels, centres = bank.spherical_kmeans(X, 8, seed=3, restarts=restarts)
+        return (X * centres[labels]).sum(1).mean()
+
+    assert quality(20) >= quality(1)
+
+
+def test_seeding_takes_distinct_rows_while_there_are_any():
+    X = np.eye(3, dtype=np.float32)[[0] * 50 + [1, 2]]  # 50 copies of one row: uniform draws would take it again
+    for seed in range(5):
+        assert np.linalg.matrix_rank(bank.seed_centres(X, 3, np.random.default_rng(seed))) == 3
+
+
+def test_copies_leave_a_cluster_empty_without_nan():
+    X = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    labels, centres = bank.spherical_kmeans(X, 3)
+    assert len(set(labels)) == 2
+    assert np.isfinite(centres).all()
+
+
+def test_too_few_rows_are_counted():
+    with pytest.raises(ValueError, match="2 rows cannot fill K = 3"):
+        bank.spherical_kmeans(np.eye(2, dtype=np.float32), 3)
+
+
+def test_standardise_closed_form_and_tensor_equals_array():
+    X, mean, scale = np.array([[3.0, 4.0]]), np.array([0.0, 0.0]), np.array([1.0, 2.0])
+    expected = [[3 / 13**0.5, 2 / 13**0.5]]
+    np.testing.assert_allclose(bank.standardise(X, mean, scale), expected)
+    np.testing.assert_allclose(bank.standardise(torch.tensor(X), mean, scale), expected)
+    assert bank.standardise(torch.zeros(1, 2), mean, scale).isfinite().all()  # a zero feature is no NaN
+
+
+def built(kind="nearest_mean", N=2, K=1, **more):
+    dataset = patches([[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]], **more)
+    features = np.array([[4, 0], [4, 1], [4, -3], [-4, 0], [-4, 1], [-4, 9], [50, 50]], np.float32)
+    return dataset, features, bank.build(dataset, features, K=K, N=N, kind=kind, white_limit=0.5, seed=0)
+
+
+def test_members_are_the_nearest_to_the_centre_and_prototypes_their_mean():
+    dataset, features, made = built()
+    X = made.normalize(features)
+    for c, rows in enumerate(([0, 1, 2], [3, 4, 5])):
+        centre = unit(X[rows].mean(0))
+        nearest = sorted(rows, key=lambda i: -float(X[i] @ centre))[:2]
+        assert made.members[c] == tuple(dataset.ids[i] for i in nearest)
+        np.testing.assert_allclose(made.prototypes[c], unit(X[nearest].mean(0)), atol=1e-6)
+
+
+def test_centre_kind_is_the_cluster_centre():
+    _, features, made = built("centre")
+    X = made.normalize(features)
+    np.testing.assert_allclose(made.prototypes[1], unit(X[[3, 4, 5]].mean(0)), atol=1e-6)
+
+
+def test_mixed_and_white_patches_are_no_candidates():
+    _, _, made = built(white=[1])
+    assert made.candidates.tolist() == [0, 2, 3, 4, 5]  # 6 has two classes, 1 is white
+
+
+def test_a_class_short_of_candidates_is_named_with_its_count():
+    with pytest.raises(ValueError, match="A has 2 single-class patches .* K = 3 .* pass K = 2"):
+        built(K=3, white=[1])
+    with pytest.raises(ValueError, match="A has 0 .* no prototype"):
+        built(white=[0, 1, 2])
+
+
+def test_thin_subclasses_are_reported():
+    assert built()[2].thin == {"A 1": 2, "B 1": 2}
+
+
+def test_saved_and_opened_bank_is_the_same(tmp_path):
+    made = built()[2]
+    made.save(tmp_path)
+    found = bank.Bank.open(tmp_path)
+    assert (found.classes, found.K, found.kind, found.members) == (made.classes, made.K, made.kind, made.members)
+    for name in ("prototypes", "mean", "scale", "candidates", "clusters"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npz"]
