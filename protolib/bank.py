@@ -1,5 +1,6 @@
 """The image bank: pure patches of each class, clustered into K sub-types; their prototypes prompt the network."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,20 +117,24 @@ class Bank:
 def candidates(dataset, K: int, white_limit: float) -> np.ndarray:
     """Indices of the patches of exactly one class that are not too white. Sec. 3.2, notebook 02.
 
-    Raises ValueError if a class has fewer than K of them; says how many it has.
+    A class that the white filter would leave with fewer than K (airy lung, fat) keeps all its patches, and a warning says
+    so. Raises ValueError if a class has fewer than K single-class patches at all; says how many it has.
     """
     pure = dataset.single_class()
-    pure = pure[white_share(dataset.images[pure]) <= white_limit]
-    counts = np.bincount(dataset.labels[pure].argmax(1), minlength=len(dataset.spec.classes))  # (C,)
-    if counts.min() < K:
-        short = ", ".join(f"{c} has {n}" for c, n in zip(dataset.spec.classes, counts) if n < K)
-        raise ValueError(
-            f"bank: {short} single-class patches that are not too white, and K = {K} sub-classes need {K} or more; "
-            f"pass K = {counts.min()} or bring more such patches"
-            if counts.min()
-            else f"bank: {short} single-class patches that are not too white; without one a class has no prototype"
-        )
-    return pure
+    owner = dataset.labels[pure].argmax(1)
+    clear = white_share(dataset.images[pure]) <= white_limit
+    for c, name in enumerate(dataset.spec.classes):
+        n, left = int((owner == c).sum()), int((clear & (owner == c)).sum())
+        if n < K:
+            advice = f"pass K = {n} or bring" if n else "without one a class has no prototype: bring"
+            raise ValueError(f"bank: {name} has {n} single-class patches, K = {K} sub-classes need {K}; {advice} more")
+        if left < K:
+            warnings.warn(
+                f"bank: only {left} of {n} single-class patches of {name} are at most {white_limit:.0%} white; "
+                "all are kept", stacklevel=2
+            )  # fmt: skip
+            clear |= owner == c
+    return pure[clear]
 
 
 def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str, white_limit: float, seed: int) -> Bank:

@@ -1,4 +1,4 @@
-"""Checks of a learner's own function against the kernel: one fixed input, one answer, and a hint for the likely slip."""
+"""Checks of a learner's own function against the kernel: a fixed input, an answer, and a hint for the likely slip."""
 
 from collections.abc import Callable
 
@@ -66,8 +66,8 @@ def check_cosine_distance(mine: Callable) -> bool:
 def check_lloyd_step(mine: Callable) -> bool:
     """Whether mine(X, centres) is one step of spherical k-means, as in bank.lloyd. Notebook 02.
 
-    mine: unit rows (n, D) and unit centres (K, D) float -> the moved centres (K, D), of unit length. No row is nearest to
-    the last centre of the check's input: an empty cluster keeps its centre.
+    mine: unit rows (n, D) and unit centres (K, D) float -> the moved centres (K, D), of unit length. An empty
+    cluster keeps its centre: in the check's input no row is nearest to the last one.
     """
     angle = np.deg2rad([0, 20, 40, 100, 110, 130])
     X = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # (6, 2)
@@ -78,16 +78,16 @@ def check_lloyd_step(mine: Callable) -> bool:
     slips = [
         (means, "a mean of unit vectors is shorter than 1: scale every moved centre back to length 1"),
         (np.vstack([wanted[:2], nothing]), "the mean of no rows is NaN: a centre without rows stays where it is"),
-        (np.vstack([means[:2], nothing]), "two slips: scale the means to length 1, and leave a centre without rows alone"),
+        (np.vstack([means[:2], nothing]), "two slips: scale the means to length 1; leave a centre without rows alone"),
         (np.vstack([wanted[:2], [0, 0]]), "a centre without rows stays where it is"),
         (centres, "nothing moved: after the assignment each centre becomes the mean direction of its rows"),
     ]
     return _judge(lambda: mine(X.copy(), centres.copy()), wanted, slips,
-                  "give each row to the centre of largest cosine, then move each centre to the mean of its rows")  # fmt: skip
+                  "give each row to the centre of largest cosine, then move each centre to its rows' mean")  # fmt: skip
 
 
 def check_adaptive_threshold(mine: Callable) -> bool:
-    """Whether mine(maps, delta) is the binary foreground of each map, as matching.pool_foreground. Eq. (4), notebook 03.
+    """Whether mine(maps, delta) is the foreground of each map, as matching.pool_foreground. Eq. (4), notebook 03.
 
     mine: tensor (P, h, w) float in [0, 1] and delta in (0, 1) -> (P, h, w) bool, or 0 and 1.
     """
@@ -95,7 +95,7 @@ def check_adaptive_threshold(mine: Callable) -> bool:
     delta = 0.5
     top = maps.amax((1, 2), keepdim=True)
     slips = [
-        (maps >= delta * maps.max(), "one maximum serves all maps, so the weak map has no foreground: take each map's own"),
+        (maps >= delta * maps.max(), "one maximum serves all maps, so the weak map has nothing: take each map's own"),
         (maps > delta * top, "a cell exactly at the threshold belongs to the foreground: >=, not >"),
         (maps >= delta, "the threshold is delta times the map's maximum, not delta itself"),
         (maps > delta, "the threshold is delta times the map's maximum, not delta itself"),
@@ -108,13 +108,13 @@ def check_adaptive_threshold(mine: Callable) -> bool:
 
 
 def check_foreground_loss(mine: Callable) -> bool:
-    """Whether mine(fg, prototypes, cls, K, tau) is L_FGS of one pair, as in matching.matching_terms. Eq. (9, 10), notebook 03.
+    """Whether mine(fg, prototypes, cls, K, tau) is L_FGS of a pair, as matching_terms. Eq. (9, 10), notebook 03.
 
-    mine: a unit feature (D,), prototypes (S, D) of unit rows, class by class, class index, K, temperature -> scalar. Asked
-    for both classes of a small case, and once with a temperature so low that exp overflows.
+    mine: a unit feature (D,), prototypes (S, D) of unit rows, class by class, class index, K, temperature -> scalar.
+    Asked for both classes of a small case, and once with a temperature so low that exp overflows.
     """
     angles = torch.deg2rad(torch.tensor([0.0, 30.0, 90.0, 170.0, 35.0]))
-    rows = torch.stack([angles.cos(), angles.sin()], dim=1).double()  # (5, 2): two prototypes of each class, the feature
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1).double()  # (5, 2): two prototypes a class, the feature
     prototypes, fg, K = rows[:4], rows[4], 2
     cases = [(0, 0.5), (1, 0.5), (1, 1e-3)]  # class and temperature
 
@@ -133,19 +133,19 @@ def check_foreground_loss(mine: Callable) -> bool:
          "belong to the background's term"),
         (stack(lambda p, n, t: (torch.cat([p, n]) / t).logsumexp(0) - (p / t).logsumexp(0)),
          "each exp holds the SUM of the class's cosines; here exp comes first and the sum after it"),
-        (stack(lambda p, n, t: F.softplus((p.sum() - n.sum()) / t)), "own and other classes are swapped, or the minus sign "
-         "before the log is missing"),
+        (stack(lambda p, n, t: F.softplus((p.sum() - n.sum()) / t)), "own and other classes are swapped, or the minus "
+         "sign before the log is missing"),
         (stack(lambda p, n, t: (n.sum() - p.sum()) / t), "this is the difference inside; the loss is its softplus"),
-        (stack(lambda p, n, t: F.softplus((n.sum() + p[1:].sum() - p[0]) / t)), "the siblings of a prototype are friends: "
-         "all K prototypes of the own class are added in s_FF (the released code differs here)"),
+        (stack(lambda p, n, t: F.softplus((n.sum() + p[1:].sum() - p[0]) / t)), "siblings are friends: s_FF adds all K "
+         "prototypes of the own class (the released code differs here)"),
     ]  # fmt: skip
     return _judge(lambda: [mine(fg.clone(), prototypes.clone(), c, K, t) for c, t in cases],
                   np.array([terms(c, t) for c, t in cases]), slips,
-                  "rows K * cls to K * cls + K - 1 of prototypes are the class's own; add their cosines for s_FF")  # fmt: skip
+                  "rows K * cls to K * cls + K - 1 are the class's prototypes; s_FF adds their cosines")  # fmt: skip
 
 
 def check_fuse_levels(mine: Callable) -> bool:
-    """Whether mine(class_maps, weights, size) is the weighted sum of all levels at one size, as cams.fuse. Eq. (3), notebook 04.
+    """Whether mine(class_maps, weights, size) is the weighted sum of all levels, as cams.fuse. Eq. (3), notebook 04.
 
     mine: L tensors (B, C, h_i, w_i) float, finest first, L floats, (H, W) px -> (B, C, H, W) float.
     """
@@ -169,12 +169,12 @@ def check_fuse_levels(mine: Callable) -> bool:
 
 
 def check_present_classes(mine: Callable) -> bool:
-    """Whether mine(scores, share) is the image label that a mask predicts, as segmentation.present_classes. Notebook 05.
+    """Whether mine(scores, share) is the image label a mask predicts, as segmentation.present_classes. Notebook 05.
 
     mine: tensor (B, C, H, W) float and a share in (0, 1] -> (B, C) bool, or 0 and 1.
     """
-    winners = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [2, 2]]])  # (2, 2, 2): in the first, class 1 wins exactly a quarter
-    scores, share = F.one_hot(winners, 3).permute(0, 3, 1, 2) + 0.5, 0.25  # (2, 3, 2, 2)
+    winners = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])  # (2, 2, 2): a class wins a quarter, half or more
+    scores, share = F.one_hot(winners, 3).permute(0, 3, 1, 2) + 0.5, 0.5  # (2, 3, 2, 2)
     area = F.one_hot(winners, 3).float().mean((1, 2))  # (2, 3)
     slips = [
         (area > share, "a class with exactly this share counts as present: >=, not >"),
@@ -184,14 +184,14 @@ def check_present_classes(mine: Callable) -> bool:
         ((area >= share).T, "rows and columns are swapped: one row per image, one column per class"),
     ]
     return _judge(lambda: mine(scores.clone(), share), segmentation.present_classes(scores, share), slips,
-                  "the winner of a pixel is scores.argmax(1); a class's share is the mean of (winner == class)")  # fmt: skip
+                  "a pixel's winner is scores.argmax(1); a class's share is the mean of (winner == class)")  # fmt: skip
 
 
 def check_iou_from_confusion(mine: Callable) -> bool:
     """Whether mine(matrix) is the IoU of each class with ignore dropped, as in metrics.scores. Notebooks 05 and 06.
 
-    mine: (C + 1, C + 1) int64, rows truth, columns prediction, index C = ignore -> (C,) float, NaN for a class that is in
-    neither truth nor prediction.
+    mine: (C + 1, C + 1) int64, rows truth, columns prediction, index C = ignore -> (C,) float, NaN for a class that is
+    in neither truth nor prediction.
     """
     matrix = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [4, 5, 0, 0]])  # the third class is nowhere
     kept = matrix[:3, :3]
@@ -215,13 +215,13 @@ def check_iou_from_confusion(mine: Callable) -> bool:
 
 
 def check_protocol_gate(mine: Callable) -> bool:
-    """Whether mine(scores, labels) closes the classes an image label denies, as metrics.gate, by the argmax. Notebook 06.
+    """Whether mine(scores, labels) closes the classes a label denies, as metrics.gate, by the argmax. Notebook 06.
 
-    mine: tensors (B, C, H, W) float of any sign and (B, C) 0 or 1 -> (B, C, H, W) float. A label without any class closes
-    nothing.
+    mine: tensors (B, C, H, W) float of any sign and (B, C) 0 or 1 -> (B, C, H, W) float. A label without any class
+    closes nothing.
     """
-    scores = torch.tensor([[[-1.0, -3.0], [-2.0, -1.0], [5.0, -4.0]], [[0.5, 2.0], [3.0, 1.0], [0.0, 4.0]]])  # (2, 3, 2)
-    scores = scores[:, :, None]  # (2, 3, 1, 2)
+    scores = torch.tensor([[[-1.0, -3.0], [-2.0, -1.0], [5.0, -4.0]], [[0.5, 2.0], [3.0, 1.0], [0.0, 4.0]]])
+    scores = scores[:, :, None]  # (2, 3, 2) -> (2, 3, 1, 2)
     labels = torch.tensor([[1, 1, 0], [0, 0, 0]])
     wide = labels[:, :, None, None]
     slips = [
@@ -229,15 +229,15 @@ def check_protocol_gate(mine: Callable) -> bool:
         (scores.masked_fill(wide == 0, -torch.inf).argmax(1),
          "a label without any class closes all, and argmax then says class 0: leave such an image as it is"),
         (scores.argmax(1), "the label changed nothing: classes with label 0 must never win the argmax"),
-        (scores.masked_fill(wide == 1, -torch.inf).argmax(1), "present and absent are swapped: close label 0, keep label 1"),
+        (scores.masked_fill(wide == 1, -torch.inf).argmax(1), "present and absent are swapped: close 0, keep 1"),
     ]  # fmt: skip
     return _judge(lambda: mine(scores.clone(), labels.clone()), metrics.gate(scores, labels).argmax(1), slips,
                   "scores.masked_fill(absent[:, :, None, None], -torch.inf), where absent is (B, C) bool",
                   read=lambda gated: gated.argmax(1))  # fmt: skip
 
 
-def _judge(attempt: Callable, wanted, slips: list[tuple], first_hint: str, read: Callable = lambda value: value) -> bool:
-    """Print "solved" or a hint; True if what `read` takes from the attempt's value is the wanted, NaN in the same places."""
+def _judge(attempt: Callable, wanted, slips: list[tuple], first_hint: str, read: Callable = lambda x: x) -> bool:
+    """Print "solved" or a hint; True if what `read` takes from the attempt is the wanted, NaN in the same places."""
     try:
         found = attempt()
         missing = found is None or isinstance(found, list) and any(f is None for f in found)

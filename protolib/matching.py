@@ -1,5 +1,7 @@
 """The contrastive matching loss: what a map keeps should look like its class's prototypes, what it leaves like the others'."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,24 +24,37 @@ def pool_foreground(maps: Tensor, delta: float) -> Tensor:
     return maps >= delta * maps.amax((-2, -1), keepdim=True)
 
 
-def foreground_background(images: Tensor, maps: Tensor, delta: float, fill: str = "black") -> tuple[Tensor, Tensor]:
-    """Foreground b*M*X and background (1-b)*(1-M)*X of each image under its map. Eq. (5), notebook 03.
+def present_share(maps: Tensor, labels: Tensor) -> Tensor:
+    """Each present class's share of every cell: the softmax over the classes of the image label. Notebook 03.
 
-    images: (P, 3, H, W) float in [0, 1]; maps: (P, H, W) float in [0, 1], one per image. Returns two (P, 3, H, W) in [0, 1].
-    fill: what stands where a weight is 0: "black" as in Eq. (5), or "mean", the mean colour of what is kept: black holes
-    look like no tissue to the encoder, a flat patch of the tissue's own colour disturbs it least.
-    The gradient reaches the maps through the products; the threshold passes none.
+    maps: (B, C, h, w) float logits; labels: (B, C) 0 or 1. Returns (B, C, h, w) in [0, 1], 0 for absent classes. A patch of
+    one class is all foreground, where stretching its map to [0, 1] would call its weakest part background.
     """
-    M = maps.unsqueeze(1)  # (P, 1, H, W)
-    b = pool_foreground(M, delta)
-    parts = []
-    for weight in (b * M, ~b * (1 - M)):
-        kept = weight * images
-        if fill == "mean":
-            mean = kept.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-3)  # (P, 3, 1, 1)
-            kept = kept + (1 - weight) * mean
-        parts.append(kept)
-    return parts[0], parts[1]
+    absent = (labels == 0)[:, :, None, None]
+    return maps.masked_fill(absent, -torch.inf).softmax(1).masked_fill(absent, 0)  # an image of no class: NaN becomes 0
+
+
+def weights(maps: Tensor, delta: float) -> tuple[Tensor, Tensor]:
+    """How much of each pixel is foreground, b*M, and background, (1-b)*(1-M): two tensors like maps. Eq. (4, 5), notebook 03.
+
+    maps: (..., h, w) float in [0, 1]. The gradient reaches them through the products; the threshold passes none.
+    """
+    b = pool_foreground(maps, delta)
+    return b * maps, ~b * (1 - maps)
+
+
+def keep(images: Tensor, weight: Tensor, fill: str) -> Tensor:
+    """The weighted part of each image, the rest filled. Eq. (5), notebook 03.
+
+    images: (P, 3, H, W) float in [0, 1]; weight: (P, H, W) in [0, 1]. fill: "black" as in Eq. (5), or "mean", the mean
+    colour of what is kept: a black hole looks like no tissue to the encoder, the tissue's own colour disturbs it least.
+    """
+    weight = weight.unsqueeze(1)  # (P, 1, H, W)
+    kept = weight * images
+    if fill == "black":
+        return kept
+    mean = kept.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-3)  # (P, 3, 1, 1)
+    return kept + (1 - weight) * mean
 
 
 def matching_terms(fg: Tensor, bg: Tensor, prototypes: Tensor, classes: Tensor, K: int, tau: float) -> tuple[Tensor, Tensor]:
@@ -59,17 +74,28 @@ def matching_terms(fg: Tensor, bg: Tensor, prototypes: Tensor, classes: Tensor, 
     return F.softplus((s_FB - s_FF) / tau), F.softplus((s_BF - s_BB) / tau)
 
 
-def matching_loss(images, maps, labels, bank_prototypes, encode, *, K, delta, fill, tau, theta_fg, theta_bg) -> Tensor:
+def matching_loss(
+    images: Tensor, maps: Tensor, labels: Tensor, prototypes: Tensor, encode: Callable[[Tensor], Tensor], *,
+    K: int, span: str, delta: float, fill: str, tau: float, theta_fg: float, theta_bg: float,
+) -> Tensor:  # fmt: skip
     """L_SIM = theta1 * L_FGS + theta2 * L_BGS, the mean over all pairs of image and present class. Eq. (13), notebook 03.
 
-    images: (B, 3, H, W) float in [0, 1]; maps: (B, C, h, w) float class maps of any range; labels: (B, C) 0 or 1;
-    bank_prototypes: (S, D) unit rows; encode: (P, 3, H, W) -> (P, D) unit rows, frozen. Returns a scalar, 0 without pairs.
+    images: (B, 3, H, W) float in [0, 1]; maps: (B, C, h, w) float class logits; labels: (B, C) 0 or 1; prototypes: (S, D)
+    unit rows; encode: (P, 3, H, W) -> (P, D) unit rows, frozen; span: how logits become maps in [0, 1], "stretch" by
+    unit_range or "share" by present_share. A term whose foreground or background is empty is left out: an image of nothing
+    looks like no class; so are, under "share", patches of one class. Returns a scalar, 0 without pairs.
     """
+    if span == "share":  # a patch of one class is all foreground, whatever its map: nothing to learn, a third of the time saved
+        labels = labels * (labels.sum(1, keepdim=True) > 1)
     image, cls = labels.nonzero(as_tuple=True)  # (P,), (P,): every present class of every image, row-major
     if len(image) == 0:
         return maps.sum() * 0
-    M = F.interpolate(unit_range(maps[image, cls])[:, None], images.shape[2:], mode="bilinear")[:, 0]  # (P, H, W)
-    fg, bg = foreground_background(images[image], M, delta, fill)
-    features = encode(torch.cat([fg, bg]))  # one pass for both: (2P, D)
-    l_fg, l_bg = matching_terms(*features.chunk(2), bank_prototypes, cls, K, tau)
-    return (theta_fg * l_fg + theta_bg * l_bg).mean()
+    unit = unit_range(maps) if span == "stretch" else present_share(maps, labels)
+    M = F.interpolate(unit[image, cls][:, None], images.shape[2:], mode="bilinear")[:, 0]  # (P, H, W)
+    w = torch.cat(weights(M, delta))  # (2P, H, W): foregrounds, then backgrounds
+    full = w.detach().amax((1, 2)) > 0  # (2P,)
+    features = M.new_zeros(len(w), prototypes.shape[1])
+    features[full] = encode(keep(images[image].repeat(2, 1, 1, 1)[full], w[full], fill))  # one pass for both: (2P, D)
+    l_fg, l_bg = matching_terms(*features.chunk(2), prototypes, cls, K, tau)
+    full_fg, full_bg = full.chunk(2)
+    return (theta_fg * l_fg * full_fg + theta_bg * l_bg * full_bg).mean()

@@ -3,7 +3,12 @@
 from dataclasses import dataclass, replace
 
 
-CHOICES = {"prototypes": ("nearest_mean", "centre"), "merge": ("mean", "softmax"), "fill": ("black", "mean")}
+CHOICES = {
+    "prototypes": ("nearest_mean", "centre"),
+    "merge": ("mean", "softmax"),
+    "span": ("stretch", "share"),
+    "fill": ("black", "mean"),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Preset:
     # bank (notebook 02)
     encoder: str = "lite0"  # frozen image encoder, a name of encoders.ENCODERS
     K: int = 3  # sub-classes per class; paper, Sec. 4.1
-    N: int = 20  # images per sub-class; the paper takes 100 of thousands, we have tens
+    N: int = 8  # images per sub-class; the paper takes 100 of thousands, the phantom has about ten pure patches a cluster
     prototypes: str = "nearest_mean"  # mean of the N nearest (paper, Sec. 3.4) or k-means "centre" (released code)
     white_limit: float = 0.5  # drop a patch with more than this share of white pixels; not given in the paper
     # network and loss (notebooks 03, 04)
@@ -27,10 +32,11 @@ class Preset:
     cam_levels: tuple[int, ...] = (4,)  # the plain CAM baseline reads the deepest map alone, as is usual since Zhou 2016
     cam_fusion: tuple[float, ...] = (1.0,)  # give the baseline `levels` and `fusion` to see what the pyramid alone is worth
     merge: str = "softmax"  # sub-classes into a class: "mean" (paper, Eq. 2) or "softmax" (released code, at test)
-    delta: float = 0.5  # foreground is at least this share of a map's maximum, Eq. (4)
+    span: str = "share"  # how class logits become maps in [0, 1]: each "stretch"ed, or as a "share" of the present classes
+    delta: float = 0.5  # foreground is at least this share of a map's maximum, Eq. (4); released code
     fill: str = "mean"  # what hides the rest of a foreground: "black" (paper, Eq. 5) or its own "mean" colour
-    tau: float = 0.1  # temperature of the matching loss, Eq. (9-12)
-    alpha: float = 1.0  # weight of the classification loss, Eq. (6)
+    tau: float = 1.0  # temperature of the matching loss, Eq. (9-12); paper, Sec. 4.1
+    alpha: float = 1.0  # weight of the classification loss, Eq. (6); paper, Sec. 4.1
     beta: float = 0.5  # weight of the matching loss, Eq. (6); paper, Sec. 4.1
     theta_fg: float = 1.0  # weight of the foreground term, Eq. (13); paper, Sec. 4.1
     theta_bg: float = 0.5  # weight of the background term, Eq. (13); paper, Sec. 4.1
@@ -42,8 +48,8 @@ class Preset:
     lr: float = 1e-3
     weight_decay: float = 3e-3  # paper, Sec. 4.1
     # stage 2 (notebook 05)
-    stage2_epochs: int = 8
-    stage2_lr: float = 1e-3
+    stage2_epochs: int = 12
+    stage2_lr: float = 2e-3
     stage2_stride: int = 16  # px per cell of the segmentation network's deepest map
     stage2_rates: tuple[int, ...] = (1, 2, 3, 4)  # dilation of the four branches; DeepLab-v2's 6, 12, 18, 24 suit 41 cells
 
@@ -65,7 +71,7 @@ QUICK = Preset(name="quick", size=112, patches=(320, 64, 96))
 PRESETS = {
     "quick": QUICK,
     # the same story at the smallest size at which every step still has something to do
-    "smoke": replace(QUICK, name="smoke", size=64, patches=(96, 16, 24), N=6, epochs=1, stage2_epochs=1),
+    "smoke": replace(QUICK, name="smoke", size=64, patches=(96, 16, 24), N=4, epochs=1, stage2_epochs=1),
 }
 
 

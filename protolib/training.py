@@ -46,9 +46,15 @@ def poly_lr(step: int, steps: int, lr: float) -> float:
     return lr * (1 - step / steps)
 
 
+def bare(net: nn.Module) -> nn.Module:
+    """The network itself where accelerate has wrapped it for several processes. Notebook 04."""
+    return getattr(net, "module", net)
+
+
 def cam_loss(net: ClassNet, batch: dict) -> dict[str, Tensor]:
     """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq. (7, 8), notebook 04."""
-    return {"loss": classification_loss(net.logits(net.class_maps(net(batch["image"]))), batch["label"])}
+    maps = bare(net).class_maps(net(batch["image"]))
+    return {"loss": classification_loss(bare(net).logits(maps), batch["label"])}
 
 
 def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder: Encoder) -> dict[str, Tensor]:
@@ -57,12 +63,12 @@ def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder
     batch: image (B, 3, H, W) float in [0, 1] and label (B, C); encoder: frozen, the one that made the bank.
     """
     images, labels = batch["image"], batch["label"]
-    maps = net.class_maps(net(images))
-    cls = classification_loss(net.logits(maps), labels)
-    fused = cams.fuse(maps, net.fusion, maps[0].shape[2:])  # (B, C, h, w), the finest level's cells
+    maps = bare(net).class_maps(net(images))
+    cls = classification_loss(bare(net).logits(maps), labels)
+    fused = cams.fuse(maps, bare(net).fusion, maps[0].shape[2:])  # (B, C, h, w), the finest level's cells
     match = matching_loss(
         images, fused, labels, images.new_tensor(bank.prototypes), lambda x: bank.normalize(encoder(x)),
-        K=bank.K, delta=preset.delta, fill=preset.fill, tau=preset.tau,
+        K=bank.K, span=preset.span, delta=preset.delta, fill=preset.fill, tau=preset.tau,
         theta_fg=preset.theta_fg, theta_bg=preset.theta_bg,
     )  # fmt: skip
     return {"loss": preset.alpha * cls + preset.beta * match, "classification": cls, "matching": match}

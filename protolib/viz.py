@@ -1,8 +1,11 @@
 """Figures of the notebooks: colours that colour-blind readers can tell apart, a letter for every tissue, one way to save."""
 
 import inspect
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -64,11 +67,12 @@ def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
                     color="black", bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec="none", alpha=0.8))  # fmt: skip
 
 
-def class_legend(fig: Figure, spec: DatasetSpec) -> None:
-    """A legend of tissue names and colours below a figure. Notebook 01."""
+def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
+    """A legend of tissue names and colours, and of what white means, below a figure. Notebook 01."""
     handles = [Patch(fc=c, ec="black", label=f"{s}  {t}") for s, t, c in zip(spec.classes, spec.titles, colours(spec))]
-    handles.append(Patch(fc="white", ec="black", label="ignore"))
-    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles.append(Patch(fc="white", ec="black", label=white))
+    columns = max(2, min(len(handles), int(fig.get_figwidth() / 1.35)))  # about 1.35 inches an entry
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np.ndarray]:
@@ -84,6 +88,7 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
 def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
     """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3) uint8. Notebooks 01 and 02."""
     fig, axes = grid(len(rows), max(map(len, rows)), side)
+    fig.set_figwidth(fig.get_figwidth() + 1)  # for the names
     for own, patches, name in zip(axes, rows, names):
         own[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         for ax, patch in zip(own, patches):
@@ -102,7 +107,8 @@ def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec
         own = points[(classes == c) & (marks == m)]  # (n_own, 2)
         ax.scatter(*own.T, color=colours(spec)[c], marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4)
     for m, name in enumerate(names):
-        ax.scatter([], [], color="0.7", marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4, label=name)
+        fill = colours(spec)[m] if np.array_equal(marks, classes) else "0.7"
+        ax.scatter([], [], color=fill, marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4, label=name)
     if len(names):
         ax.legend(fontsize=8, handletextpad=0.2)
 
@@ -123,23 +129,41 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
 def diagram(boxes: dict[str, tuple], arrows: list[tuple], size: tuple[float, float]) -> Figure:
     """Boxes and arrows on a plane of `size` inches, for a whole method on one page. Notebook 00.
 
-    boxes: key -> (x, y of the centre in inches, text, colour); arrows: (from, to, text, style) between keys, style "-" for
-    data and "--" for what a loss compares. An arrow leaves and enters where the line of the centres crosses the boxes.
+    boxes: key -> (x, y of the centre in inches, text, colour); arrows: (from, to, style) between keys, style "-" for data
+    and "--" for what a loss compares.
     """
     fig, ax = plt.subplots(figsize=size, layout="constrained")
     drawn = {key: ax.text(x, y, text, ha="center", va="center", fontsize=9, zorder=3,
                           bbox=dict(boxstyle="round,pad=0.5", fc=colour, ec="black", lw=0.8))
              for key, (x, y, text, colour) in boxes.items()}  # fmt: skip
-    for start, end, text, style in arrows:
-        (x0, y0), (x1, y1) = boxes[start][:2], boxes[end][:2]
-        ax.annotate("", (x1, y1), (x0, y0), arrowprops=dict(
+    for start, end, style in arrows:  # from border to border on the line between the centres
+        ax.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=dict(
             arrowstyle="->" if style == "-" else "<->", ls=style, lw=1.2, shrinkA=1, shrinkB=1,
             patchA=drawn[start].get_bbox_patch(), patchB=drawn[end].get_bbox_patch()))  # fmt: skip
-        ax.text((x0 + x1) / 2, (y0 + y1) / 2, text, fontsize=8, ha="center", va="center", zorder=2,
-                bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
     ax.set(xlim=(0, size[0]), ylim=(0, size[1]), aspect="equal")
     ax.axis("off")
     return fig
+
+
+def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
+    """Controls over the picture that draw makes of their values, drawn again when one moves. Notebook 01.
+
+    draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact: its output area makes
+    nbclient answer the kernel while it waits for a cell's end, and now and then that end is then missed for ever.
+    """
+    picture = widgets.Image(format="jpeg")
+
+    def redraw(_=None) -> None:
+        fig, file = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
+        fig.savefig(file, format="jpeg", dpi=90, bbox_inches="tight")
+        plt.close(fig)
+        picture.value = file.getvalue()
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.observe(redraw, "value")
+    redraw()
+    return widgets.VBox([*controls.values(), picture])
 
 
 def show_source(*kernels) -> Code:
@@ -160,8 +184,8 @@ def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
 class LivePlot:
     """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch. Notebooks 04 and 05.
 
-    titles: one panel each. Call it with a title and the history that training.fit hands to on_epoch; a call with a finished
-    history draws the same, so one picture stays, whether the networks were trained or loaded.
+    titles: one panel each. Call it with a title and the history that training.fit hands to on_epoch; a call with a
+    finished history draws the same, so one picture stays, whether the networks were trained or loaded.
     """
 
     def __init__(self, titles: list[str]):
@@ -173,12 +197,14 @@ class LivePlot:
         fig, axes = plt.subplots(1, len(self.histories), figsize=(3.4 * len(self.histories), 2.8), sharey=True,
                                  squeeze=False, layout="constrained")  # fmt: skip
         for ax, (title, history) in zip(axes[0], self.histories.items()):
-            for name, marker, colour in zip(history.columns.drop(["epoch", "seconds"], errors="ignore"), "os^", OKABE_ITO[2:]):
-                ax.plot(history["epoch"], history[name], marker=marker, color=to_rgb(colour), label=name)
-                ax.legend(frameon=False)
-            ax.set(title=title, xlabel="epoch")
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.set_ylim(bottom=0)
+            parts = history.columns.drop(["epoch", "seconds"], errors="ignore")
+            for name, marker, colour in zip(parts, "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])):
+                ax.plot(history["epoch"], history[name], marker=marker, color=colour, label=name)
+                ax.legend(fontsize=8)
+            ax.set(title=title, xlabel="epoch", xlim=(0.5, max(len(history), 1) + 0.5))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        losses = [h.drop(columns=["epoch", "seconds"]).max(axis=None) for h in self.histories.values() if len(h)]
+        ax.set_ylim(0, 1.1 * max(losses, default=1))  # of all panels: they share the axis
         axes[0, 0].set_ylabel("loss (nats)")
         return fig
 
@@ -193,7 +219,7 @@ class LivePlot:
 
 
 def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
-    """Scores in percent with one decimal, one row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each class. Notebook 04.
+    """Scores in percent with one decimal, a row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each class. Notebook 04.
 
     scored: {row name: what metrics.Scorer.result returns}.
     """
@@ -203,12 +229,12 @@ def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
     return (100 * table).round(1).rename(columns=lambda head: f"{head} (%)")
 
 
-def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str], side=1.9) -> Figure:
+def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str]) -> Figure:
     """One row per patch: the image, then its mask under every title, with letters and a legend. Notebook 04.
 
     images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left of the rows.
     """
-    fig, axes = grid(len(images), 1 + len(masks), side)
+    fig, axes = grid(len(images), 1 + len(masks), side=1.6)
     for row, image, name, *own in zip(axes, images, names, *masks.values()):
         row[0].imshow(image)
         row[0].set_ylabel(name, fontsize=8)
@@ -222,15 +248,64 @@ def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpe
 
 
 def error_rgb(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """White where right, the colour of the true class where wrong, light grey where ignored: (H, W, 3). Notebook 05."""
-    judged = (truth < spec.C)[..., None]
-    return np.where(judged, np.where((truth == prediction)[..., None], 1.0, mask_rgb(truth, spec)), 0.85)
+    """The colour of the true class where wrong, white where right or ignored: (H, W, 3) float in [0, 1]. Notebook 05."""
+    return np.where((truth == prediction)[..., None], 1.0, mask_rgb(truth, spec))
 
 
 def main_mistake(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> str:
-    """The largest confusion of a patch in words: "STR taken for TUM, 31 % of the pixels", or "no mistake". Notebook 04."""
+    """The largest confusion of a patch in words: "STR taken for TUM, 31% of the pixels", or "no mistake". Notebook 04."""
     wrong = metrics.confusion(truth, prediction, spec.C)[: spec.C, : spec.C]
     share = wrong / max(wrong.sum(), 1)
     np.fill_diagonal(share, 0)
     true, said = np.unravel_index(share.argmax(), share.shape)
-    return f"{spec.classes[true]} taken for {spec.classes[said]},\n{share.max():.0%} of the pixels" if share.max() else "no mistake"
+    words = f"{spec.classes[true]} taken for {spec.classes[said]},\n{share.max():.0%} of the pixels"
+    return words if share.max() else "no mistake"
+
+
+def circle(ax, prototypes: np.ndarray, K: int, points: dict[str, np.ndarray]) -> None:
+    """Prototypes of classes A, B, C... on the unit circle, and named points on it. Notebook 03.
+
+    prototypes: (S, 2) unit rows, K per class; points: name -> (2,).
+    """
+    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="0.7"))
+    for s, (x, y) in enumerate(prototypes):
+        c, k = divmod(s, K)
+        ax.plot([0, x], [0, y], color=OKABE_ITO[c], lw=1)
+        ax.plot(x, y, MARKERS[c % len(MARKERS)], color=OKABE_ITO[c], ms=9, mec="black", zorder=4)
+        ax.text(0.72 * x, 0.72 * y, f"{chr(ord('A') + c)}{k + 1}", ha="center", va="center",
+                bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
+    for name, (x, y) in points.items():
+        ax.plot(x, y, "*", color="black", ms=13, zorder=5)
+        ax.text(1.2 * x, 1.2 * y, name, ha="center", va="center")
+    ax.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+    ax.axis("off")
+
+
+def outline(ax, region: np.ndarray) -> None:
+    """The border of a region (H, W) of 0 and 1 over a picture, black on white to show on any tissue. Notebook 03."""
+    if 0 < region.mean() < 1:
+        for width, colour in ((2.4, "white"), (1.0, "black")):
+            ax.contour(region, [0.5], colors=[colour], linewidths=width)
+
+
+def pair_grid(images: np.ndarray, regions: np.ndarray, names: list[str], titles: list[str], side: float = 1.35):
+    """One row per pair of patch and class: the patch, pale outside the class, then axes under `titles`. Notebook 03.
+
+    images: (n, H, W, 3) uint8; regions: (n, H, W) 0 and 1; names: n. Returns the figure and the empty axes (n, titles).
+    """
+    fig, axes = grid(len(images), 1 + len(titles), side)
+    for ax, title in zip(axes[0], ["patch, pale\noutside", *titles]):
+        ax.set_title(title, fontsize=9)
+    for ax, image, region, name in zip(axes[:, 0], images, regions, names):
+        ax.imshow(np.where(region[..., None] > 0, image, 140 + image * 0.45).astype(np.uint8))
+        ax.set_ylabel(name)
+        outline(ax, region)
+    return fig, axes[:, 1:]
+
+
+def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
+    """A signed map (h, w) over its patch in grey: orange above 0, purple below, on the map's own scale. Notebook 03."""
+    H, W = image.shape[:2]
+    ax.imshow(255 - (255 - image.mean(-1)) / 2, cmap="gray", vmin=0, vmax=255)
+    top = np.abs(values).max() or 1.0
+    ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5))

@@ -124,10 +124,14 @@ def test_mixed_and_white_patches_are_no_candidates():
 
 
 def test_a_class_short_of_candidates_is_named_with_its_count():
-    with pytest.raises(ValueError, match="A has 2 single-class patches .* K = 3 .* pass K = 2"):
-        built(K=3, white=[1])
-    with pytest.raises(ValueError, match="A has 0 .* no prototype"):
-        built(white=[0, 1, 2])
+    with pytest.raises(ValueError, match="A has 3 single-class patches, K = 4 sub-classes need 4; pass K = 3"):
+        built(K=4)
+
+
+def test_a_class_that_the_white_filter_would_empty_keeps_its_patches_and_says_so():
+    with pytest.warns(UserWarning, match="only 1 of 3 single-class patches of A are at most 50% white; all are kept"):
+        made = built(K=2, white=[0, 1, 3])[2]
+    assert made.candidates.tolist() == [0, 1, 2, 4, 5]  # of B, only the white one is dropped
 
 
 def test_thin_subclasses_are_reported():

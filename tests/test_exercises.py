@@ -58,10 +58,32 @@ def exponential_loss(fg, prototypes, cls, K, tau, sums=True, swap=False):
     return -torch.log(a / (a + b))
 
 
+def gap(fg, prototypes, cls, K, tau):
+    s = (prototypes @ fg).view(-1, K).sum(1)
+    return (s.sum() - 2 * s[cls]) / tau
+
+
 def siblings_loss(fg, prototypes, cls, K, tau):
     s = prototypes @ fg
     first = s[cls * K]
     return F.softplus((s.sum() - 2 * first) / tau)
+
+
+def image_label(mask, C):
+    return [int(c in set(mask.flatten().tolist())) for c in range(C)]
+
+
+def white(pixel, every=all):
+    return every(-math.log((int(v) + 1) / 256) < 0.15 for v in pixel)
+
+
+def white_share(images, every=all):
+    return [sum(white(p, every) for row in image for p in row) / image[..., 0].size for image in images]
+
+
+def present_classes(scores, share):
+    wins = [[int((image.argmax(0) == c).sum()) for c in range(len(image))] for image in scores]
+    return [[n >= share * sum(row) for n in row] for row in wins]
 
 
 def fuse_levels(maps, weights, size, **how):
@@ -75,6 +97,10 @@ def iou(matrix, ignore_row=False, absent=math.nan):
     return [matrix[c, c] / u if u else absent for c, u in enumerate(unions)]
 
 
+def recall(matrix):
+    return [row[c] / row.sum() if row.any() else math.nan for c, row in enumerate(matrix[:-1])]
+
+
 def gated(scores, labels):
     out = scores.clone()
     for image, label in zip(out, labels):
@@ -84,6 +110,9 @@ def gated(scores, labels):
 
 
 SOLVED = [
+    (exercises.check_image_label, image_label),
+    (exercises.check_white_share, white_share),
+    (exercises.check_present_classes, present_classes),
     (exercises.check_cosine_distance, cosine_distance),
     (exercises.check_lloyd_step, lloyd_step),
     (exercises.check_adaptive_threshold, adaptive_threshold),
@@ -94,6 +123,19 @@ SOLVED = [
 ]
 
 SLIPS = [
+    (exercises.check_image_label, lambda m, C: image_label(m, C + 1), "ignore is no class"),
+    (exercises.check_image_label, lambda m, C: [(m == c).sum() for c in range(C)], "counts pixels"),
+    (exercises.check_image_label, lambda m, C: np.eye(C)[np.bincount(m.flatten())[:C].argmax()], "largest only"),
+    (exercises.check_image_label, lambda m, C: np.unique(m[m < C]), "indices of the classes"),
+    (exercises.check_white_share, lambda x: white_share(x, every=any), "one clear channel"),
+    (exercises.check_white_share, lambda x: np.multiply(white_share(x), 4), "counts pixels"),
+    (exercises.check_white_share, lambda x: np.mean(white_share(x)), "one share for each patch"),
+    (exercises.check_white_share, lambda x: 1 - np.array(white_share(x)), "share of tissue"),
+    (exercises.check_present_classes, lambda s, a: present_classes(s, a + 1e-6), ">="),
+    (exercises.check_present_classes, lambda s, a: F.one_hot(s.argmax(1), 3).float().mean((1, 2)), "yes or no"),
+    (exercises.check_present_classes, lambda s, a: present_classes(s, 1e-6), "one pixel"),
+    (exercises.check_present_classes, lambda s, a: s.mean((2, 3)) >= a, "mean of the scores"),
+    (exercises.check_present_classes, lambda s, a: np.transpose(present_classes(s, a)), "swapped"),
     (exercises.check_cosine_distance, lambda a, b: unit(a) @ unit(b).T, "1 minus"),
     (exercises.check_cosine_distance, lambda a, b: 1 - a @ b.T, "by its length"),
     (exercises.check_cosine_distance, lambda a, b: 1 - a @ unit(b).T, "rows of a"),
@@ -112,12 +154,11 @@ SLIPS = [
     (exercises.check_adaptive_threshold, lambda m, d: m < d * m.amax((1, 2), keepdim=True), "swapped"),
     (exercises.check_adaptive_threshold, lambda m, d: adaptive_threshold(m, d) * m, "yes or no"),
     (exercises.check_foreground_loss, exponential_loss, "overflows"),
-    (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, c, K, 1), "divide the similarities by tau"),
+    (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, c, K, 1), "divide the similarities"),
     (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, c, K, K * t), "means"),
     (exercises.check_foreground_loss, lambda *a: exponential_loss(*a, sums=False), "exp comes first"),
     (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, 1 - c, K, t), "swapped"),
-    (exercises.check_foreground_loss, lambda f, P, c, K, t: (P @ f).sum() / t - 2 * (P @ f)[c * K : c * K + K].sum() / t,
-     "softplus"),
+    (exercises.check_foreground_loss, gap, "softplus"),
     (exercises.check_foreground_loss, siblings_loss, "siblings"),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, [1] * len(m), s), "its weight"),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s) / len(m), "by their number"),
@@ -126,8 +167,7 @@ SLIPS = [
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s, mode="nearest"), "bilinear"),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s, align_corners=True), "an area"),
     (exercises.check_iou_from_confusion, lambda m: iou(m, ignore_row=True), "drop it"),
-    (exercises.check_iou_from_confusion, lambda m: [r[i] / r.sum() if r.sum() else math.nan for i, r in enumerate(m[:3])],
-     "recall"),
+    (exercises.check_iou_from_confusion, recall, "recall"),
     (exercises.check_iou_from_confusion, lambda m: [2 * i / (1 + i) for i in iou(m)], "Dice"),
     (exercises.check_iou_from_confusion, lambda m: [i / (1 + i) for i in iou(m)], "take them off once"),
     (exercises.check_iou_from_confusion, lambda m: iou(m, absent=0.0), "not 0"),
@@ -136,7 +176,7 @@ SLIPS = [
     (exercises.check_protocol_gate, lambda s, y: s * y[:, :, None, None], "-inf"),
     (exercises.check_protocol_gate, lambda s, y: s.masked_fill(y[:, :, None, None] == 0, -math.inf), "as it is"),
     (exercises.check_protocol_gate, lambda s, y: s, "changed nothing"),
-    (exercises.check_protocol_gate, lambda s, y: s.masked_fill(y[:, :, None, None] == 1, -math.inf), "present and absent"),
+    (exercises.check_protocol_gate, lambda s, y: s.masked_fill(y[:, :, None, None] > 0, -math.inf), "swapped"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""CAMs: fusion against a slow bilinear reference, mirrored passes, masks under labels, pseudo masks on disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+
+from protolib import cams
+from protolib.data import SPECS
+from protolib.files import read_json
+
+SPEC = SPECS["phantom"]
+H = W = 8
+
+
+def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
+    """One map (h, w) at H x W pixels: pixel centres at half steps, clamped to the centres of the outer cells."""
+    h, w = grid.shape
+    out = np.empty((H, W))
+    for y in range(H):
+        for x in range(W):
+            v, u = np.clip((y + 0.5) * h / H - 0.5, 0, h - 1), np.clip((x + 0.5) * w / W - 0.5, 0, w - 1)
+            t, l = int(v), int(u)
+            b, r, fv, fu = min(t + 1, h - 1), min(l + 1, w - 1), v - t, u - l
+            upper, lower = ((1 - fu) * grid[row, l] + fu * grid[row, r] for row in (t, b))
+            out[y, x] = (1 - fv) * upper + fv * lower
+    return out
+
+
+class HandMade(nn.Module):
+    """Two levels of four maps: the channels, and half the first; the finer one times a ramp from left to right."""
+
+    def __init__(self, fail_after: int = 10**6):
+        super().__init__()
+        self.weight, self.fusion, self.K, self.left = nn.Parameter(torch.ones(1)), (0.25, 0.75), 1, fail_after
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("the disk is full")
+        ramp = torch.arange(images.shape[3]) * self.weight
+        four = torch.cat([images, images[:, :1] * 0.5], dim=1)  # (B, 4, H, W)
+        return [four * ramp, nn.functional.avg_pool2d(four, 2)]
+
+    def class_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return maps
+
+    def logits(self, class_maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([m.mean((2, 3)) for m in class_maps])
+
+
+class Patches(Dataset):
+    """Forty patches of noise with labels, as cams asks of a split."""
+
+    def __init__(self, split: str = "train", fingerprint: str = "f1"):
+        rng = np.random.default_rng(0)
+        self.spec, self.split, self.fingerprint = SPEC, split, fingerprint
+        self.ids = [f"slide+{i}[1101]" for i in range(40)]
+        self.images = rng.integers(0, 256, (40, H, W, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, 2, (40, SPEC.C), dtype=np.uint8)
+        self.labels[:, 0] |= self.labels.sum(1) == 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        return {"image": torch.from_numpy(self.images[i]).permute(2, 0, 1), "index": i}
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 11), (3, 5)])
+def test_fuse_is_a_weighted_sum_of_bilinear_maps(size):
+    rng = np.random.default_rng(1)
+    levels = [rng.normal(size=(2, 3, n, m)) for n, m in ((4, 5), (2, 3), (1, 1))]
+    weights = (0.5, -2.0, 0.25)
+    found = cams.fuse([torch.from_numpy(m) for m in levels], weights, size).numpy()
+    for b in range(2):
+        for c in range(3):
+            wanted = sum(w * slow_bilinear(m[b, c], *size) for w, m in zip(weights, levels))
+            np.testing.assert_allclose(found[b, c], wanted, rtol=0, atol=1e-12)
+
+
+def test_fuse_of_constant_maps_is_their_weighted_sum():
+    maps = [torch.full((1, 2, n, n), v) for n, v in ((4, 1.0), (2, 10.0))]
+    assert torch.equal(cams.fuse(maps, (0.25, 0.5), (6, 6)), torch.full((1, 2, 6, 6), 5.25))
+
+
+def test_fuse_wants_one_weight_per_level():
+    with pytest.raises(ValueError):
+        cams.fuse([torch.zeros(1, 2, 4, 4)], (0.3, 0.7), (8, 8))
+
+
+def test_predict_averages_the_patch_and_its_mirror_image():
+    net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    plain, plain_logits = cams.predict(net, images, tta=False)
+    mirrored, mirrored_logits = cams.predict(net, images.flip(3), tta=False)
+    both, logits = cams.predict(net, images, tta=True)
+    assert torch.equal(both, (plain + mirrored.flip(3)) / 2)
+    assert torch.equal(logits, (plain_logits + mirrored_logits) / 2)
+    four = torch.cat([images, images[:, :1] * 0.5], dim=1)
+    # over both passes the ramp 0..7 and its mirror image average to 3.5 in every column
+    coarse = nn.functional.interpolate(nn.functional.avg_pool2d(four, 2), (H, W), mode="bilinear")
+    torch.testing.assert_close(both, 0.25 * 3.5 * four + 0.75 * coarse, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits, (3.5 * four.mean((2, 3)) + four.mean((2, 3))) / 2, rtol=0, atol=1e-6)
+
+
+def test_argmax_takes_the_strongest_class_that_the_label_allows():
+    scores = torch.tensor([
+        [[5.0, 5, 5], [0, 0, 0], [-9, -9, -9]],
+        [[4, 6, 4], [1, -1, 0], [-8, -8, -8]],
+        [[3, 3, 9], [-1, 2, 0], [-7, -7, -7]],
+    ])[None].repeat(3, 1, 1, 1)  # (3, 3, 3, 3)  # fmt: skip
+    labels = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
+    masks = cams.argmax_masks(scores, labels)
+    everything = [[0, 1, 2], [1, 2, 0], [2, 2, 2]]  # a tie goes to the lowest index
+    assert masks.dtype == torch.uint8
+    assert masks.tolist() == [everything, [[1, 1, 2], [1, 2, 1], [2, 2, 2]], everything]
+
+
+def test_predict_split_keeps_the_order_of_the_split():
+    patches = Patches()
+    parts = cams.predict_split(HandMade(), patches, tta=False, batch=16)
+    index, maps, logits = (torch.cat(part) for part in zip(*parts))
+    assert index.tolist() == list(range(40))
+    images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
+    wanted_maps, wanted_logits = cams.predict(HandMade(), images, tta=False)
+    torch.testing.assert_close((maps, logits), (wanted_maps, wanted_logits), rtol=0, atol=1e-6)
+
+
+def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
+    patches, folder = Patches(), tmp_path / "pseudo_masks"
+    cams.pseudo_masks(HandMade(), patches, folder, False, {"seed": 3})
+    images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
+    wanted = cams.argmax_masks(cams.predict(HandMade(), images, tta=False)[0], torch.from_numpy(patches.labels))
+    found = cams.read_pseudo_masks(folder, patches)
+    assert found.dtype == np.uint8 and np.array_equal(found, wanted.numpy())
+    rows = np.arange(40)[:, None, None]
+    assert patches.labels[rows, found].all()  # no pixel has a class that its image label denies
+    with Image.open(folder / f"{patches.ids[7]}.png") as image:
+        assert image.mode == "P"
+        assert tuple(image.getpalette()[: 3 * (SPEC.C + 1)]) == tuple(v for colour in SPEC.palette for v in colour)
+        colours = np.asarray(image.convert("RGB"))
+    assert np.array_equal(colours, np.array(SPEC.palette, dtype=np.uint8)[found[7]])
+    manifest = read_json(folder / "manifest.json")
+    assert manifest == {
+        "seed": 3, "dataset": "phantom", "split": "train", "fingerprint": "f1", "ids": patches.ids
+    }  # fmt: skip
+    assert sorted(p.name for p in folder.iterdir()) == sorted([f"{i}.png" for i in patches.ids] + ["manifest.json"])
+
+
+@pytest.mark.parametrize(
+    "other, named", [(Patches("val"), "split"), (Patches(fingerprint="f2"), "fingerprint")], ids=["split", "pixels"]
+)
+def test_masks_of_other_patches_are_refused(tmp_path, other, named):
+    cams.pseudo_masks(HandMade(), Patches(), tmp_path / "masks", False, {})
+    with pytest.raises(ValueError, match=f"another {named} .*make them again"):
+        cams.read_pseudo_masks(tmp_path / "masks", other)
+
+
+def test_pseudo_masks_of_val_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="this is 'val'"):
+        cams.pseudo_masks(HandMade(), Patches("val"), tmp_path / "masks", False, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_middle_leaves_the_old_masks(tmp_path):
+    folder = tmp_path / "masks"
+    cams.pseudo_masks(HandMade(), Patches(), folder, False, {"round": 1})
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(RuntimeError, match="disk is full"):
+        cams.pseudo_masks(HandMade(fail_after=1), Patches(), folder, True, {"round": 2})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    cams.pseudo_masks(HandMade(), Patches(), folder, True, {"round": 3})  # what the failure left is no part of it
+    assert read_json(folder / "manifest.json")["round"] == 3
+    assert len(list(folder.iterdir())) == 41 and [p.name for p in tmp_path.iterdir()] == ["masks"]
+
+
+def test_a_first_failure_leaves_no_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="disk is full"):
+        cams.pseudo_masks(HandMade(fail_after=1), Patches(), tmp_path / "masks", False, {})
+    assert not (tmp_path / "masks").exists()

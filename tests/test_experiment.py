@@ -1,0 +1,93 @@
+"""A run loads what its folder holds for the same key and makes the rest; its steps agree with the kernels they string together."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from protolib import cams, experiment, metrics, presets, results
+from protolib.experiment import Run
+
+TINY = replace(presets.preset("smoke"), name="tiny", size=64, patches=(64, 8, 8), N=3, tta=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", TINY)
+
+
+def open_run(folder, **more):
+    return Run("tiny", run_dir=folder, device="cpu", **more)
+
+
+def test_record_is_complete_and_a_second_run_only_loads(folder, monkeypatch):
+    first = open_run(folder).record()
+    assert list(first["methods"]) == list(results.METHODS) == list(first["seconds"])
+    monkeypatch.setattr(experiment.bank, "build", lambda *_, **__: pytest.fail("the bank was built again"))
+    monkeypatch.setattr(experiment.training, "cam_loss", lambda *_: pytest.fail("a finished network was trained again"))
+    monkeypatch.setattr(experiment.segmentation, "segmentation_loss", lambda *_: pytest.fail("stage 2 was trained again"))
+    assert open_run(folder).record()["methods"] == first["methods"]
+
+
+def test_same_seed_same_numbers_in_another_folder(folder, tmp_path):
+    there, here = open_run(tmp_path), open_run(folder)
+    assert there.scores("prototypes") == here.scores("prototypes")
+    np.testing.assert_array_equal(there.bank.prototypes, here.bank.prototypes)
+
+
+def test_another_seed_or_setting_has_another_key(folder):
+    key = open_run(folder).key
+    assert open_run(folder).key == key
+    assert len({key, open_run(folder, seed=1).key, open_run(folder, K=2).key}) == 3
+
+
+def test_oracle_masks_hold_no_class_that_the_truth_lacks(folder):
+    run = open_run(folder)
+    test = run.data("test")
+    for mask, label in zip(run.masks("pbip_stage1", "test", "oracle"), test.labels):
+        assert label[np.unique(mask)].all()
+
+
+def test_scores_are_those_of_the_masks(folder):
+    run = open_run(folder)
+    matrix = metrics.confusion(np.array(run.data("val").masks), run.masks("cam", "val"), 4)
+    assert run.scores("cam", "val")["miou"] == pytest.approx(metrics.scores(matrix)["miou"])
+
+
+def test_pseudo_masks_carry_the_run_and_hold_only_labelled_classes(folder):
+    run = open_run(folder)
+    patches = run.pseudo_masks()
+    manifest = experiment.read_json(folder / "pseudo_masks" / "manifest.json")
+    assert (manifest["dataset"], manifest["split"], manifest["key"]) == ("phantom", "train", run.key)
+    for i, label in enumerate(run.data("train").labels):
+        assert label[patches[i]["mask"].unique().numpy()].all()
+
+
+def test_retrain_forgets_the_steps_but_not_the_patches(tmp_path):
+    run = open_run(tmp_path)
+    _ = run.bank
+    assert run.made("bank")
+    assert not open_run(tmp_path, retrain=True).made("bank")
+    assert (tmp_path / "cache").exists()
+
+
+def test_full_supervision_takes_val_where_training_masks_are_missing(folder, monkeypatch):
+    run = open_run(folder)
+    assert run.masked_split().dataset.split == "train"
+    monkeypatch.setattr(run.data("train"), "masks", None)
+    assert run.masked_split().dataset.split == "val"
+
+
+def test_predicted_labels_of_stage_one_are_positive_logits(folder):
+    run = open_run(folder)
+    index, maps, labels = next(run.predictions("cam", "test"))
+    images = torch.stack([run.data("test")[int(i)]["image"] for i in index]).float() / 255
+    found, logits = cams.predict(run.net("cam"), images, tta=False)
+    torch.testing.assert_close(maps, found)
+    assert torch.equal(labels, logits > 0)

@@ -1,0 +1,349 @@
+"""The matching loss against closed forms on a circle, hand-made maps, and the equations pair by pair in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from protolib import encoders, matching, training
+from protolib.bank import Bank
+from protolib.classnet import ClassNet
+from protolib.matching import keep, matching_loss, matching_terms, pool_foreground, present_share, unit_range, weights
+from protolib.presets import preset
+
+SETTINGS = dict(K=1, span="stretch", delta=0.5, fill="black", tau=0.5, theta_fg=1.0, theta_bg=0.5)
+
+
+def circle(*degrees: float) -> torch.Tensor:
+    """Unit vectors at these angles: (n, 2) float64."""
+    angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def softlog(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+def projector(D: int, pixels: int, seed: int = 0):
+    """A frozen encoder that is one random matrix: images (P, 3, H, W) -> unit rows (P, D), float64."""
+    weights = torch.randn(3 * pixels, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return lambda images: F.normalize(images.flatten(1) @ weights, dim=1)
+
+
+def case(B: int, C: int, K: int, side: int = 8, cells: int = 4, seed: int = 0):
+    """Random images, maps, labels (each image with a class), prototypes and encoder, all in float64."""
+    g = torch.Generator().manual_seed(seed)
+    images = torch.rand(B, 3, side, side, generator=g, dtype=torch.float64)
+    maps = 3 * torch.randn(B, C, cells, cells, generator=g, dtype=torch.float64)
+    labels = torch.randint(2, (B, C), generator=g)
+    labels[torch.arange(B), torch.arange(B) % C] = 1
+    prototypes = F.normalize(torch.randn(C * K, 5, generator=g, dtype=torch.float64), dim=1)
+    return images, maps, labels, prototypes, projector(5, side * side)
+
+
+def enlarge(m: np.ndarray, H: int, W: int) -> np.ndarray:
+    """Bilinear, pixel centres at half steps, the border repeated, one pixel at a time."""
+    h, w = m.shape
+    out = np.empty((H, W))
+    for y in range(H):
+        for x in range(W):
+            v, u = max((y + 0.5) * h / H - 0.5, 0), max((x + 0.5) * w / W - 0.5, 0)
+            i, j = int(v), int(u)
+            a, b, k, n = v - i, u - j, min(i + 1, h - 1), min(j + 1, w - 1)
+            out[y, x] = (1 - a) * ((1 - b) * m[i, j] + b * m[i, n]) + a * ((1 - b) * m[k, j] + b * m[k, n])
+    return out
+
+
+def slow_part(X: np.ndarray, weight: np.ndarray, fill: str) -> np.ndarray:
+    """Eq. (5), pixel by pixel: the weighted part of an image (3, H, W)."""
+    part = np.zeros_like(X)
+    for c, y, x in np.ndindex(*X.shape):
+        part[c, y, x] = weight[y, x] * X[c, y, x]
+        if fill == "mean":
+            part[c, y, x] += (1 - weight[y, x]) * (weight * X[c]).sum() / weight.sum()
+    return part
+
+
+def slow_map(maps: np.ndarray, label: np.ndarray, c: int, span: str) -> np.ndarray:
+    """The map of class c in [0, 1], cell by cell."""
+    if span == "stretch":
+        return (maps[c] - maps[c].min()) / (maps[c].max() - maps[c].min())
+    total = sum(np.exp(maps[k]) for k in np.flatnonzero(label))
+    return np.exp(maps[c]) / total
+
+
+def slow_loss(images, maps, labels, prototypes, encode, *, K, span, delta, fill, tau, theta_fg, theta_bg) -> float:
+    """Eq. (4-13), one pair, one prototype and one pixel after the other, exp and log as printed."""
+    terms = []
+    for X, image_maps, label in zip(images.numpy(), maps.numpy(), labels.numpy()):
+        if span == "share" and label.sum() == 1:
+            continue
+        for c in np.flatnonzero(label):
+            M = enlarge(slow_map(image_maps, label, c, span), *X.shape[1:])
+            b = M >= delta * M.max()
+            fg, bg = np.where(b, M, 0), np.where(b, 0, 1 - M)
+            loss = 0.0
+            for weight, ground, theta in ((fg, "F", theta_fg), (bg, "B", theta_bg)):
+                if weight.max() == 0:
+                    continue
+                feature = encode(torch.from_numpy(slow_part(X, weight, fill))[None])[0]
+                own = sum(float(feature @ p) for i, p in enumerate(prototypes) if i // K == c)
+                other = sum(float(feature @ p) for i, p in enumerate(prototypes) if i // K != c)
+                if ground == "B":  # means, and the other classes are the right answer
+                    own, other = other / (len(prototypes) - K), own / K
+                e_right, e_wrong = math.exp(own / tau), math.exp(other / tau)
+                loss += theta * -math.log(e_right / (e_right + e_wrong))
+            terms.append(loss)
+    return sum(terms) / len(terms)
+
+
+# Maps
+
+
+def test_unit_range_stretches_each_map_by_its_own_ends():
+    maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[10.0, 10.5], [11.0, 12.0]]])
+    torch.testing.assert_close(unit_range(maps), torch.tensor([[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]]]))
+    assert unit_range(torch.full((2, 2), 7.0)).eq(0).all()  # a constant map has no foreground to speak of
+
+
+def test_the_threshold_is_a_share_of_each_map_s_own_maximum_and_the_edge_is_inside():
+    strong = torch.tensor([[0.8, 0.4, 0.39], [0.1, 0.5, 0.0], [0.7, 0.2, 0.41]])
+    wanted = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 1]]).bool()
+    assert pool_foreground(strong, 0.5).equal(wanted)
+    assert pool_foreground(torch.stack([strong, strong / 100]), 0.5).equal(torch.stack([wanted, wanted]))
+    assert pool_foreground(strong, 0.9).sum() == 1
+
+
+def test_a_map_below_zero_has_no_foreground_until_it_is_stretched():
+    below = torch.tensor([[-4.0, -1.0], [-3.0, -2.0]])
+    assert not pool_foreground(below, 0.5).any()  # a share of a negative maximum lies above it
+    assert pool_foreground(unit_range(below), 0.5).tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_delta_that_is_no_share_is_refused_by_name(delta):
+    with pytest.raises(ValueError, match=r"delta = .*0 < delta < 1"):
+        pool_foreground(torch.rand(2, 2), delta)
+
+
+def test_each_present_class_has_its_share_of_every_cell():
+    logits = torch.tensor([[[[0.0, 2.0]], [[math.log(3), 2.0]], [[9.0, -9.0]]]])  # (1, 3, 1, 2)
+    shares = present_share(logits, torch.tensor([[1, 1, 0]]))
+    torch.testing.assert_close(shares, torch.tensor([[[[0.25, 0.5]], [[0.75, 0.5]], [[0.0, 0.0]]]]))
+    assert present_share(logits, torch.tensor([[0, 1, 0]]))[0, 1].eq(1).all()  # alone, a class has it all
+    logits.requires_grad_()
+    nothing = present_share(logits, torch.tensor([[0, 0, 0]]))
+    nothing.sum().backward()
+    assert nothing.eq(0).all() and logits.grad.eq(0).all()  # no class, no share, and no NaN on the way back
+
+
+def test_the_weights_of_foreground_and_background_of_a_hand_made_map():
+    M = torch.tensor([[1.0, 0.6], [0.4, 0.0]])
+    fg, bg = weights(M, 0.5)
+    torch.testing.assert_close(fg, torch.tensor([[1.0, 0.6], [0, 0]]))
+    torch.testing.assert_close(bg, torch.tensor([[0, 0], [0.6, 1.0]]))
+    stacked = weights(torch.stack([M, M / 2]), 0.5)  # each map has its own threshold
+    torch.testing.assert_close(stacked[0][1], fg / 2)
+    torch.testing.assert_close(stacked[1][1], torch.tensor([[0, 0], [0.8, 1.0]]))
+
+
+def test_black_keeps_the_weighted_image_and_nothing_else():
+    image = torch.tensor([1.0, 0.5, 0.2])[:, None, None].expand(3, 2, 2)[None]
+    weight = torch.tensor([[[1.0, 0.6], [0, 0]]])
+    torch.testing.assert_close(keep(image, weight, "black"), image * weight[:, None])
+
+
+def test_the_mean_fill_puts_the_colour_of_what_is_kept_where_nothing_is():
+    image = torch.tensor([[[0.2, 0.8], [0.5, 0.9]]]).expand(3, 2, 2)[None]
+    colour = (0.2 + 0.5 * 0.8) / 1.5
+    kept = keep(image, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]), "mean")
+    torch.testing.assert_close(kept[0, 0], torch.tensor([[0.2, 0.4 + colour / 2], [colour, colour]]))
+    assert keep(image, torch.ones(1, 2, 2), "mean").equal(image)
+    assert keep(image, torch.zeros(1, 2, 2), "mean").eq(0).all()
+
+
+# The two terms
+
+
+@pytest.mark.parametrize("theta, phi, tau", [(0, 90, 1.0), (35, 120, 0.5), (200, 60, 0.1), (90, 180, 2.0)])
+def test_two_prototypes_on_a_circle_have_a_closed_form(theta, phi, tau):
+    own, other, f = 1.0, math.radians(phi), math.radians(theta)
+    prototypes, feature = circle(0, phi), circle(theta)
+    fgs, bgs = matching_terms(feature, feature, prototypes, torch.tensor([0]), K=1, tau=tau)
+    gap = (math.cos(f - other) - math.cos(f) * own) / tau
+    assert fgs.item() == pytest.approx(softlog(gap), rel=1e-12)
+    assert bgs.item() == pytest.approx(softlog(-gap), rel=1e-12)
+
+
+def test_half_way_between_two_prototypes_both_terms_are_log_2():
+    fgs, bgs = matching_terms(circle(45), circle(45), circle(0, 90), torch.tensor([1]), K=1, tau=0.07)
+    assert fgs.item() == pytest.approx(math.log(2), rel=1e-12)
+    assert bgs.item() == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_foreground_sums_and_background_averages_its_prototypes():
+    # class 0 at 0 and 60 degrees, classes 1 and 2 at 90, 180 and 270, 270; the feature at 0: cosines 1, .5, 0, -1, 0, 0
+    prototypes = circle(0, 60, 90, 180, 270, 270)
+    fgs, bgs = matching_terms(circle(0), circle(0), prototypes, torch.tensor([0]), K=2, tau=1.0)
+    assert fgs.item() == pytest.approx(softlog(-1 - 1.5), rel=1e-12)
+    assert bgs.item() == pytest.approx(softlog(0.75 + 0.25), rel=1e-12)
+
+
+def test_each_pair_has_the_prototypes_of_its_own_class():
+    prototypes = circle(0, 10, 100, 130, 220, 250)
+    fg, bg, classes = circle(5, 115, 235), circle(115, 235, 5), torch.tensor([0, 1, 2])
+    together = matching_terms(fg, bg, prototypes, classes, K=2, tau=0.3)
+    for i in range(3):  # with its own class moved to the front each pair gives the same alone
+        rolled = prototypes.roll(-2 * i, 0)
+        alone = matching_terms(fg[i : i + 1], bg[i : i + 1], rolled, torch.tensor([0]), K=2, tau=0.3)
+        torch.testing.assert_close(torch.stack(together)[:, i], torch.cat(alone), rtol=1e-12, atol=0)
+
+
+def test_a_temperature_of_a_thousandth_does_not_overflow():
+    prototypes = circle(0, 180)
+    fgs, bgs = matching_terms(circle(180), circle(0), prototypes, torch.tensor([0]), K=1, tau=1e-3)
+    assert fgs.item() == pytest.approx(2000, rel=1e-12) and bgs.item() == pytest.approx(2000, rel=1e-12)
+    with pytest.raises(OverflowError):  # as printed it does
+        math.exp(2 / 1e-3)
+    right, _ = matching_terms(circle(0), circle(0), prototypes, torch.tensor([0]), K=1, tau=1e-3)
+    assert right.item() == 0.0
+
+
+# The loss
+
+
+@pytest.mark.parametrize("fill", ["black", "mean"])
+@pytest.mark.parametrize("span, delta", [("stretch", 0.3), ("share", 0.6)])
+@pytest.mark.parametrize("C, K", [(2, 1), (3, 2), (4, 3)])
+def test_the_loss_equals_the_equations_walked_pair_by_pair(C, K, span, delta, fill):
+    images, maps, labels, prototypes, encode = case(6, C, K, seed=C)
+    labels[-1] = 1  # at least one patch of several classes
+    settings = SETTINGS | {"K": K, "span": span, "fill": fill, "delta": delta, "theta_bg": 0.7}
+    fast = matching_loss(images, maps, labels, prototypes, encode, **settings)
+    assert fast.item() == pytest.approx(slow_loss(images, maps, labels, prototypes, encode, **settings), rel=1e-10)
+
+
+def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
+    images, maps, labels, prototypes, encode = case(3, 3, 1)
+    labels = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+    single = []
+    for i, c in ((0, 0), (1, 1), (1, 2)):
+        only = F.one_hot(torch.tensor([c]), 3)
+        single.append(matching_loss(images[i : i + 1], maps[i : i + 1], only, prototypes, encode, **SETTINGS))
+    whole = matching_loss(images, maps, labels, prototypes, encode, **SETTINGS)
+    torch.testing.assert_close(whole, torch.stack(single).mean(), rtol=1e-12, atol=0)
+    fg, bg = (matching_loss(images, maps, labels, prototypes, encode, **SETTINGS | {"theta_fg": a, "theta_bg": b})
+              for a, b in ((1, 0), (0, 1)))  # fmt: skip
+    torch.testing.assert_close(whole, fg + 0.5 * bg, rtol=1e-12, atol=0)
+
+
+def test_the_loss_ignores_scale_and_offset_of_a_map():
+    images, maps, labels, prototypes, encode = case(4, 3, 2)
+    settings = SETTINGS | {"K": 2}
+    once = matching_loss(images, maps, labels, prototypes, encode, **settings)
+    moved = matching_loss(images, 4 * maps - 9, labels, prototypes, encode, **settings)
+    torch.testing.assert_close(once, moved, rtol=1e-12, atol=0)
+
+
+def test_shares_ignore_what_moves_all_classes_of_a_cell_and_patches_of_one_class():
+    images, maps, _, prototypes, encode = case(3, 3, 2)
+    settings = SETTINGS | {"K": 2, "span": "share"}
+    labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1]])
+    once = matching_loss(images, maps, labels, prototypes, encode, **settings)
+    moved = matching_loss(images, maps + maps[:1, :1], labels, prototypes, encode, **settings)
+    torch.testing.assert_close(once, moved, rtol=1e-12, atol=0)
+    mixed = matching_loss(images[[0, 2]], maps[[0, 2]], labels[[0, 2]], prototypes, encode, **settings)
+    torch.testing.assert_close(once, mixed, rtol=1e-12, atol=0)
+
+
+def test_without_pairs_the_loss_is_0_and_still_has_a_graph():
+    images, maps, labels, prototypes, _ = case(2, 3, 1)
+    maps.requires_grad_()
+    loss = matching_loss(images, maps, labels * 0, prototypes, pytest.fail, **SETTINGS)  # the encoder is not called
+    loss.backward()
+    assert loss.item() == 0 and maps.grad.eq(0).all()
+
+
+def test_one_encoder_pass_for_all_foregrounds_and_backgrounds():
+    images, maps, _, prototypes, encode = case(4, 3, 2)
+    labels = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    seen = []
+    matching_loss(images, maps, labels, prototypes, lambda x: (seen.append(tuple(x.shape)), encode(x))[1],
+                  **SETTINGS | {"K": 2})  # fmt: skip
+    assert seen == [(2 * 6, 3, 8, 8)]
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("fill", ["black", "mean"])
+@pytest.mark.parametrize("span", ["stretch", "share"])
+def test_the_gradient_of_the_maps_equals_finite_differences(span, fill):
+    images, maps, _, prototypes, encode = case(2, 3, 2, side=6, cells=3)
+    labels = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    maps.requires_grad_()
+
+    def loss(m):
+        return matching_loss(images, m, labels, prototypes, encode, **SETTINGS | {"K": 2, "span": span, "fill": fill})
+
+    assert torch.autograd.gradcheck(loss, maps, eps=1e-6, atol=1e-8, rtol=1e-6)
+    absent = torch.autograd.grad(loss(maps), maps)[0][labels == 0]
+    assert len(absent) and absent.eq(0).all()  # an absent class's map takes no part
+
+
+def test_only_network_and_projection_learn_from_the_loss():
+    encoder = encoders.load("lite0")
+    p = preset("smoke")
+    S, g = 2 * p.K, torch.Generator().manual_seed(0)
+    prototypes = F.normalize(torch.randn(S, encoder.D, generator=g), dim=1).numpy()
+    bank = Bank(("A", "B"), p.K, "centre", prototypes.copy(), np.zeros(encoder.D, np.float32),
+                np.ones(encoder.D, np.float32), np.zeros(0, int), np.zeros(0, int), ((),) * S)  # fmt: skip
+    prompts = torch.from_numpy(bank.prototypes)
+    net = ClassNet(p.backbone, p.stride, p.levels, p.fusion, C=2, prototypes=prompts, merge=p.merge)
+    batch = {"image": torch.rand(2, 3, 64, 64, generator=g), "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    weights = {k: v.clone() for k, v in encoder.state_dict().items()}
+    training.pbip_loss(net, batch, preset=p, bank=bank, encoder=encoder)["matching"].backward()
+    assert all(v.grad is None and not v.requires_grad for v in encoder.parameters())
+    assert all(v.equal(weights[k]) for k, v in encoder.state_dict().items())  # batch statistics too
+    for head in net.heads:
+        assert head.prototypes.grad is None and not head.prototypes.requires_grad
+        assert head.project[0].weight.grad.abs().sum() > 0 and head.project[2].weight.grad.abs().sum() > 0
+    assert net.net.conv_stem.weight.grad.abs().sum() > 0
+    np.testing.assert_array_equal(bank.prototypes, prototypes)
+
+
+def test_an_empty_part_is_left_out_of_loss_and_gradient():
+    images, maps, _, prototypes, encode = case(2, 2, 1)
+    labels = torch.tensor([[1, 1], [1, 1]])
+    maps[0] = 0.3  # one share for all cells: all foreground, no background
+    maps.requires_grad_()
+    seen = []
+    settings = SETTINGS | {"span": "share", "theta_fg": 0.0}
+    loss = matching_loss(images, maps, labels, prototypes, lambda x: (seen.append(len(x)), encode(x))[1], **settings)
+    assert seen == [2 * 2 + 2]  # foregrounds of both images, backgrounds of the second
+    alone = matching_loss(images[1:], maps[1:], labels[1:], prototypes, encode, **settings)
+    torch.testing.assert_close(loss, alone / 2, rtol=1e-12, atol=0)  # the pair still counts in the mean
+    loss.backward()
+    assert maps.grad[0].eq(0).all() and maps.grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("fill", ["black", "mean"])
+def test_maps_without_any_foreground_give_a_loss_of_0_and_a_finite_gradient(fill):
+    encoder = encoders.load("lite0")
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    maps = torch.full((1, 2, 4, 4), 0.3, requires_grad=True)  # stretched it is 0 everywhere
+    prototypes = F.normalize(torch.randn(2, encoder.D, generator=torch.Generator().manual_seed(1)), dim=1)
+    loss = matching_loss(images, maps, torch.tensor([[1, 0]]), prototypes, lambda x: F.normalize(encoder(x), dim=1),
+                         **SETTINGS | {"fill": fill})  # fmt: skip
+    loss.backward()
+    assert loss.item() == 0 and maps.grad.eq(0).all()
+
+
+def test_the_kernel_has_no_loop_over_pairs():
+    import ast
+    import inspect
+
+    tree = ast.parse(inspect.getsource(matching.matching_loss) + inspect.getsource(matching.matching_terms))
+    assert not [n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.While, ast.comprehension))]

@@ -1,0 +1,100 @@
+"""The notebooks: their form, what is committed of them, and the whole story at preset smoke through the runner.
+
+That their cells run and their exact outputs hold is nbval's part: pytest collects notebooks/ beside tests/.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+from protolib import results
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [
+    "00_start_here", "01_dataset_exploration", "02_clustering_prototypes", "03_matching_loss", "04_cam_training",
+    "05_segmentation", "06_how_to_score",
+]  # fmt: skip
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def test_the_story_is_complete_and_in_order():
+    assert [p.stem for p in NOTEBOOKS] == NAMES
+
+
+@each
+def test_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5) and notebook.metadata.kernelspec.name == "python3"
+    assert len({c.id for c in notebook.cells}) == len(notebook.cells)
+    lines = [len(c.source.splitlines()) for c in code_cells(path)]
+    assert 15 <= len(lines) <= 25 and max(lines) <= 25 and median(lines) <= 8
+    assert path.stat().st_size < 1_000_000
+    assert "filterwarnings" not in path.read_text() and "raises-exception" not in path.read_text()
+
+
+@each
+def test_parameters_are_one_cell_of_commented_literals(path):
+    [cell] = [c for c in code_cells(path) if "parameters" in c.metadata.get("tags", [])]
+    names = []
+    for line, statement in zip(cell.source.splitlines(), ast.parse(cell.source).body, strict=True):
+        ast.literal_eval(statement.value)
+        names.append(statement.targets[0].id)
+        assert "#" in line, f"{names[-1]} has no comment"
+    shared = ["preset", "dataset", "data_root", "run_dir", "seed", "device", "encoder", "backbone", "K"]
+    assert names[: len(shared)] == shared
+
+
+@each
+def test_committed_outputs_are_there_and_clean(path):
+    text = path.read_text()
+    assert not re.search(r"/(root|work|tmp|home|Users)/", text), "a private path"
+    assert "papermill" not in json.dumps(json.loads(text)["metadata"])
+    counts = [c.execution_count for c in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1)), "not executed from top to bottom"
+    kinds = {o.output_type for c in code_cells(path) for o in c.outputs}
+    assert "error" not in kinds and "display_data" in kinds
+    assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], "a warning or a bar was left"
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The whole story at preset smoke, run as a user runs it."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    command = [sys.executable, "-m", "protolib", "run", "--preset", "smoke", "--run-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_smoke_scores_every_method_under_both_protocols(smoke):
+    record = results.record(**json.loads((smoke / "results.json").read_text()))
+    assert (record["preset"], record["dataset"], record["seed"]) == ("smoke", "phantom", 0)
+    assert list(record["methods"]) == list(results.METHODS)
+    for scores in record["methods"].values():
+        assert 0 < scores["miou"] < 1 and len(scores["iou"]) == 4
+        assert scores["protocol"] == "predicted image labels, ignore pixels dropped"
+        assert scores["oracle"]["protocol"] == "oracle image labels, ignore pixels dropped"
+    assert record["peak_rss_mb"] < 4000
+    assert set(record["seconds"]) >= set(NAMES)
+
+
+def test_smoke_leaves_executed_notebooks_figures_and_a_page_that_needs_no_network(smoke):
+    assert sorted(p.stem for p in (smoke / "notebooks").glob("*.ipynb")) == NAMES
+    figures = sorted((smoke / "figures").glob("*.png"))
+    assert {p.stem[:2] for p in figures} >= {"01", "02", "03", "04", "05", "06"}
+    page = (smoke / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)

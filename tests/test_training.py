@@ -1,0 +1,247 @@
+"""The training loop: poses, learning rate, steps by hand, resume, another key, a non-finite loss, two processes."""
+
+import math
+import os
+import socket
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from torch import nn
+from torch.utils.data import Dataset
+
+from protolib import training
+
+SETTINGS = dict(epochs=3, batch=4, lr=0.01, weight_decay=0.1, seed=5, device="cpu", key="a")
+
+
+class Squares(Dataset):
+    """Ten noisy patches of 6 x 6 px, each with a label and a mask that holds its red channel."""
+
+    def __init__(self, constant: bool = False):
+        pixels = torch.randint(256, (10, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+        self.images = (pixels[..., :1, :1].expand_as(pixels) if constant else pixels).to(torch.uint8)
+        self.ids = [f"patch {i}" for i in range(10)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        image = self.images[i]
+        return {"image": image, "label": torch.tensor([i % 2, i // 2 % 2]).float(), "index": i, "mask": image[0].long()}
+
+
+class Tiny(nn.Module):
+    """A convolution, batch statistics and dropout: what a resumed run must restore and draw again."""
+
+    def __init__(self, seed: int = 0, dropout: float = 0.3):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.dropout(self.norm(self.conv(images)).relu().mean((2, 3))))  # (B, 2)
+
+
+def tiny_loss(net: nn.Module, batch: dict) -> dict[str, torch.Tensor]:
+    loss = nn.functional.binary_cross_entropy_with_logits(net(batch["image"]), batch["label"])
+    return {"loss": loss, "half": loss / 2}
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def losses(history: pd.DataFrame) -> list:
+    return history.drop(columns="seconds").to_numpy().tolist()
+
+
+def trained(folder, net=None, **more) -> tuple[nn.Module, pd.DataFrame]:
+    net = net or Tiny()
+    return net, training.fit(net, Squares(), tiny_loss, folder, **(SETTINGS | more))
+
+
+def test_dihedral_is_numpys_flip_and_rot90():
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 5, 5))
+    found = training.dihedral(torch.from_numpy(images), torch.arange(8)).numpy()
+    for pose in range(8):
+        flipped = np.flip(images[pose], 2) if pose >= 4 else images[pose]
+        assert np.array_equal(found[pose], np.rot90(flipped, pose % 4, (1, 2)))
+    one = torch.arange(4).view(1, 2, 2).repeat(8, 1, 1)
+    assert len({tuple(m.flatten().tolist()) for m in training.dihedral(one, torch.arange(8))}) == 8
+
+
+def test_image_and_mask_turn_together():
+    patches = Squares()
+    batch = torch.utils.data.default_collate([patches[i] for i in range(10)] * 8)
+    turned = training.augment(batch, torch.Generator().manual_seed(0))
+    assert turned["image"].dtype == torch.float32 and turned["mask"].dtype == torch.int64
+    assert torch.equal((turned["image"][:, 0] * 255).round().long(), turned["mask"])
+    poses = training.dihedral(patches.images[0][0].repeat(8, 1, 1), torch.arange(8)).long()
+    seen = {int((poses == m).all((1, 2)).nonzero()) for m in turned["mask"][::10]}
+    assert len(seen) > 3  # eight draws of the first patch: not all in one pose
+    assert torch.equal(turned["label"], batch["label"]) and torch.equal(turned["index"], batch["index"])
+    assert batch["image"].dtype == torch.uint8 and torch.equal(batch["image"][0], patches.images[0])  # left as it was
+
+
+def test_poly_lr_falls_on_a_straight_line():
+    assert [training.poly_lr(i, 4, 0.8) for i in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
+
+
+def test_every_epoch_of_every_seed_has_its_own_seed():
+    seeds = {training.epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
+    assert len(seeds) == 400 and 0 <= min(seeds) and max(seeds) < 2**31
+
+
+def test_steps_are_adamw_under_the_falling_learning_rate(tmp_path):
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.5)
+    lr, decay, b1, b2 = 0.1, 0.2, 0.9, 0.999
+    settings = dict(epochs=2, batch=5, lr=lr, weight_decay=decay, seed=0, device="cpu")
+    training.fit(net, Squares(), lambda n, batch: {"loss": 3 * n(torch.ones(1, 1)).sum()}, tmp_path, **settings)
+    w, m, v = 0.5, 0.0, 0.0
+    for step in range(4):  # two epochs of two batches; the gradient is 3 at every step
+        rate = lr * (1 - step / 4)
+        m, v = b1 * m + (1 - b1) * 3, b2 * v + (1 - b2) * 9
+        w -= rate * decay * w
+        w -= rate * (m / (1 - b1 ** (step + 1))) / (math.sqrt(v / (1 - b2 ** (step + 1))) + 1e-8)
+    assert net.weight.item() == pytest.approx(w, abs=1e-6)
+
+
+def test_history_holds_the_mean_of_each_loss(tmp_path):
+    seen = []
+
+    def loss(net, batch):
+        seen.append(batch["index"].float().mean())
+        return {"loss": net(batch["image"]).sum() * 0 + seen[-1], "index": seen[-1]}
+
+    calls = []
+    history = training.fit(Tiny(), Squares(), loss, tmp_path, **(SETTINGS | {"epochs": 2}), on_epoch=calls.append)
+    assert len(seen) == 4  # ten patches in batches of four: the last two are dropped, two batches in each epoch
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["index"].tolist() == pytest.approx([float(sum(seen[:2])) / 2, float(sum(seen[2:])) / 2])
+    assert history["loss"].tolist() == pytest.approx(history["index"].tolist())
+    assert [len(c) for c in calls] == [1, 2] and calls[1].equals(history)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
+    (a, first), (b, second), (c, _) = trained(tmp_path / "a"), trained(tmp_path / "b"), trained(tmp_path / "c", seed=6)
+    assert same_weights(a, b) and losses(first) == losses(second)
+    assert not same_weights(a, c)
+
+
+@pytest.mark.parametrize("stop", ["after the first epoch", "in the second epoch"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, stop):
+    whole, history = trained(tmp_path / "whole")
+    steps = []
+
+    def loss(net, batch):
+        steps.append(0)
+        if stop == "in the second epoch" and len(steps) == 4:
+            raise KeyboardInterrupt
+        return tiny_loss(net, batch)
+
+    def on_epoch(history):
+        if stop == "after the first epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(Tiny(), Squares(), loss, tmp_path / "cut", **SETTINGS, on_epoch=on_epoch)
+    epochs = []
+    torch.manual_seed(99)  # another process draws from another state
+    resumed, again = trained(tmp_path / "cut", net=Tiny(seed=1), on_epoch=epochs.append)
+    assert [len(e) for e in epochs] == [2, 3]
+    assert same_weights(whole, resumed) and losses(history) == losses(again)
+
+
+def test_a_finished_run_is_loaded_and_trained_no_more(tmp_path):
+    done, history = trained(tmp_path)
+    epochs = []
+    loaded, again = trained(tmp_path, net=Tiny(seed=1), on_epoch=epochs.append)
+    assert epochs == [] and same_weights(done, loaded) and history.equals(again)
+
+
+def test_a_checkpoint_of_another_key_is_not_continued(tmp_path):
+    fresh, _ = trained(tmp_path / "fresh", key="b")
+    trained(tmp_path / "used", net=Tiny(seed=1), epochs=1, key="a")
+    other, history = trained(tmp_path / "used", key="b")
+    assert history["epoch"].tolist() == [1, 2, 3] and same_weights(fresh, other)
+
+
+def test_a_loss_that_is_no_number_stops_names_and_keeps_its_batch(tmp_path):
+    def loss(net, batch):
+        value = tiny_loss(net, batch)["loss"]
+        return {"loss": value * torch.where((batch["index"] == 7).any(), torch.nan, 1.0)}
+
+    net = Tiny()
+    with pytest.raises(FloatingPointError, match="loss is nan .*patch .*lower the learning rate") as error:
+        training.fit(net, Squares(), loss, tmp_path, **(SETTINGS | {"batch": 2}))
+    assert "patch 7" in str(error.value)
+    kept = torch.load(tmp_path / "non_finite_batch.pt", weights_only=True)
+    assert 7 in kept["index"] and torch.equal(kept["image"], Squares().images[kept["index"]])
+    assert all(p.isfinite().all() for p in net.parameters())  # stopped before the step
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+class Linear(nn.Module):
+    """A classifier with the methods that training.cam_loss asks of ClassNet; a colour looks the same in every pose."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 2, 1)
+        nn.init.constant_(self.head.weight, 0.1)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.head(images)]
+
+    def class_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        return maps
+
+    def logits(self, class_maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([m.mean((2, 3)) for m in class_maps])
+
+
+def _train_as(rank: int, port: int, folder) -> None:
+    """One of two processes on the CPU: accelerate finds out from the environment."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    net, seen = Linear(), []
+
+    def loss(net, batch):
+        seen.append(batch["index"].tolist())
+        return training.cam_loss(net, batch)
+
+    history = training.fit(net, Squares(constant=True), loss, folder, **SETTINGS | {"batch": 2, "epochs": 2})
+    torch.save({"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo: no processes on a CPU")
+def test_two_processes_share_the_batches_and_end_with_one_set_of_weights(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_train_as, (port, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
+    assert all(torch.equal(v, second["net"][k]) for k, v in first["net"].items())
+    assert first["rows"] == second["rows"] == len(pd.read_csv(tmp_path / "history.csv")) == 2
+    joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
+    assert len(joined) == 4 and all(len(set(joined[e] + joined[e + 1])) == 8 for e in (0, 2))  # no patch twice an epoch
+    # the same by hand: AdamW on the joined batches
+    net, patches = Linear(), Squares(constant=True)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=SETTINGS["weight_decay"])
+    for step, rows in enumerate(joined):
+        batch = torch.utils.data.default_collate([patches[i] for i in rows])
+        optimizer.param_groups[0]["lr"] = SETTINGS["lr"] * (1 - step / 4)
+        optimizer.zero_grad()
+        logits = net(batch["image"] / 255)[0].mean((2, 3))  # (B, 2)
+        nn.functional.binary_cross_entropy_with_logits(logits, batch["label"]).backward()
+        optimizer.step()
+    for name, weight in net.state_dict().items():
+        torch.testing.assert_close(first["net"][name], weight, rtol=0, atol=1e-6)
