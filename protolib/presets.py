@@ -41,7 +41,7 @@ class Preset:
     theta_fg: float = 1.0  # weight of the foreground term, Eq. (13); paper, Sec. 4.1
     theta_bg: float = 0.5  # weight of the background term, Eq. (13); paper, Sec. 4.1
     fusion: tuple[float, ...] = (0.3, 0.3, 0.4)  # weight of each level in the fused CAM; released code
-    tta: bool = True  # average the CAMs of the patch and its mirror image
+    tta: bool = True  # average over views: stage 1 the patch and its mirror image, stage 2 all eight poses
     # optimisation
     epochs: int = 4
     batch: int = 16

@@ -57,13 +57,17 @@ class MaskedPatches(Dataset):
 
 @torch.no_grad()
 def predict(net: DeepLabV2, images: Tensor, tta: bool) -> Tensor:
-    """Class scores of whole images, averaged over the mirror image if tta: (B, C, H, W) probabilities. Notebook 05.
+    """Class scores of whole images, averaged over the eight poses of training if tta: (B, C, H, W) probabilities. Notebook 05.
 
     images: (B, 3, H, W) float in [0, 1], H and W of any size: the network is fully convolutional.
     """
     net.eval()
-    scores = net(images).softmax(1)
-    return (scores + net(images.flip(3)).softmax(1).flip(3)) / 2 if tta else scores
+    scores = []
+    for pose in range(8 if tta else 1):  # as training.dihedral: mirrored from 4 on, then turned
+        view = (images.flip(3) if pose >= 4 else images).rot90(pose % 4, (2, 3))
+        back = net(view).softmax(1).rot90(-(pose % 4), (2, 3))
+        scores.append(back.flip(3) if pose >= 4 else back)
+    return torch.stack(scores).mean(0)
 
 
 def present_classes(scores: Tensor, share: float = 0.03) -> Tensor:

@@ -98,10 +98,10 @@ def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figu
     return fig
 
 
-def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names=()) -> None:
+def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names: list[str]) -> None:
     """Points coloured by class, their markers by a second group, for instance the cluster. Notebooks 01 and 02.
 
-    points: (n, 2) float; classes, marks: (n,) int; names: of the marks, for a legend in the panel.
+    points: (n, 2) float; classes, marks: (n,) int from 0; names: of the marks, for the legend.
     """
     for c, m in sorted(set(zip(classes.tolist(), marks.tolist()))):
         own = points[(classes == c) & (marks == m)]  # (n_own, 2)
@@ -109,8 +109,7 @@ def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec
     for m, name in enumerate(names):
         fill = colours(spec)[m] if np.array_equal(marks, classes) else "0.7"
         ax.scatter([], [], color=fill, marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4, label=name)
-    if len(names):
-        ax.legend(fontsize=8, handletextpad=0.2)
+    ax.legend(fontsize=8, handletextpad=0.2)
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
@@ -124,25 +123,6 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
         ax.axvline(edge - 0.5, color="black", lw=1.5)
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
-
-
-def diagram(boxes: dict[str, tuple], arrows: list[tuple], size: tuple[float, float]) -> Figure:
-    """Boxes and arrows on a plane of `size` inches, for a whole method on one page. Notebook 00.
-
-    boxes: key -> (x, y of the centre in inches, text, colour); arrows: (from, to, style) between keys, style "-" for data
-    and "--" for what a loss compares.
-    """
-    fig, ax = plt.subplots(figsize=size, layout="constrained")
-    drawn = {key: ax.text(x, y, text, ha="center", va="center", fontsize=9, zorder=3,
-                          bbox=dict(boxstyle="round,pad=0.5", fc=colour, ec="black", lw=0.8))
-             for key, (x, y, text, colour) in boxes.items()}  # fmt: skip
-    for start, end, style in arrows:  # from border to border on the line between the centres
-        ax.annotate("", boxes[end][:2], boxes[start][:2], arrowprops=dict(
-            arrowstyle="->" if style == "-" else "<->", ls=style, lw=1.2, shrinkA=1, shrinkB=1,
-            patchA=drawn[start].get_bbox_patch(), patchB=drawn[end].get_bbox_patch()))  # fmt: skip
-    ax.set(xlim=(0, size[0]), ylim=(0, size[1]), aspect="equal")
-    ax.axis("off")
-    return fig
 
 
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
@@ -180,6 +160,7 @@ def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
     with whole(folder / f"{name}.png") as file:
         fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
     write_text(folder / f"{name}.txt", caption + "\n")
+
 
 class LivePlot:
     """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch. Notebooks 04 and 05.
@@ -304,8 +285,8 @@ def pair_grid(images: np.ndarray, regions: np.ndarray, names: list[str], titles:
 
 
 def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
-    """A signed map (h, w) over its patch in grey: orange above 0, purple below, on the map's own scale. Notebook 03."""
+    """A signed map (h, w) over its patch in grey: orange above 0, purple below, full colour for the top 3 %. Notebook 03."""
     H, W = image.shape[:2]
     ax.imshow(255 - (255 - image.mean(-1)) / 2, cmap="gray", vmin=0, vmax=255)
-    top = np.abs(values).max() or 1.0
+    top = np.quantile(np.abs(values), 0.97) or 1.0
     ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5))

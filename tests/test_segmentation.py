@@ -55,7 +55,7 @@ def test_taps_beyond_the_map_leave_the_middle_tap_alone():
     torch.testing.assert_close(logits, torch.tensor([1.0, 1.25]).view(1, 2, 1, 1).expand(1, 2, 5, 7), rtol=0, atol=1e-6)
 
 
-def test_predict_averages_the_image_and_its_mirror_image():
+def test_predict_averages_the_eight_poses_of_an_image():
     class Ramp(nn.Module):
         def forward(self, images):  # two classes; the first grows from left to right, whatever the image
             ramp = torch.arange(images.shape[3]).float().expand(len(images), 1, *images.shape[2:])
@@ -64,8 +64,10 @@ def test_predict_averages_the_image_and_its_mirror_image():
     images = torch.rand(2, 3, 4, 6)
     plain = torch.sigmoid(torch.arange(6.0))  # softmax of (x, 0)
     assert torch.allclose(segmentation.predict(Ramp(), images, tta=False)[1, 0, 3], plain, atol=1e-7)
-    both = segmentation.predict(Ramp(), images, tta=True)
-    assert torch.allclose(both[1, 0, 3], (plain + plain.flip(0)) / 2, atol=1e-7)
+    rows = torch.sigmoid(torch.arange(4.0))  # turned by a quarter, the ramp runs along the image's height
+    across, along = (plain + plain.flip(0)) / 2, (rows + rows.flip(0)) / 2
+    averaged = segmentation.predict(Ramp(), images, tta=True)
+    assert torch.allclose(averaged[1, 0], (across[None] + along[:, None]) / 2, atol=1e-7)
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_pixels_that_count():

@@ -1,0 +1,162 @@
+"""Colours, letters, pictures and files of the notebooks' figures, by value."""
+
+import io
+from dataclasses import replace
+
+import ipywidgets as widgets
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from protolib import bank, viz
+from protolib.data import SPECS
+
+SPEC = SPECS["phantom"]
+WHITE = [1.0, 1.0, 1.0]
+ORANGE = [0xD5 / 255, 0x5E / 255, 0x00 / 255]  # Okabe and Ito's vermilion, the first class
+GREEN = [0x00 / 255, 0x9E / 255, 0x73 / 255]  # bluish green, the second
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No figure of one test is left for the next."""
+    yield
+    plt.close("all")
+
+
+def texts(ax):
+    return {t.get_text(): t.get_position() for t in ax.texts}
+
+
+def test_mask_rgb_gives_each_class_its_colour_and_ignore_white():
+    picture = viz.mask_rgb(np.array([[0, 1], [1, SPEC.C]], np.uint8), SPEC)
+    np.testing.assert_allclose(picture, [[ORANGE, GREEN], [GREEN, WHITE]])
+
+
+def test_colours_differ_in_all_data_sets_and_come_back_after_eight():
+    for spec in SPECS.values():
+        assert len({tuple(c) for c in viz.colours(spec)}) == spec.C + 1
+    nine = replace(SPEC, classes=tuple("ABCDEFGHI"), titles=tuple("ABCDEFGHI"), codes={i: i for i in range(9)},
+                   palette=tuple((i, 0, 0) for i in range(10)))  # fmt: skip
+    np.testing.assert_array_equal(viz.colours(nine)[8], viz.colours(nine)[0])
+
+
+def test_overlay_mixes_by_opacity():
+    image = np.full((1, 2, 3), 51, np.uint8)  # 51 / 255 = 0.2
+    mixed = viz.overlay(image, np.array([[0, SPEC.C]], np.uint8), SPEC, opacity=0.25)
+    np.testing.assert_allclose(mixed, [[[0.15 + 0.25 * c for c in ORANGE], [0.4, 0.4, 0.4]]])
+
+
+def test_overlay_takes_the_nearest_pixel_of_a_larger_mask():
+    mask = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [4, 4, 0, 0], [4, 4, 0, 0]], np.uint8)
+    mixed = viz.overlay(np.zeros((2, 2, 3), np.uint8), mask, SPEC, opacity=1)
+    np.testing.assert_allclose(mixed, [[ORANGE, GREEN], [WHITE, ORANGE]])
+
+
+def test_label_text():
+    assert viz.label_text(np.array([1, 0, 1, 0]), SPEC) == "TUM + LYM"
+    assert viz.label_text(np.zeros(4, int), SPEC) == "no class"
+
+
+def test_letters_are_as_many_as_tell_the_classes_apart():
+    assert viz.letters(SPEC) == ["T", "S", "L", "N"]
+    assert viz.letters(SPECS["luad-histoseg"]) == ["TE", "NE", "LY", "TA"]
+
+
+def test_letters_stand_in_the_middle_of_large_regions_only():
+    mask = np.full((31, 41), SPEC.C, np.uint8)
+    mask[5:20, 10:25] = 0  # 15 x 15: the middle is row 12, column 17
+    mask[25:30, 30:35] = 1  # 5 x 5: no room for a letter
+    ax = plt.figure().add_subplot()
+    viz.letter_regions(ax, mask, SPEC)
+    assert texts(ax) == {"T": (17, 12)}
+
+
+def test_class_legend_names_every_class_and_ignore():
+    fig = plt.figure(layout="constrained")
+    viz.class_legend(fig, SPEC)
+    said = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert said == ["TUM  tumour", "STR  stroma", "LYM  lymphocytes", "NEC  necrosis", "ignore"]
+
+
+def test_grid_is_always_two_dimensional_and_has_no_ticks():
+    fig, axes = viz.grid(1, 3, side=2)
+    assert axes.shape == (1, 3) and tuple(fig.get_size_inches()) == (6, 2.5)
+    assert all(len(ax.get_xticks()) == len(ax.get_yticks()) == 0 for ax in axes.flat)
+
+
+def test_montage_puts_patch_i_of_row_r_there_and_leaves_the_rest_empty():
+    patches = np.arange(3 * 2 * 2 * 3, dtype=np.uint8).reshape(3, 2, 2, 3)
+    fig = viz.montage([patches, patches[:1], patches[:0]], ["all", "one", "none"])
+    axes = np.array(fig.axes).reshape(3, 3)
+    np.testing.assert_array_equal([ax.images[0].get_array() for ax in axes[0]], patches)
+    assert [[len(ax.images) for ax in row] for row in axes] == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
+    assert [row[0].get_ylabel() for row in axes] == ["all", "one", "none"]
+
+
+def test_scatter_draws_class_colour_and_group_marker():
+    points = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    ax = plt.figure().add_subplot()
+    viz.scatter(ax, points, np.array([0, 0, 1]), np.array([0, 1, 1]), SPEC, ["first", "second"])
+    drawn = [(c.get_offsets().tolist(), c.get_facecolor()[0, :3].tolist()) for c in ax.collections[:3]]
+    assert drawn == [([[0.0, 1.0]], ORANGE), ([[2.0, 3.0]], ORANGE), ([[4.0, 5.0]], GREEN)]
+    paths = [c.get_paths()[0].vertices for c in ax.collections]
+    np.testing.assert_array_equal(paths[1], paths[2])  # one marker for one group
+    assert len(paths[0]) != len(paths[1])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["first", "second"]
+
+
+def test_heat_map_writes_the_numbers_and_separates_the_classes():
+    ax = plt.figure().add_subplot()
+    viz.heat_map(ax, np.array([[1, 0.5], [-0.25, 1]]), ["A", "B"], block=1)
+    assert [(t.get_text(), t.get_position()) for t in ax.texts] == [
+        ("1.00", (0, 0)), (".50", (1, 0)), ("-.25", (0, 1)), ("1.00", (1, 1))]  # fmt: skip
+    assert [line.get_xydata()[:, axis].tolist() for line, axis in zip(ax.lines, (1, 0))] == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_play_draws_again_when_a_control_moves():
+    asked = []
+
+    def draw(a, b):
+        asked.append((a, b))
+        return plt.figure(figsize=(1 + a, 1))
+
+    control = widgets.FloatSlider(0.0, min=0, max=1)
+    box = viz.play(draw, a=control, b=widgets.IntSlider(7))
+    before = Image.open(io.BytesIO(box.children[-1].value)).size
+    control.value = 1.0
+    after = Image.open(io.BytesIO(box.children[-1].value)).size
+    assert asked == [(0.0, 7), (1.0, 7)]
+    assert [c.description for c in box.children[:-1]] == ["a", "b"]
+    assert after[0] > before[0] and plt.get_fignums() == []
+
+
+def test_show_source_is_the_source():
+    assert viz.show_source(bank.white_share, bank.lloyd).data.startswith("def white_share(images: np.ndarray)")
+    assert "\n\ndef lloyd(" in viz.show_source(bank.white_share, bank.lloyd).data
+
+
+def test_save_leaves_picture_and_caption_and_nothing_else(tmp_path):
+    fig = plt.figure(figsize=(2, 1))
+    fig.add_subplot().plot([0, 1])
+    viz.save(fig, tmp_path, "01_line", "A line goes up.")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["01_line.png", "01_line.txt"]
+    assert (tmp_path / "figures" / "01_line.txt").read_text("utf-8") == "A line goes up.\n"
+    with Image.open(tmp_path / "figures" / "01_line.png") as picture:
+        picture.load()  # raises on a file cut short
+        assert picture.format == "PNG" and picture.info["dpi"] == pytest.approx((110, 110), abs=0.1)
+
+
+def test_save_keeps_the_old_picture_when_drawing_fails(tmp_path):
+    fig = plt.figure()
+    viz.save(fig, tmp_path, "01_line", "First.")
+    old = (tmp_path / "figures" / "01_line.png").read_bytes()
+    fig.add_subplot().set_title(r"$\unknown$")  # matplotlib finds out while it draws
+    with pytest.raises(ValueError, match="unknown"):
+        viz.save(fig, tmp_path, "01_line", "Second.")
+    assert (tmp_path / "figures" / "01_line.png").read_bytes() == old
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["01_line.png", "01_line.txt"]
