@@ -1,4 +1,4 @@
-"""Figures of the notebooks: colours that colour-blind readers can tell apart, a letter for every tissue, one way to save."""
+"""Figures of the notebooks: colours that all readers can tell apart, a letter for every tissue, one way to save."""
 
 import inspect
 from collections.abc import Callable
@@ -116,7 +116,7 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
     """A square matrix of cosines with its numbers, and lines around blocks of `block` rows. Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
-        ax.text(column, row, f"{value:.2f}".replace("0.", "."), ha="center", va="center", fontsize=7,
+        ax.text(column, row, f"{value:.2f}".replace("0.", ".").replace("-.00", ".00"), ha="center", va="center", fontsize=7,
                 color="white" if abs(value) > 0.7 else "black")  # fmt: skip
     for edge in range(block, len(matrix), block):
         ax.axhline(edge - 0.5, color="black", lw=1.5)

@@ -112,9 +112,9 @@ def test_scatter_draws_class_colour_and_group_marker():
 
 def test_heat_map_writes_the_numbers_and_separates_the_classes():
     ax = plt.figure().add_subplot()
-    viz.heat_map(ax, np.array([[1, 0.5], [-0.25, 1]]), ["A", "B"], block=1)
+    viz.heat_map(ax, np.array([[1, -0.001], [-0.25, 1]]), ["A", "B"], block=1)
     assert [(t.get_text(), t.get_position()) for t in ax.texts] == [
-        ("1.00", (0, 0)), (".50", (1, 0)), ("-.25", (0, 1)), ("1.00", (1, 1))]  # fmt: skip
+        ("1.00", (0, 0)), (".00", (1, 0)), ("-.25", (0, 1)), ("1.00", (1, 1))]  # fmt: skip
     assert [line.get_xydata()[:, axis].tolist() for line, axis in zip(ax.lines, (1, 0))] == [[0.5, 0.5], [0.5, 0.5]]
 
 
