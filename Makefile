@@ -7,7 +7,7 @@ PYTHON   = python3.11 python3.12 python3.13 python3
 IN_RANGE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python
 
-.PHONY: run test lab clean
+.PHONY: run test lab notebooks clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) \
@@ -18,6 +18,14 @@ test: .venv/ready
 
 lab: .venv/ready
 	.venv/bin/jupyter-lab notebooks $(ARGS)
+
+# for maintainers, before a commit that changes numbers or figures: outputs of preset quick, clean of bars and widget state
+notebooks: .venv/ready
+	TQDM_DISABLE=1 .venv/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
+	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
+	.venv/bin/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb --extra-keys \
+	    "metadata.papermill metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution"
 
 # runs/ stays: it holds results, not something that make can build again as it was
 clean:

@@ -49,7 +49,7 @@ def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
 
 
 def letters(spec: DatasetSpec) -> list[str]:
-    """C short marks, first letters of the class names, as many as tell them apart: "T", but "TE" beside "TA". Notebook 01."""
+    """C short marks: as many first letters as tell the classes apart, "T", but "TE" beside "TA". Notebook 01."""
     longest = max(map(len, spec.classes))
     enough = next((n for n in range(1, longest) if len({c[:n] for c in spec.classes}) == spec.C), longest)
     return [c[:enough] for c in spec.classes]
@@ -76,7 +76,7 @@ def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
 
 
 def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np.ndarray]:
-    """A figure of rows x columns pictures without ticks, `side` inches each; axes is always (rows, columns). Notebook 01."""
+    """A figure of pictures without ticks, `side` inches each, and its axes, always (rows, columns). Notebook 01."""
     fig, axes = plt.subplots(
         rows, columns, figsize=(side * columns, side * rows + 0.5), squeeze=False, layout="constrained", **more
     )
@@ -98,7 +98,7 @@ def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figu
     return fig
 
 
-def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names: list[str]) -> None:
+def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names: list[str]):
     """Points coloured by class, their markers by a second group, for instance the cluster. Notebooks 01 and 02.
 
     points: (n, 2) float; classes, marks: (n,) int from 0; names: of the marks, for the legend.
@@ -116,8 +116,9 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
     """A square matrix of cosines with its numbers, and lines around blocks of `block` rows. Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
-        ax.text(column, row, f"{value:.2f}".replace("0.", ".").replace("-.00", ".00"), ha="center", va="center", fontsize=7,
-                color="white" if abs(value) > 0.7 else "black")  # fmt: skip
+        text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+        colour = "white" if abs(value) > 0.7 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     for edge in range(block, len(matrix), block):
         ax.axhline(edge - 0.5, color="black", lw=1.5)
         ax.axvline(edge - 0.5, color="black", lw=1.5)
@@ -128,8 +129,8 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
     """Controls over the picture that draw makes of their values, drawn again when one moves. Notebook 01.
 
-    draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact: its output area makes
-    nbclient answer the kernel while it waits for a cell's end, and now and then that end is then missed for ever.
+    draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact: nbclient answers its
+    output area on the socket where it waits for a cell's end, and now and then misses that end, for ever.
     """
     picture = widgets.Image(format="jpeg")
 
@@ -152,9 +153,9 @@ def show_source(*kernels) -> Code:
 
 
 def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
-    """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or not at all. Notebook 01.
+    """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or not. Notebook 00.
 
-    name: two digits of the notebook, underscore, words, for instance "02_umap"; caption: a sentence that says what to see.
+    name: two digits of the notebook, underscore, words: "02_umap"; caption: a sentence that says what to see.
     """
     folder = Path(run_dir) / "figures"
     with whole(folder / f"{name}.png") as file:

@@ -61,8 +61,9 @@ def test_committed_outputs_are_there_and_clean(path):
     text = path.read_text()
     assert not re.search(r"/(root|work|tmp|home|Users)/", text), "a private path"
     assert "papermill" not in json.dumps(json.loads(text)["metadata"])
-    counts = [c.execution_count for c in code_cells(path)]
-    assert counts == list(range(1, len(counts) + 1)), "not executed from top to bottom"
+    for n, cell in enumerate(code_cells(path), start=1):  # a widget's output means nothing without its kernel: it is dropped
+        wanted = None if "nbval-ignore-output" in cell.metadata.get("tags", []) else n
+        assert cell.execution_count == wanted, "not executed from top to bottom by `make notebooks`"
     kinds = {o.output_type for c in code_cells(path) for o in c.outputs}
     assert "error" not in kinds and "display_data" in kinds
     assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], "a warning or a bar was left"
