@@ -154,7 +154,9 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     write(story, "K = 3", "import os, time\nwith open('../started', 'w') as pipe: print(os.getpid(), file=pipe)\n"
                           "time.sleep(600)")
     command = [sys.executable, "-m", "protolib", "run", "--notebooks", "notebooks"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that put the tests in the background made them ignore Ctrl-C, and children inherit that
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     guard = threading.Timer(60, process.kill)
     guard.start()
     kernel = int(Path("started").read_text())
