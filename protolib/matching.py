@@ -85,7 +85,7 @@ def matching_loss(
     unit_range or "share" by present_share. A term whose foreground or background is empty is left out: an image of nothing
     looks like no class; so are, under "share", patches of one class. Returns a scalar, 0 without pairs.
     """
-    if span == "share":  # a patch of one class is all foreground, whatever its map: nothing to learn, a third of the time saved
+    if span == "share":  # a patch of one class is all foreground, whatever its map: it has no gradient, and is not encoded
         labels = labels * (labels.sum(1, keepdim=True) > 1)
     image, cls = labels.nonzero(as_tuple=True)  # (P,), (P,): every present class of every image, row-major
     if len(image) == 0:
