@@ -139,13 +139,16 @@ def fit(
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, drop_last=len(dataset) > batch)
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     history = resume(folder, key, net, optimizer)
+    # one bar, once a second: a notebook's bar sends messages by the dozen, and a client that reads late keeps the last 1000
+    quiet = {} if accelerator.is_main_process else {"disable": True}  # disable=False would overrule TQDM_DISABLE
+    bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), leave=False, mininterval=1, **quiet)
     for epoch in range(len(history), epochs):
         torch.manual_seed(epoch_seed(seed, epoch))  # an epoch's draws depend on nothing before it: resuming changes nothing
         generator = torch.Generator().manual_seed(epoch_seed(seed, epoch) + accelerator.process_index)
         model.train()
-        began = time.perf_counter()
-        sums, bar = {}, tqdm(loader, f"epoch {epoch + 1}/{epochs}", leave=False, disable=not accelerator.is_main_process)
-        for i, raw in enumerate(bar):
+        bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
+        began, sums = time.perf_counter(), {}
+        for i, raw in enumerate(loader):
             for group in optimizer.param_groups:
                 group["lr"] = poly_lr(epoch * len(loader) + i, epochs * len(loader), lr)
             losses = loss_fn(model, augment(raw, generator))
@@ -155,12 +158,14 @@ def fit(
             optimizer.step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-            bar.set_postfix(loss=f"{losses['loss'].item():.3f}")
+            bar.set_postfix(loss=f"{losses['loss'].item():.3f}", refresh=False)
+            bar.update()
         history.append({"epoch": epoch + 1} | {k: v / len(loader) for k, v in sums.items()})
         history[-1]["seconds"] = time.perf_counter() - began
         if accelerator.is_main_process:
             save(folder, key, net, optimizer, history)
         if on_epoch:
             on_epoch(pd.DataFrame(history))
+    bar.close()
     net.eval()
     return pd.DataFrame(history)
