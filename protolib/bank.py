@@ -3,10 +3,12 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from protolib.files import read_json, write_json, write_npz
+from protolib.presets import Preset
 
 CLEAR = 0.15  # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent: above 219 of 255
 
@@ -34,35 +36,51 @@ def seed_centres(X: np.ndarray, K: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack(centres)
 
 
-def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> tuple[np.ndarray, np.ndarray]:
+class Clustering(NamedTuple):
+    """One run of k-means: of the last assignment labels (n,) int64 and cosines (n, K) to the centres before it; the centres
+    (K, D) after it, of unit length; the number of assignments."""
+
+    labels: np.ndarray
+    cosines: np.ndarray
+    centres: np.ndarray
+    steps: int
+
+
+def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering:
     """One run of spherical k-means from given centres: assign by cosine, move each centre to its mean direction.
 
-    X: (n, D) float; centres: (K, D). Returns labels (n,) int64, the lowest index winning ties, and centres (K, D) of unit
-    length. An empty cluster keeps its centre. Dhillon and Modha, Machine Learning 42, 2001; Eq. (1). Notebook 02.
+    X: (n, D) float, rows of any length: longer ones weigh more in a mean; centres: (K, D). The lowest index wins a tie, an
+    empty cluster keeps its centre. Dhillon and Modha, Machine Learning 42, 2001; Eq. (1). Notebook 02.
     """
-    for _ in range(max_iter):
-        labels = (X @ centres.T).argmax(1)  # (n,)
-        moved = centres.copy()
+    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    for step in range(1, max_iter + 1):
+        cosines = unit @ (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).T  # (n, K)
+        labels, before = cosines.argmax(1), centres
+        centres = before.copy()
         for k in np.unique(labels):
             mean = X[labels == k].mean(0)
-            moved[k] = mean / max(np.linalg.norm(mean), 1e-12)
-        if np.allclose(moved, centres, rtol=1e-5, atol=1e-8):
+            centres[k] = mean / max(np.linalg.norm(mean), 1e-12)
+        if np.allclose(before, centres, rtol=1e-5, atol=1e-8):
             break
-        centres = moved
-    return (X @ centres.T).argmax(1), centres
+    return Clustering(labels, cosines, centres, step)
 
 
-def spherical_kmeans(X: np.ndarray, K: int, seed: int = 0, restarts: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def random_rows(X: np.ndarray, K: int, seed: int) -> np.ndarray:
+    """K distinct rows of X, those that the released code draws when seed is 0 (its own seed is 42). Notebook 02."""
+    return X[np.random.RandomState(42 + seed).choice(len(X), K, replace=False)]
+
+
+def spherical_kmeans(X: np.ndarray, K: int, seed: int = 0, restarts: int = 20, start: str = "plusplus") -> Clustering:
     """The best of several runs of spherical k-means by mean cosine to the own centre. Eq. (1), notebook 02.
 
-    X: (n, D) float, unit rows. Returns labels (n,) int64 in 0..K-1 and centres (K, D) of unit length.
+    X: (n, D) float, unit rows; start: "plusplus", see seed_centres, or "rows", see random_rows: the same in every restart.
     Raises ValueError if there are fewer rows than K.
     """
     if len(X) < K:
         raise ValueError(f"k-means: {len(X)} rows cannot fill K = {K} clusters; lower K or bring more images")
     rng = np.random.default_rng(seed)
-    runs = [lloyd(X, seed_centres(X, K, rng)) for _ in range(restarts)]
-    return max(runs, key=lambda run: float((X * run[1][run[0]]).sum(1).mean()))
+    draw = {"plusplus": lambda: seed_centres(X, K, rng), "rows": lambda: random_rows(X, K, seed)}[start]
+    return max((lloyd(X, draw()) for _ in range(restarts)), key=lambda run: float(run.cosines.max(1).mean()))
 
 
 def standardise(features, mean: np.ndarray, scale: np.ndarray):
@@ -84,7 +102,7 @@ class Bank:
     prototypes: np.ndarray  # (S, D) float32, unit rows, class by class
     mean: np.ndarray  # (D,) of the training features
     scale: np.ndarray  # (D,) their standard deviation
-    candidates: np.ndarray  # (n,) int64 indices of the pure, not too white training patches
+    candidates: np.ndarray  # (n,) int64 indices of the training patches that were clustered
     clusters: np.ndarray  # (n,) sub-class 0..S-1 of each candidate
     members: tuple[tuple[str, ...], ...]  # S tuples of patch names, nearest first
 
@@ -114,51 +132,55 @@ class Bank:
             )
 
 
-def candidates(dataset, K: int, white_limit: float) -> np.ndarray:
-    """Indices of the patches of exactly one class that are not too white. Sec. 3.2, notebook 02.
+def candidates(dataset, K: int, white_limit: float, single_class: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Patches that show one class alone and are not too white, and the class of each. Sec. 3.2, notebook 02.
 
-    A class that the white filter would leave with fewer than K (airy lung, fat) keeps all its patches, and a warning says
-    so. Raises ValueError if a class has fewer than K single-class patches at all; says how many it has.
+    Returns indices and classes, (n,) int64 each. single_class False: every patch, once for each of its classes. A class that
+    the white filter would leave with fewer than K (airy lung, fat) keeps all its patches, and a warning says so. Raises
+    ValueError if a class has fewer than K patches at all; says how many it has.
     """
-    pure = dataset.single_class()
-    owner = dataset.labels[pure].argmax(1)
-    clear = white_share(dataset.images[pure]) <= white_limit
+    kind = "single-class patches" if single_class else "patches"
+    shown = dataset.labels * (dataset.labels.sum(1, keepdims=True) == 1) if single_class else dataset.labels
+    patch, owner = np.nonzero(shown)
+    clear = white_share(dataset.images[patch]) <= white_limit
     for c, name in enumerate(dataset.spec.classes):
         n, left = int((owner == c).sum()), int((clear & (owner == c)).sum())
         if n < K:
             advice = f"pass K = {n} or bring" if n else "without one a class has no prototype: bring"
-            raise ValueError(f"bank: {name} has {n} single-class patches, K = {K} sub-classes need {K}; {advice} more")
+            raise ValueError(f"bank: {name} has {n} {kind}, K = {K} sub-classes need {K}; {advice} more")
         if left < K:
             warnings.warn(
-                f"bank: only {left} of {n} single-class patches of {name} are at most {white_limit:.0%} white; "
-                "all are kept", stacklevel=2
-            )  # fmt: skip
+                f"bank: only {left} of {n} {kind} of {name} are at most {white_limit:.0%} white; all are kept", stacklevel=2
+            )
             clear |= owner == c
-    return pure[clear]
+    return patch[clear], owner[clear]
 
 
-def build(dataset, features: np.ndarray, *, K: int, N: int, kind: str, white_limit: float, seed: int) -> Bank:
+def build(dataset, features: np.ndarray, p: Preset, seed: int, cluster_features: np.ndarray | None = None) -> Bank:
     """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each, prototypes. Notebook 02.
 
-    dataset: the training split; features: (n, D) float32 of its patches, in order. kind: "nearest_mean", the mean of the
-    N images nearest to the cluster's centre (Sec. 3.4), or "centre", the centre itself (released code). Returns a Bank.
+    dataset: the training split; features: (n, D) float32 of its patches, in order; cluster_features: (n, D') of another
+    encoder, where the clustering looks through that (Eq. 1), else the same. p.prototypes "nearest_mean": the mean of the N
+    images nearest to the cluster's centre (Sec. 3.4), or "centre", the mean direction of the whole cluster (released code).
     Raises ValueError if a class has fewer candidates than K; says how many it has.
     """
-    mean, scale = features.mean(0), features.std(0) + 1e-6
+    mean, scale = (features.mean(0), features.std(0) + 1e-6) if p.standardise else (0 * features[0], 0 * features[0] + 1)
     X = standardise(features, mean, scale)
-    pure = candidates(dataset, K, white_limit)
-    owner = dataset.labels[pure].argmax(1)
+    Z = X if cluster_features is None else cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
+    pure, owner = candidates(dataset, p.K, p.white_limit, p.single_class)
     prototypes, clusters, members = [], np.empty(len(pure), int), []
     for c in range(len(dataset.spec.classes)):
         rows = np.flatnonzero(owner == c)
-        labels, centres = spherical_kmeans(X[pure[rows]], K, seed)
-        clusters[rows] = c * K + labels
-        for k in range(K):
-            own = pure[rows[labels == k]]
-            nearest = own[np.argsort(-(X[own] @ centres[k]), kind="stable")[:N]]
+        run = spherical_kmeans(Z[pure[rows]], p.K, seed, p.restarts, p.kmeans_start)
+        clusters[rows] = c * p.K + run.labels
+        for k in range(p.K):
+            own = pure[rows[run.labels == k]]
+            nearest = own[np.argsort(-(Z[own] @ run.centres[k]), kind="stable")[: p.N]]
             members.append(tuple(dataset.ids[i] for i in nearest))
-            # a cluster is empty only where a class has fewer distinct patches than K: its centre is then all there is
-            prototypes.append(X[nearest].mean(0) if kind == "nearest_mean" and len(nearest) else centres[k])
+            chosen = nearest if p.prototypes == "nearest_mean" else own
+            # a cluster is empty only where a class has fewer distinct patches than K: its nearest patch stands in for it
+            stand_in = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
+            prototypes.append(X[chosen if len(chosen) else stand_in].mean(0))
     P = np.stack(prototypes)  # (S, D)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
-    return Bank(dataset.spec.classes, K, kind, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))
+    return Bank(dataset.spec.classes, p.K, p.prototypes, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))

@@ -15,51 +15,86 @@ from tqdm.auto import tqdm
 from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json
 from protolib.metrics import gate
+from protolib.presets import Preset
 
 
-def fuse(class_maps: list[Tensor], weights: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+# what a view does to the patch, and whether the image-level logits are read off it: (mirrored, brightness, read)
+VIEWS = {
+    "none": ((False, 1.0, True),),
+    "mirror": ((False, 1.0, True), (True, 1.0, True)),
+    "six": tuple((m, f, not m and f == 1.0) for m in (False, True) for f in (0.9, 1.0, 1.1)),  # utils/validate.py
+}
+
+
+def fuse(class_maps: list[Tensor], weights: tuple[float, ...], size: tuple[int, int], align_corners: bool = False) -> Tensor:
     """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights, notebook 04.
 
     class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B, C, H, W) logits.
     """
-    up = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in class_maps]
+    up = [F.interpolate(m, size, mode="bilinear", align_corners=align_corners) for m in class_maps]
     return sum(w * m for w, m in zip(weights, up, strict=True))
 
 
-@torch.no_grad()
-def predict(net: ClassNet, images: Tensor, tta: bool) -> tuple[Tensor, Tensor]:
-    """Fused CAMs and image-level logits of a batch, averaged over the image and its mirror image if tta. Notebook 04.
+def unit_scores(maps: Tensor) -> Tensor:
+    """Each map above 0 stretched to [0, 1]; one that is constant there, or below 0, becomes 0. Notebook 06.
 
-    images: (B, 3, H, W) float in [0, 1]. Returns CAMs (B, C, H, W) and logits (B, C); logit > 0 means present.
+    maps: (B, C, h, w) float logits. Returns the same shape. Utils/validate.py of the released code: a class that is not there
+    is stretched like one that is, so only its image label can close it.
     """
-    cams, logits = [], []
-    for mirrored in (False, True)[: 1 + tta]:
-        maps = net.class_maps(net(images.flip(3) if mirrored else images))
-        cam = fuse(maps, net.fusion, images.shape[2:])
-        cams.append(cam.flip(3) if mirrored else cam)
-        logits.append(net.logits(maps).mean(0))  # (L, B, C) -> (B, C)
-    return torch.stack(cams).mean(0), torch.stack(logits).mean(0)
+    above = maps.clamp_min(0)
+    low, high = above.amin((2, 3), keepdim=True), above.amax((2, 3), keepdim=True)
+    return (above - low) / (high - low + 1e-6)
 
 
-def argmax_masks(cams: Tensor, labels: Tensor) -> Tensor:
+def background_score(scores: Tensor) -> Tensor:
+    """The score of "no tissue" that the released code computes and drops: (1 - highest class score)^10. Notebook 06.
+
+    scores: (B, C, H, W) in [0, 1]. Returns (B, 1, H, W). TPRO keeps it, and so can predict background (E3).
+    """
+    return (1 - scores.amax(1, keepdim=True)) ** 10
+
+
+@torch.no_grad()
+def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor, Tensor]:
+    """Fused CAMs and image-level logits of a batch, averaged over the views of `tta`. Notebook 04.
+
+    images: (B, 3, H, W) float in [0, 1]; tta: a key of VIEWS. Returns CAMs (B, C, H, W), logits or in [0, L] by p.scores, and
+    logits (B, C); logit > 0 means present. Brightness multiplies the prepared image, as in the released code.
+    """
+    scores, logits = [], []
+    for mirrored, brightness, read in VIEWS[tta]:
+        maps = net.read(brightness * net.prepare(images.flip(3) if mirrored else images))
+        classes = net.class_maps(maps)
+        if p.scores == "unit":
+            classes = [unit_scores(m) for m in classes]
+        score = fuse(classes, net.fusion, images.shape[2:], p.align_corners)
+        scores.append(score.flip(3) if mirrored else score)
+        if read:
+            logits.append(net.logits(maps).mean(0) if p.pool == "maps" else net.logits(maps)[-1])  # (L, B, C) -> (B, C)
+    return torch.stack(scores).mean(0), torch.stack(logits).mean(0)
+
+
+def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor:
     """The strongest class of each pixel among those the image label allows. Sec. 3.3, notebook 04.
 
-    cams: (B, C, H, W) float; labels: (B, C) 0 or 1. Returns (B, H, W) uint8 in 0..C-1; ignore is never predicted.
+    cams: (B, C, H, W) float; labels: (B, C) 0 or 1; gating "closed": an absent class never wins; "zeroed": it scores 0, and
+    the first class wins a tie (released code). Returns (B, H, W) uint8 in 0..C-1; ignore is never predicted.
     """
-    return gate(cams, labels).argmax(1).to(torch.uint8)
+    scores = gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None]
+    return scores.argmax(1).to(torch.uint8)
 
 
 @torch.no_grad()
-def predict_split(net: ClassNet, dataset, tta: bool, batch: int = 32):
+def predict_split(net: ClassNet, dataset, p: Preset, tta: str, batch: int = 32):
     """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order. Notebook 04."""
     net.eval()
     device = next(net.parameters()).device
     for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False):
-        cams, logits = predict(net, items["image"].to(device).float() / 255, tta)
+        cams, logits = predict(net, items["image"].to(device).float() / 255, p, tta)
         yield items["index"], cams.cpu(), logits.cpu()
 
 
-def pseudo_masks(net: ClassNet, dataset, folder: Path, tta: bool, manifest: dict) -> None:
+def pseudo_masks(net: ClassNet, dataset, folder: Path, p: Preset, manifest: dict) -> None:
     """Write one palette PNG per training patch, its image label closing the absent classes, and manifest.json. Notebook 04.
 
     manifest: what the masks were made from; split, ids and the split's fingerprint are added. The folder appears whole or
@@ -70,9 +105,9 @@ def pseudo_masks(net: ClassNet, dataset, folder: Path, tta: bool, manifest: dict
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for index, cams, _ in predict_split(net, dataset, tta):
+    for index, cams, _ in predict_split(net, dataset, p, p.pseudo_tta):
         labels = torch.from_numpy(dataset.labels[index.numpy()])
-        for i, mask in zip(index.tolist(), argmax_masks(cams, labels).numpy()):
+        for i, mask in zip(index.tolist(), argmax_masks(cams, labels, p.gating).numpy()):
             image = Image.fromarray(mask, mode="P")
             image.putpalette([v for colour in dataset.spec.palette for v in colour])
             image.save(part / f"{dataset.ids[i]}.png")

@@ -72,7 +72,7 @@ def check_lloyd_step(mine: Callable) -> bool:
     angle = np.deg2rad([0, 20, 40, 100, 110, 130])
     X = np.stack([np.cos(angle), np.sin(angle)], axis=1)  # (6, 2)
     centres = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    wanted = bank.lloyd(X, centres, max_iter=1)[1]
+    wanted = bank.lloyd(X, centres, max_iter=1).centres
     means = np.stack([X[:3].mean(0), X[3:].mean(0), centres[2]])
     nothing = [np.nan, np.nan]
     slips = [
@@ -123,7 +123,8 @@ def check_foreground_loss(mine: Callable) -> bool:
         return np.array([float(loss(s[c], s[1 - c], t)) for c, t in cases])
 
     def terms(c: int, tau: float) -> float:
-        return float(matching.matching_terms(fg[None], fg[None], prototypes, torch.tensor([c]), K, tau)[0])
+        own, rival = matching.sides(torch.tensor([c]), len(prototypes), K, "classes", "classes")
+        return float(matching.matching_terms(fg[None], fg[None], prototypes, own, rival, tau)[0])
 
     slips = [
         (stack(lambda p, n, t: -(torch.exp(p.sum() / t) / (torch.exp(p.sum() / t) + torch.exp(n.sum() / t))).log()),

@@ -21,7 +21,11 @@ from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json, write_npz
 
 STAGE1 = ("cam", "prototypes", "pbip_stage1")
-KERNELS = ("data", "datasets", "phantom", "tissue", "encoders", "bank", "classnet", "matching", "cams", "training", "segmentation")
+KERNELS = (
+    "tissue", "phantom", "datasets", "data", "weights", "backbones", "encoders", "bank", "classnet", "matching",
+    "cams", "training", "segmentation",
+)  # fmt: skip
+LEARNED_WIDTH = 512  # of prototypes that are learned: the width of the paper's, which come from MedCLIP
 CODE = hashlib.sha256(b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in (*KERNELS, "experiment"))).hexdigest()
 
 
@@ -79,11 +83,10 @@ class Run:
         """The image bank of the training split. Notebook 02."""
         folder, p = self.folder / "bank", self.preset
         if not self.made("bank"):
-            began = time.perf_counter()
-            features = encoders.embed(self.encoder, self.data("train"))
-            made = bank.build(
-                self.data("train"), features, K=p.K, N=p.N, kind=p.prototypes, white_limit=p.white_limit, seed=self.seed
-            )
+            began, train = time.perf_counter(), self.data("train")
+            features = encoders.embed(self.encoder, train)
+            other = p.cluster_encoder and encoders.embed(encoders.load(p.cluster_encoder).to(self.device), train)
+            made = bank.build(train, features, p, self.seed, other if p.cluster_encoder else None)
             made.save(folder)
             write_npz(folder / "features.npz", features=features)
             self._done("bank", began)
@@ -109,29 +112,37 @@ class Run:
         return self._histories[method]
 
     def _stage1(self, method: str, on_epoch):
-        p = self.preset
+        p, C = self.preset, self.spec.C
         torch.manual_seed(self.seed)
-        prompts = None if method == "cam" else torch.from_numpy(self.bank.prototypes)
-        levels, fusion = (p.cam_levels, p.cam_fusion) if method == "cam" else (p.levels, p.fusion)
-        net = ClassNet(p.backbone, p.stride, levels, fusion, self.spec.C, prompts, p.merge)
-        loss = training.cam_loss
-        if method == "pbip_stage1":
+        prompts = None if method == "cam" else self._prompts()
+        net, loss = ClassNet(p, C, prompts), partial(training.cam_loss, preset=p)
+        if method == "pbip_stage1" and p.prototypes == "learnable":
+            loss = partial(training.lpd_loss, preset=p)
+        elif method == "pbip_stage1":
             loss = partial(training.pbip_loss, preset=p, bank=self.bank, encoder=self.encoder)
-        return net, self._fit(net, self.data("train"), loss, method, p.epochs, p.lr, on_epoch)
+        rate = dict(lr=p.lr, lr_power=p.lr_power, warmup=p.warmup, warmup_ratio=p.warmup_ratio)
+        return net, self._fit(net, self.data("train"), loss, method, on_epoch, epochs=p.epochs, **rate)
+
+    def _prompts(self) -> Tensor:
+        """Prototypes (S, D), unit rows: the bank's, or random directions to learn from where the preset learns them."""
+        if self.preset.prototypes != "learnable":
+            return torch.from_numpy(self.bank.prototypes)
+        return F.normalize(torch.randn(self.spec.C * self.preset.K, LEARNED_WIDTH), dim=1)
 
     def _stage2(self, method: str, on_epoch):
         p = self.preset
         patches = self.pseudo_masks() if method == "pbip_stage2" else self.masked_split()
         torch.manual_seed(self.seed)
-        net = segmentation.DeepLabV2(p.backbone, p.stage2_stride, self.spec.C, p.stage2_rates)
+        net = segmentation.DeepLabV2(
+            p.stage2_backbone or p.backbone, p.stage2_stride, self.spec.C, p.stage2_rates, p.stage2_size / p.size
+        )
         loss = segmentation.segmentation_loss
-        return net, self._fit(net, patches, loss, method, p.stage2_epochs, p.stage2_lr, on_epoch)
+        return net, self._fit(net, patches, loss, method, on_epoch, epochs=p.stage2_epochs, lr=p.stage2_lr)
 
-    def _fit(self, net, patches, loss, method, epochs, lr, on_epoch) -> pd.DataFrame:
+    def _fit(self, net, patches, loss, method, on_epoch, **schedule) -> pd.DataFrame:
         return training.fit(
-            net, patches, loss, self.folder / method, epochs=epochs, batch=self.preset.batch, lr=lr,
-            weight_decay=self.preset.weight_decay, seed=self.seed, key=f"{self.key} {method}", device=self.device,
-            on_epoch=on_epoch,
+            net, patches, loss, self.folder / method, batch=self.preset.batch, weight_decay=self.preset.weight_decay,
+            seed=self.seed, key=f"{self.key} {method}", device=self.device, on_epoch=on_epoch, **schedule,
         )  # fmt: skip
 
     def pseudo_masks(self) -> segmentation.MaskedPatches:
@@ -140,7 +151,7 @@ class Run:
         if not self.made("pseudo_masks"):
             net, began = self.net("pbip_stage1"), time.perf_counter()
             made_from = {"preset": p.name, "seed": self.seed, "key": self.key}
-            cams.pseudo_masks(net, train, folder, p.tta, made_from)
+            cams.pseudo_masks(net, train, folder, p, made_from)
             self._done("pseudo_masks", began)
         return segmentation.MaskedPatches(train, cams.read_pseudo_masks(folder, train))
 
@@ -153,11 +164,11 @@ class Run:
         """Yield index (B,), class scores (B, C, H, W) and predicted image labels (B, C) bool over a split. Notebook 06."""
         net, p = self.net(method), self.preset
         if method in STAGE1:
-            for index, maps, logits in cams.predict_split(net, self.data(split), p.tta):
+            for index, maps, logits in cams.predict_split(net, self.data(split), p, p.tta):
                 yield index, maps, logits > 0
         else:
             for items in DataLoader(self.data(split), batch_size=32):
-                scores = segmentation.predict(net, items["image"].to(self.device).float() / 255, p.tta).cpu()
+                scores = segmentation.predict(net, items["image"].to(self.device).float() / 255, p.stage2_tta).cpu()
                 yield items["index"], scores, segmentation.present_classes(scores)
 
     def masks(self, method: str, split: str, image_labels: str = "predicted") -> np.ndarray:
@@ -168,11 +179,20 @@ class Run:
             oracle = torch.from_numpy(truth.labels[index.numpy()])
             labels = {"predicted": predicted, "oracle": oracle, "none": torch.ones_like(predicted)}[image_labels]
             scores = F.interpolate(scores, truth.masks.shape[1:], mode="bilinear", align_corners=False)
-            parts.append(cams.argmax_masks(scores, labels))
+            parts.append(cams.argmax_masks(scores, labels, self.preset.gating))
         return torch.cat(parts).numpy()
 
-    def scores(self, method: str, split: str = "test", protocol: metrics.Protocol = metrics.DEFAULT) -> dict:
-        """Scores of a method on a split under a protocol, as metrics.Scorer gives them. Notebook 06."""
+    @property
+    def protocol(self) -> metrics.Protocol:
+        """The protocol of the preset: the one to compare with its source. Notebook 06."""
+        return metrics.Protocol(self.preset.image_labels, self.preset.ignore)
+
+    def scores(self, method: str, split: str = "test", protocol: metrics.Protocol | None = None) -> dict:
+        """Scores of a method on a split, as metrics.Scorer gives them. Notebook 06.
+
+        protocol: predicted labels and the preset's rule for ignore, where none is given.
+        """
+        protocol = protocol or metrics.Protocol(ignore=self.preset.ignore)
         file = self.folder / method / f"scores_{split}_{protocol.image_labels}_{protocol.ignore}.json"
         if not file.exists() or read_json(file)["key"] != self.key:
             scorer = metrics.Scorer(self.spec.C, protocol)
@@ -182,7 +202,8 @@ class Run:
 
     def record(self, methods: tuple[str, ...] = tuple(results.METHODS)) -> dict:
         """The run's results.json on the test split, written and returned: see results.record. Notebook 06."""
-        scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=metrics.ORACLE)} for m in methods}
+        oracle = metrics.Protocol("oracle", self.preset.ignore)
+        scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=oracle)} for m in methods}
         made = results.record(
             preset=self.preset.name, dataset=self.dataset, seed=self.seed, device=str(self.device),
             protolib=__version__, methods=scored, peak_rss_mb=results.peak_rss_mb(),

@@ -64,6 +64,15 @@ def gate(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill(absent[:, :, None, None], -math.inf)  # (B, C) -> (B, C, 1, 1)
 
 
+def label_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """How many images have every label right, and how many labels are right, as shares in [0, 1].
+
+    logits (B, C) float, above 0 means present; labels (B, C), 0 or 1. Notebook 06.
+    """
+    right = (logits > 0) == (labels > 0)
+    return right.all(1).double().mean().item(), right.double().mean().item()
+
+
 def confusion(truth, prediction, C: int) -> np.ndarray:
     """Count pixels by true and predicted class.
 

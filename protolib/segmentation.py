@@ -6,26 +6,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from protolib import encoders
+from protolib.backbones import backbone
 
 
 class DeepLabV2(nn.Module):
     """A dilated backbone and four atrous branches, summed. Chen et al., TPAMI 40(4), 2018; notebook 05.
 
     images (B, 3, H, W) float in [0, 1] -> logits (B, C, H, W). rates: dilation of each branch in cells of the deepest map;
-    the published 6, 12, 18, 24 fit the 41 cells of a 321 px image and overshoot the 14 of a small patch.
+    the published 6, 12, 18, 24 fit the 41 cells of a 321 px image and overshoot the 14 of a small patch. zoom: small patches
+    are enlarged for the backbone, which gives their deepest map more cells.
     """
 
-    def __init__(self, backbone: str, stride: int, C: int, rates: tuple[int, ...] = (6, 12, 18, 24)):
+    def __init__(self, name: str, stride: int, C: int, rates: tuple[int, ...] = (6, 12, 18, 24), zoom: float = 1.0):
         super().__init__()
-        self.net, self.info = encoders.backbone(backbone, stride)
-        width = self.net.feature_info.channels()[-1]
-        self.branches = nn.ModuleList(nn.Conv2d(width, C, 3, padding=r, dilation=r) for r in rates)
+        self.net, self.zoom = backbone(name, stride), zoom
+        self.branches = nn.ModuleList(nn.Conv2d(self.net.channels[-1], C, 3, padding=r, dilation=r) for r in rates)
 
     def forward(self, images: Tensor) -> Tensor:
-        deepest = self.net(images * 2 - 1)[-1]  # (B, C_L, h, w)
+        size = images.shape[2:]
+        images = F.interpolate(images, [round(side * self.zoom) for side in size], mode="bilinear", align_corners=False)
+        deepest = self.net(images)[-1]  # (B, C_L, h, w)
         logits = sum(branch(deepest) for branch in self.branches)
-        return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def segmentation_loss(net: nn.Module, batch: dict) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """The training loop of both stages: accelerate for every device, resume, a guard against a non-finite loss, history."""
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -14,7 +16,7 @@ from tqdm.auto import tqdm
 
 from protolib import cams
 from protolib.bank import Bank
-from protolib.classnet import ClassNet, classification_loss
+from protolib.classnet import ClassNet, classification_loss, diversity_loss
 from protolib.encoders import Encoder
 from protolib.files import whole, write_text
 from protolib.matching import matching_loss
@@ -41,9 +43,15 @@ def augment(batch: dict, generator: torch.Generator) -> dict:
     return batch | turned | {"image": turned["image"].float() / 255}
 
 
-def poly_lr(step: int, steps: int, lr: float) -> float:
-    """Polynomial decay of power 1: lr * (1 - step / steps), as in the released code. Notebook 04."""
-    return lr * (1 - step / steps)
+def poly_lr(step: int, steps: int, lr: float, power: float = 1.0, warmup: int = 0, ratio: float = 0.0) -> float:
+    """Linear warm-up from ratio * lr, then polynomial decay lr * (1 - (step - warmup) / steps)^power. Notebook 04.
+
+    step: from 0; past the last of `steps` the rate stays. The decay is that of the released code: with warm-up it does not
+    come to 0, for it is divided by all steps. Utils/optimizer.py.
+    """
+    if step < warmup:
+        return lr * (1 - (1 - step / warmup) * (1 - ratio))
+    return lr * (1 - (min(step, steps - 1) - warmup) / steps) ** power
 
 
 def bare(net: nn.Module) -> nn.Module:
@@ -51,10 +59,20 @@ def bare(net: nn.Module) -> nn.Module:
     return getattr(net, "module", net)
 
 
-def cam_loss(net: ClassNet, batch: dict) -> dict[str, Tensor]:
+def cam_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
     """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq. (7, 8), notebook 04."""
-    maps = bare(net).class_maps(net(batch["image"]))
-    return {"loss": classification_loss(bare(net).logits(maps), batch["label"])}
+    logits = bare(net).logits(net(batch["image"]))  # (L, B, C)
+    plain = bare(net).prototypes is None
+    return {"loss": classification_loss(logits, batch["label"], (1.0,) * len(logits) if plain else preset.level_weights)}
+
+
+def lpd_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
+    """Classification, and from step `diversity_after` on the diversity of the learned prototypes' maps. LPD (2025), notebook 04."""
+    maps = net(batch["image"])
+    cls = classification_loss(bare(net).logits(maps), batch["label"], preset.level_weights)
+    alike = torch.stack([diversity_loss(m, preset.K) for m in maps]).mean()
+    gamma = preset.diversity if batch["step"] >= preset.diversity_after else 0.0
+    return {"loss": cls + gamma * alike, "classification": cls, "diversity": alike}
 
 
 def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder: Encoder) -> dict[str, Tensor]:
@@ -62,16 +80,29 @@ def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder
 
     batch: image (B, 3, H, W) float in [0, 1] and label (B, C); encoder: frozen, the one that made the bank.
     """
-    images, labels = batch["image"], batch["label"]
-    maps = bare(net).class_maps(net(images))
-    cls = classification_loss(bare(net).logits(maps), labels)
-    fused = cams.fuse(maps, bare(net).fusion, maps[0].shape[2:])  # (B, C, h, w), the finest level's cells
+    images, labels, inner = batch["image"], batch["label"], bare(net)
+    maps = net(images)
+    cls = classification_loss(inner.logits(maps), labels, preset.level_weights)
+    prototypes = images.new_tensor(bank.prototypes)  # (S, D)
+    project = inner.heads[-1].project if preset.space == "projected" else lambda features: features
+    # as released, the encoder sees what the network saw, stretched; else its own preparation of the part of the image
+    seen, look = (inner.prepare(images), encoder.features) if preset.fill == "minmax" else (images, encoder)
+    if preset.match_maps == "last":
+        chosen = maps[-1] if preset.pairs == "subclasses" else inner.class_maps(maps)[-1]
+    else:
+        chosen = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
+        chosen = cams.fuse(chosen, inner.fusion, maps[0].shape[2:], preset.align_corners)  # (B, C or S, h, w)
     match = matching_loss(
-        images, fused, labels, images.new_tensor(bank.prototypes), lambda x: bank.normalize(encoder(x)),
-        K=bank.K, span=preset.span, delta=preset.delta, fill=preset.fill, tau=preset.tau,
-        theta_fg=preset.theta_fg, theta_bg=preset.theta_bg,
+        seen, chosen, labels, F.normalize(project(prototypes), dim=1).detach(),
+        lambda x: F.normalize(project(bank.normalize(look(x))), dim=1), **rules(preset),
     )  # fmt: skip
+    match = match + preset.penalty * maps[-1].mean()
     return {"loss": preset.alpha * cls + preset.beta * match, "classification": cls, "matching": match}
+
+
+def rules(preset: Preset) -> dict:
+    """The fields of a preset that the matching loss reads. Notebook 03."""
+    return {name: getattr(preset, name) for name in inspect.getfullargspec(matching_loss).kwonlyargs}
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -124,13 +155,17 @@ def fit(
     lr: float,
     weight_decay: float,
     seed: int,
+    lr_power: float = 1.0,
+    warmup: float = 0.0,
+    warmup_ratio: float = 0.0,
     key: str = "",
     device: str = "auto",
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Train `net` in place; returns the history, one row per epoch with the mean of each loss. Notebook 04.
 
-    loss_fn(net, batch) -> named scalar losses, of which "loss" is minimised. folder: receives history.csv and checkpoint.pt
+    loss_fn(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from 0. warmup: epochs,
+    see poly_lr. folder: receives history.csv and checkpoint.pt
     after every epoch; a checkpoint with the same `key` there is continued. Raises FloatingPointError at the first loss that
     is not finite and leaves the batch in non_finite_batch.pt.
     """
@@ -149,9 +184,10 @@ def fit(
         bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
         began, sums = time.perf_counter(), {}
         for i, raw in enumerate(loader):
+            step, steps = epoch * len(loader) + i, epochs * len(loader)
             for group in optimizer.param_groups:
-                group["lr"] = poly_lr(epoch * len(loader) + i, epochs * len(loader), lr)
-            losses = loss_fn(model, augment(raw, generator))
+                group["lr"] = poly_lr(step, steps, lr, lr_power, round(warmup * len(loader)), warmup_ratio)
+            losses = loss_fn(model, augment(raw, generator) | {"step": step})
             guard(losses["loss"], raw, dataset, folder)
             optimizer.zero_grad()
             accelerator.backward(losses["loss"])

@@ -1,5 +1,6 @@
 """The bank: white filter, spherical k-means, the nearest images, prototypes, files."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from protolib import bank
+from protolib.presets import PRESETS
 
 
 def unit(X):
@@ -48,14 +50,14 @@ def test_lloyd_equals_a_slow_reference():
         if np.allclose(new, slow, rtol=1e-5, atol=1e-8):
             break
         slow = new
-    found, moved = bank.lloyd(X, centres)
+    found, _, moved, _ = bank.lloyd(X, centres)
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(moved, slow, atol=1e-5)  # float32 against float64
 
 
 def test_kmeans_finds_planted_groups_and_unit_centres():
     X, group = blobs()
-    labels, centres = bank.spherical_kmeans(X, 3, seed=0)
+    labels, _, centres, _ = bank.spherical_kmeans(X, 3, seed=0)
     assert adjusted_rand_score(group, labels) == 1
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=1e-6)
 
@@ -64,8 +66,8 @@ def test_restarts_never_do_worse_than_one_run():
     X, _ = blobs(K=8, n=6, spread=0.3)
 
     def quality(restarts):
-        labels, centres = bank.spherical_kmeans(X, 8, seed=3, restarts=restarts)
-        return (X * centres[labels]).sum(1).mean()
+        run = bank.spherical_kmeans(X, 8, seed=3, restarts=restarts)
+        return (X * run.centres[run.labels]).sum(1).mean()
 
     assert quality(20) >= quality(1)
 
@@ -78,7 +80,7 @@ def test_seeding_takes_distinct_rows_while_there_are_any():
 
 def test_copies_leave_a_cluster_empty_without_nan():
     X = np.eye(2, dtype=np.float32)[[0, 0, 1]]
-    labels, centres = bank.spherical_kmeans(X, 3)
+    labels, _, centres, _ = bank.spherical_kmeans(X, 3)
     assert len(set(labels)) == 2
     assert np.isfinite(centres).all()
 
@@ -99,7 +101,7 @@ def test_standardise_closed_form_and_tensor_equals_array():
 def built(kind="nearest_mean", N=2, K=1, **more):
     dataset = patches([[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]], **more)
     features = np.array([[4, 0], [4, 1], [4, -3], [-4, 0], [-4, 1], [-4, 9], [50, 50]], np.float32)
-    return dataset, features, bank.build(dataset, features, K=K, N=N, kind=kind, white_limit=0.5, seed=0)
+    return dataset, features, bank.build(dataset, features, replace(PRESETS["quick"], K=K, N=N, prototypes=kind), 0)
 
 
 def test_members_are_the_nearest_to_the_centre_and_prototypes_their_mean():
@@ -146,3 +148,41 @@ def test_saved_and_opened_bank_is_the_same(tmp_path):
     for name in ("prototypes", "mean", "scale", "candidates", "clusters"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npz"]
+
+
+# As released
+
+
+def test_rows_to_begin_with_are_those_of_the_released_seed():
+    X = np.arange(20.0)[:, None] * np.ones(3)
+    np.random.seed(42)
+    wanted = np.random.choice(20, 4, replace=False)
+    np.testing.assert_array_equal(bank.random_rows(X, 4, seed=0)[:, 0], wanted)
+    assert bank.random_rows(X, 4, seed=1)[:, 0].tolist() != wanted.tolist()
+
+
+def test_rows_of_any_length_are_assigned_by_cosine_and_longer_ones_weigh_more():
+    X = np.array([[1.0, 0.0], [0.0, 3.0], [-1.0, 0.1]])
+    run = bank.lloyd(X, np.array([[2.0, 2.0], [-5.0, 0.0]]), max_iter=1)
+    assert run.labels.tolist() == [0, 0, 1] and run.steps == 1
+    np.testing.assert_allclose(run.cosines[:, 1], [-1, 0, 1 / np.sqrt(1.01)], atol=1e-12)
+    np.testing.assert_allclose(run.centres[0], np.array([1, 3]) / np.sqrt(10), atol=1e-12)
+
+
+def test_without_the_filter_a_patch_counts_for_each_of_its_classes():
+    dataset = patches([[1, 0], [1, 1], [0, 1], [0, 1]], white=[0])
+    found, owner = bank.candidates(dataset, 1, white_limit=1.0, single_class=False)
+    assert list(zip(found.tolist(), owner.tolist())) == [(0, 0), (1, 0), (1, 1), (2, 1), (3, 1)]
+
+
+def test_another_encoder_may_do_the_clustering():
+    dataset = patches([[1, 0]] * 4 + [[0, 1]] * 4)
+    features = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1]] * 2, np.float32)
+    other = np.array([[1, 0], [1, 0.1], [0.1, 1], [0, 1]] * 2, np.float32)  # pairs 0-1 and 2-3, where features pair 0-2, 1-3
+    p = replace(PRESETS["quick"], K=2, N=2, standardise=False)
+    own, by_other = bank.build(dataset, features, p, 0), bank.build(dataset, features, p, 0, other)
+    assert sorted(map(sorted, own.members[:2])) == [["p0", "p2"], ["p1", "p3"]]
+    assert sorted(map(sorted, by_other.members[:2])) == [["p0", "p1"], ["p2", "p3"]]
+    row = [sorted(m) for m in by_other.members].index(["p0", "p1"])
+    raw = unit(features[:2])
+    np.testing.assert_allclose(by_other.prototypes[row], unit(raw.mean(0)), atol=1e-6)  # of the encoder's own features

@@ -1,5 +1,7 @@
 """CAMs: fusion against a slow bilinear reference, mirrored passes, masks under labels, pseudo masks on disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from torch.utils.data import Dataset
 from protolib import cams
 from protolib.data import SPECS
 from protolib.files import read_json
+from protolib.presets import PRESETS
 
 SPEC = SPECS["phantom"]
 H = W = 8
+P = replace(PRESETS["quick"], pseudo_tta="none")
 
 
 def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
@@ -34,9 +38,12 @@ class HandMade(nn.Module):
 
     def __init__(self, fail_after: int = 10**6):
         super().__init__()
-        self.weight, self.fusion, self.K, self.left = nn.Parameter(torch.ones(1)), (0.25, 0.75), 1, fail_after
+        self.weight, self.fusion, self.left = nn.Parameter(torch.ones(1)), (0.25, 0.75), fail_after
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def read(self, images: torch.Tensor) -> list[torch.Tensor]:
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("the disk is full")
@@ -93,9 +100,9 @@ def test_fuse_wants_one_weight_per_level():
 
 def test_predict_averages_the_patch_and_its_mirror_image():
     net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
-    plain, plain_logits = cams.predict(net, images, tta=False)
-    mirrored, mirrored_logits = cams.predict(net, images.flip(3), tta=False)
-    both, logits = cams.predict(net, images, tta=True)
+    plain, plain_logits = cams.predict(net, images, P, "none")
+    mirrored, mirrored_logits = cams.predict(net, images.flip(3), P, "none")
+    both, logits = cams.predict(net, images, P, "mirror")
     assert torch.equal(both, (plain + mirrored.flip(3)) / 2)
     assert torch.equal(logits, (plain_logits + mirrored_logits) / 2)
     four = torch.cat([images, images[:, :1] * 0.5], dim=1)
@@ -120,19 +127,19 @@ def test_argmax_takes_the_strongest_class_that_the_label_allows():
 
 def test_predict_split_keeps_the_order_of_the_split():
     patches = Patches()
-    parts = cams.predict_split(HandMade(), patches, tta=False, batch=16)
+    parts = cams.predict_split(HandMade(), patches, P, "none", batch=16)
     index, maps, logits = (torch.cat(part) for part in zip(*parts))
     assert index.tolist() == list(range(40))
     images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
-    wanted_maps, wanted_logits = cams.predict(HandMade(), images, tta=False)
+    wanted_maps, wanted_logits = cams.predict(HandMade(), images, P, "none")
     torch.testing.assert_close((maps, logits), (wanted_maps, wanted_logits), rtol=0, atol=1e-6)
 
 
 def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
     patches, folder = Patches(), tmp_path / "pseudo_masks"
-    cams.pseudo_masks(HandMade(), patches, folder, False, {"seed": 3})
+    cams.pseudo_masks(HandMade(), patches, folder, P, {"seed": 3})
     images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
-    wanted = cams.argmax_masks(cams.predict(HandMade(), images, tta=False)[0], torch.from_numpy(patches.labels))
+    wanted = cams.argmax_masks(cams.predict(HandMade(), images, P, "none")[0], torch.from_numpy(patches.labels))
     found = cams.read_pseudo_masks(folder, patches)
     assert found.dtype == np.uint8 and np.array_equal(found, wanted.numpy())
     rows = np.arange(40)[:, None, None]
@@ -153,30 +160,68 @@ def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
     "other, named", [(Patches("val"), "split"), (Patches(fingerprint="f2"), "fingerprint")], ids=["split", "pixels"]
 )
 def test_masks_of_other_patches_are_refused(tmp_path, other, named):
-    cams.pseudo_masks(HandMade(), Patches(), tmp_path / "masks", False, {})
+    cams.pseudo_masks(HandMade(), Patches(), tmp_path / "masks", P, {})
     with pytest.raises(ValueError, match=f"another {named} .*make them again"):
         cams.read_pseudo_masks(tmp_path / "masks", other)
 
 
 def test_pseudo_masks_of_val_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="this is 'val'"):
-        cams.pseudo_masks(HandMade(), Patches("val"), tmp_path / "masks", False, {})
+        cams.pseudo_masks(HandMade(), Patches("val"), tmp_path / "masks", P, {})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_in_the_middle_leaves_the_old_masks(tmp_path):
     folder = tmp_path / "masks"
-    cams.pseudo_masks(HandMade(), Patches(), folder, False, {"round": 1})
+    cams.pseudo_masks(HandMade(), Patches(), folder, P, {"round": 1})
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(RuntimeError, match="disk is full"):
-        cams.pseudo_masks(HandMade(fail_after=1), Patches(), folder, True, {"round": 2})
+        cams.pseudo_masks(HandMade(fail_after=1), Patches(), folder, P, {"round": 2})
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    cams.pseudo_masks(HandMade(), Patches(), folder, True, {"round": 3})  # what the failure left is no part of it
+    cams.pseudo_masks(HandMade(), Patches(), folder, P, {"round": 3})  # what the failure left is no part of it
     assert read_json(folder / "manifest.json")["round"] == 3
     assert len(list(folder.iterdir())) == 41 and [p.name for p in tmp_path.iterdir()] == ["masks"]
 
 
 def test_a_first_failure_leaves_no_folder(tmp_path):
     with pytest.raises(RuntimeError, match="disk is full"):
-        cams.pseudo_masks(HandMade(fail_after=1), Patches(), tmp_path / "masks", False, {})
+        cams.pseudo_masks(HandMade(fail_after=1), Patches(), tmp_path / "masks", P, {})
     assert not (tmp_path / "masks").exists()
+
+
+# As released; tests/test_golden.py holds its numbers
+
+
+def test_unit_scores_stretch_what_is_above_zero():
+    maps = torch.tensor([[[-3.0, 0.0], [1.0, 4.0]], [[-1.0, -2.0], [-3.0, -4.0]], [[5.0, 5.0], [5.0, 5.0]]])[None]
+    found = cams.unit_scores(maps)
+    wanted = torch.tensor([[[0.0, 0.0], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])[None]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_dropped_background_is_high_where_no_class_is():
+    scores = torch.tensor([[[0.0, 0.5]], [[0.0, 0.9]]])[None]
+    torch.testing.assert_close(cams.background_score(scores), torch.tensor([1.0, 1e-10]).view(1, 1, 1, 2), rtol=1e-4, atol=0)
+
+
+def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_off_the_plain_one():
+    net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    six, logits = cams.predict(net, images, P, "six")
+    both, _ = cams.predict(net, images, P, "mirror")
+    torch.testing.assert_close(six, both, rtol=0, atol=1e-6)  # HandMade is linear: .9, 1 and 1.1 average to 1
+    assert logits.equal(cams.predict(net, images, P, "none")[1])
+    unit = replace(P, scores="unit")
+    by_hand = []
+    for flip in (False, True):
+        for factor in (0.9, 1.0, 1.1):
+            maps = net.read(factor * (images.flip(3) if flip else images))
+            score = cams.fuse([cams.unit_scores(m) for m in maps], net.fusion, (H, W))
+            by_hand.append(score.flip(3) if flip else score)
+    torch.testing.assert_close(cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6)
+
+
+def test_a_zeroed_class_ties_with_present_ones_that_score_nothing():
+    scores = torch.tensor([[[0.9, 0.9]], [[0.0, 0.4]]])[None]  # (1, 2, 1, 2)
+    label = torch.tensor([[0, 1]])
+    assert cams.argmax_masks(scores, label).tolist() == [[[1, 1]]]
+    assert cams.argmax_masks(scores, label, "zeroed").tolist() == [[[0, 1]]]  # the first class wins the tie

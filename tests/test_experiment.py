@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from protolib import cams, experiment, metrics, presets, results
+from protolib import cams, experiment, metrics, phantom, presets, results
 from protolib.experiment import Run
 
-TINY = replace(presets.preset("smoke"), name="tiny", size=64, patches=(64, 8, 8), N=3, tta=False)
+TINY = replace(presets.preset("smoke"), name="tiny", size=64, patches=(64, 8, 8), N=3, tta="none", pseudo_tta="none", stage2_tta=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,49 @@ def test_predicted_labels_of_stage_one_are_positive_logits(folder):
     run = open_run(folder)
     index, maps, labels = next(run.predictions("cam", "test"))
     images = torch.stack([run.data("test")[int(i)]["image"] for i in index]).float() / 255
-    found, logits = cams.predict(run.net("cam"), images, tta=False)
+    found, logits = cams.predict(run.net("cam"), images, TINY, "none")
     torch.testing.assert_close(maps, found)
     assert torch.equal(labels, logits > 0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder as BCSS-WSSS is published, small: drawn patches, the label in each training name."""
+    root = tmp_path_factory.mktemp("bcss")
+    phantom.write_folder(root, {"train": 48, "val": 6, "test": 6}, size=64, seed=0)
+    return root
+
+
+@pytest.mark.parametrize("name, cluster", [("paper_text", "lite0"), ("released_code", "")])
+def test_the_paper_and_the_released_code_run_start_to_end_at_a_tiny_width(name, cluster, published, tmp_path, monkeypatch):
+    tiny = dict(size=64, N=2, backbone="mit_test", encoder="swin_test", cluster_encoder=cluster, epochs=1, stage2_size=64,
+                stage2_backbone="mit_test", stage2_stride=16, stage2_epochs=1, chunk=7)  # fmt: skip
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(presets.PRESETS[name], name="tiny", **tiny))
+    run = Run("tiny", "bcss-wsss", published, tmp_path, device="cpu")
+    made = run.record()
+    p, history, released = run.preset, run.history("pbip_stage1"), name == "released_code"
+    assert run.protocol == (metrics.Protocol("oracle", "counted") if released else metrics.DEFAULT)
+    for block in made["methods"].values():
+        assert block["protocol"] == str(metrics.Protocol("predicted", p.ignore))
+        assert block["oracle"]["protocol"] == str(metrics.Protocol("oracle", p.ignore))
+    expected = p.alpha * history["classification"] + p.beta * history["matching"]
+    np.testing.assert_allclose(history["loss"], expected, rtol=1e-5)  # one epoch's float32 means of the same batches
+    assert (history["matching"] > 0).all() and run.bank.kind == p.prototypes
+    masks, truth = run.masks("pbip_stage1", "test", "oracle"), run.data("test").labels
+    allowed = truth[np.arange(len(masks))[:, None, None], masks]  # a mask shows only what its label allows ...
+    assert allowed.all() or released  # ... but where the released code scores all of them 0, and the first class wins
+
+
+def test_learned_prototypes_need_no_matching_and_move_apart(published, tmp_path, monkeypatch):
+    learned = replace(presets.PRESETS["smoke"], name="tiny", prototypes="learnable", beta=0.0, diversity=0.5, backbone="mit_test",
+                      levels=(1, 2, 3), cam_levels=(3,), diversity_after=1, epochs=2)  # fmt: skip
+    monkeypatch.setitem(presets.PRESETS, "tiny", learned)
+    run = Run("tiny", "bcss-wsss", published, tmp_path, device="cpu")
+    history = run.history("pbip_stage1")
+    steps = len(run.data("train")) // learned.batch
+    with_diversity = history["loss"][1] - history["classification"][1]
+    assert with_diversity == pytest.approx(0.5 * history["diversity"][1], rel=1e-4)
+    first = history["loss"][0] - history["classification"][0]  # the first step is without
+    assert 0 < first < 0.5 * history["diversity"][0] * (steps - 0.5) / steps
+    assert run.net("pbip_stage1").prototypes.shape == (4 * learned.K, 512)
+    assert not (tmp_path / "bank").exists()

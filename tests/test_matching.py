@@ -10,16 +10,25 @@ import torch.nn.functional as F
 from protolib import encoders, matching, training
 from protolib.bank import Bank
 from protolib.classnet import ClassNet
-from protolib.matching import keep, matching_loss, matching_terms, pool_foreground, present_share, unit_range, weights
+from protolib.matching import keep, matching_loss, pool_foreground, present_share, sides, unit_range, weights
 from protolib.presets import preset
 
-SETTINGS = dict(K=1, span="stretch", delta=0.5, fill="black", tau=0.5, theta_fg=1.0, theta_bg=0.5)
+SETTINGS = dict(
+    K=1, pairs="classes", merge="mean", span="stretch", threshold="map", delta=0.5, fill="black", negatives="classes",
+    pooling="pair", tau=0.5, theta_fg=1.0, theta_bg=0.5, align_corners=False, chunk=0,
+)  # fmt: skip
 
 
 def circle(*degrees: float) -> torch.Tensor:
     """Unit vectors at these angles: (n, 2) float64."""
     angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
     return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def matching_terms(fg, bg, prototypes, classes, K, tau):
+    """The kernel for pairs of image and class."""
+    masks = sides(classes, len(prototypes), K, "classes", "classes")
+    return matching.matching_terms(fg, bg, prototypes, *masks, tau)
 
 
 def softlog(x: float) -> float:
@@ -74,7 +83,7 @@ def slow_map(maps: np.ndarray, label: np.ndarray, c: int, span: str) -> np.ndarr
     return np.exp(maps[c]) / total
 
 
-def slow_loss(images, maps, labels, prototypes, encode, *, K, span, delta, fill, tau, theta_fg, theta_bg) -> float:
+def slow_loss(images, maps, labels, prototypes, encode, *, K, span, delta, fill, tau, theta_fg, theta_bg, **rest) -> float:
     """Eq. (4-13), one pair, one prototype and one pixel after the other, exp and log as printed."""
     terms = []
     for X, image_maps, label in zip(images.numpy(), maps.numpy(), labels.numpy()):
@@ -301,16 +310,16 @@ def test_only_network_and_projection_learn_from_the_loss():
     bank = Bank(("A", "B"), p.K, "centre", prototypes.copy(), np.zeros(encoder.D, np.float32),
                 np.ones(encoder.D, np.float32), np.zeros(0, int), np.zeros(0, int), ((),) * S)  # fmt: skip
     prompts = torch.from_numpy(bank.prototypes)
-    net = ClassNet(p.backbone, p.stride, p.levels, p.fusion, C=2, prototypes=prompts, merge=p.merge)
+    net = ClassNet(p, 2, prompts)
     batch = {"image": torch.rand(2, 3, 64, 64, generator=g), "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
     weights = {k: v.clone() for k, v in encoder.state_dict().items()}
     training.pbip_loss(net, batch, preset=p, bank=bank, encoder=encoder)["matching"].backward()
     assert all(v.grad is None and not v.requires_grad for v in encoder.parameters())
     assert all(v.equal(weights[k]) for k, v in encoder.state_dict().items())  # batch statistics too
+    assert net.prototypes.grad is None and not net.prototypes.requires_grad
     for head in net.heads:
-        assert head.prototypes.grad is None and not head.prototypes.requires_grad
         assert head.project[0].weight.grad.abs().sum() > 0 and head.project[2].weight.grad.abs().sum() > 0
-    assert net.net.conv_stem.weight.grad.abs().sum() > 0
+    assert net.net.net.conv_stem.weight.grad.abs().sum() > 0
     np.testing.assert_array_equal(bank.prototypes, prototypes)
 
 
@@ -347,3 +356,81 @@ def test_the_kernel_has_no_loop_over_pairs():
 
     tree = ast.parse(inspect.getsource(matching.matching_loss) + inspect.getsource(matching.matching_terms))
     assert not [n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.While, ast.comprehension))]
+
+
+# What the released code does otherwise; tests/test_golden.py holds its numbers
+
+
+def test_a_shared_threshold_lets_one_strong_map_empty_the_others_of_its_image():
+    maps = torch.tensor([[[8.0, 1.0]], [[3.0, 2.0]]])[None]  # (1, 2, 1, 2)
+    assert pool_foreground(maps, 0.5).tolist() == [[[[True, False]], [[True, True]]]]
+    assert pool_foreground(maps, 0.5, shared=True).tolist() == [[[[True, False]], [[False, False]]]]
+    two = torch.cat([maps, maps / 8])  # another image has its own maximum
+    assert pool_foreground(two, 0.5, shared=True)[1].equal(pool_foreground(maps, 0.5, shared=True)[0])
+
+
+def test_sub_classes_above_the_mean_of_a_present_class_are_selected():
+    logits = torch.tensor([[1.0, 2.0, 6.0, -5.0, -1.0], [4.0, 4.0, 4.0, 0.0, 9.0]])
+    labels = torch.tensor([[1, 1], [1, 0]])
+    found = matching.select_subclasses(logits, labels, (3, 2), "mean")
+    assert found.tolist() == [[False, False, True, False, True], [False] * 5]  # a tie is not above
+    alone = matching.select_subclasses(torch.tensor([[3.0, 1.0]]), torch.tensor([[1, 1]]), (1, 1), "mean")
+    assert not alone.any()  # K = 1 selects nothing: the preset refuses it
+
+
+def test_own_and_rival_prototypes_of_pairs_of_classes_and_of_sub_classes():
+    own, rival = sides(torch.tensor([1]), 6, 2, "classes", "all")
+    assert own.tolist() == [[False, False, True, True, False, False]] and rival.equal(~own)
+    own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "all")
+    assert own.nonzero().tolist() == [[0, 3]] and rival.equal(~own)  # its sibling 2 is a rival
+    own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "classes")
+    assert own.nonzero().tolist() == [[0, 3]] and rival.tolist() == [[True, True, False, False, True, True]]
+
+
+def test_a_product_is_stretched_in_each_colour_before_the_mask_hides_the_rest():
+    image = torch.tensor([[[1.0, 2.0]], [[3.0, 3.0]], [[-1.0, 0.0]]])[None]  # (1, 3, 1, 2)
+    found = matching.rescale(image, torch.tensor([[[2.0, 1.0]]]), torch.tensor([[[True, False]]]))
+    # products (2, 2), (6, 3), (-2, 0): a constant becomes 0, then the second pixel is hidden
+    torch.testing.assert_close(found, torch.tensor([[[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]]), atol=1e-7, rtol=0)
+
+
+def test_one_log_of_the_batch_is_not_the_mean_of_logs():
+    # two pairs of one prototype and one rival each: cosines own 1 and 0, rival 0 and 1
+    prototypes, features = circle(0, 90), circle(0, 90)
+    own = torch.tensor([[True, False], [True, False]])
+    fg, bg = matching.batch_terms(features, features, prototypes, own, ~own, tau=1.0)
+    p = q = 1 + math.e
+    assert fg.item() == pytest.approx(-math.log(p / (p + q)), rel=1e-12)
+    assert bg.item() == pytest.approx(-math.log(q / (q + p)), rel=1e-12)
+    per_pair = matching.matching_terms(features, features, prototypes, own, ~own, tau=1.0)[0]
+    assert per_pair.mean().item() == pytest.approx((softlog(-1) + softlog(1)) / 2, rel=1e-12)
+
+
+RELEASED = SETTINGS | dict(
+    K=2, pairs="subclasses", span="raw", threshold="image", fill="minmax", negatives="all", pooling="batch", tau=0.07,
+    theta_bg=1.0, align_corners=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [SETTINGS | {"K": 2}, SETTINGS | {"K": 2, "span": "share", "fill": "mean"}, RELEASED])
+def test_chunks_change_neither_the_loss_nor_its_gradient(settings):
+    images, maps, _, prototypes, encode = case(3, 3, 2)
+    if settings["pairs"] == "subclasses":
+        maps = torch.cat([maps, maps.flip(3) - 0.1], dim=1)  # (B, S, h, w)
+    labels, found = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1]]), []
+    for chunk in (0, 1, 4):
+        leaf = maps.clone().requires_grad_()
+        loss = matching_loss(images, leaf, labels, prototypes, encode, **settings | {"chunk": chunk})
+        found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    assert found[0][1].abs().sum() > 0
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_released_loss_has_a_gradient_that_equals_finite_differences():
+    images, maps, _, prototypes, encode = case(2, 2, 2, side=6, cells=3)
+    maps = torch.cat([maps, maps.flip(2) + 0.3], dim=1).requires_grad_()  # (2, S, 3, 3)
+    labels = torch.tensor([[1, 1], [0, 1]])
+    assert torch.autograd.gradcheck(
+        lambda m: matching_loss(images, m, labels, prototypes, encode, **RELEASED | {"tau": 1.0}), maps, eps=1e-6, atol=1e-7
+    )

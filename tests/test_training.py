@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from protolib import training
+from protolib.presets import PRESETS
 
 SETTINGS = dict(epochs=3, batch=4, lr=0.01, weight_decay=0.1, seed=5, device="cpu", key="a")
 
@@ -90,6 +91,13 @@ def test_image_and_mask_turn_together():
 
 def test_poly_lr_falls_on_a_straight_line():
     assert [training.poly_lr(i, 4, 0.8) for i in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
+
+
+def test_poly_lr_warms_up_and_stays_past_its_end():
+    rates = [training.poly_lr(i, 8, 0.8, power=2, warmup=4, ratio=0.1) for i in range(10)]
+    risen = [0.8 * share for share in (0.1, 0.325, 0.55, 0.775)]  # from a tenth, a quarter of the way each step
+    fallen = [0.8 * (1 - k / 8) ** 2 for k in (0, 1, 2, 3, 3, 3)]
+    assert rates == pytest.approx(risen + fallen, abs=1e-15)
 
 
 def test_every_epoch_of_every_seed_has_its_own_seed():
@@ -193,18 +201,15 @@ class Linear(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.head = nn.Conv2d(3, 2, 1)
+        self.prototypes, self.head = None, nn.Conv2d(3, 2, 1)
         nn.init.constant_(self.head.weight, 0.1)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [self.head(images)]
 
-    def class_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        return maps
-
-    def logits(self, class_maps: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([m.mean((2, 3)) for m in class_maps])
+    def logits(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([m.mean((2, 3)) for m in maps])
 
 
 def _train_as(rank: int, port: int, folder) -> None:
@@ -215,7 +220,7 @@ def _train_as(rank: int, port: int, folder) -> None:
 
     def loss(net, batch):
         seen.append(batch["index"].tolist())
-        return training.cam_loss(net, batch)
+        return training.cam_loss(net, batch, preset=PRESETS["quick"])
 
     history = training.fit(net, Squares(constant=True), loss, folder, **SETTINGS | {"batch": 2, "epochs": 2})
     torch.save({"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt")
