@@ -21,7 +21,8 @@ from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json, write_npz
 
 STAGE1 = ("cam", "prototypes", "pbip_stage1")
-KERNELS = ("data", "datasets", "phantom", "tissue", "encoders", "bank", "classnet", "matching", "cams", "training", "segmentation")
+KERNELS = ("data", "datasets", "regions", "phantom", "tissue", "encoders", "bank", "classnet", "matching", "cams",
+           "training", "segmentation")
 CODE = hashlib.sha256(b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in (*KERNELS, "experiment"))).hexdigest()
 
 
