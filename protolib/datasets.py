@@ -22,6 +22,7 @@ REGION_TREES = {".png": """or the published regions, which are cut to patches:
                 ".txt": """or the published regions, which are cut to patches, in one folder or several:
   NAME.png and NAME.txt, the matrix of its codes"""}
 CUT_RECORD = "regions.json"   # in a folder of patches that were cut from regions: from which, and how
+ARRANGING = ".arranging.json"   # in a folder that data_download.arrange has not finished
 
 
 class Cut(NamedTuple):
@@ -192,6 +193,8 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
     if spec.regions and (regions := find_regions(spec, root)):
         return {"regions": regions}
     record = root / CUT_RECORD
+    if (root / ARRANGING).is_file():
+        raise ValueError(f"{root} is arranged in part only: arrange it again, it goes on where it was stopped.")
     if record.is_file() and (cut_for := json.loads(record.read_text("utf-8"))["dataset"]) != spec.name:
         raise ValueError(f"the patches in {root} were cut for {cut_for}, and their labels are of its classes: "
                          f"pass dataset={cut_for!r}, or cut the published regions for {spec.name}.")
@@ -254,6 +257,11 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
     return Layout(names, [images[name] for name in names], [labels[name] for name in names])
 
 
+def patch_name(path: Path) -> str:
+    """Give the name of a patch: that of its file without .png, or without .png.png. Shown in notebook 01."""
+    return re.sub(r"(\.png)+$", "", path.name, flags=re.IGNORECASE)
+
+
 def pngs(folder: Path) -> dict[str, Path]:
     """Give name without .png (or .png.png) -> path, sorted; hidden files such as macOS leaves in archives are not data.
 
@@ -262,7 +270,7 @@ def pngs(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            name = re.sub(r"(\.png)+$", "", path.name, flags=re.IGNORECASE)
+            name = patch_name(path)
             if name in found:
                 raise ValueError(f"{path} and {found[name].name} are the same patch twice: remove one.")
             found[name] = path

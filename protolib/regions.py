@@ -52,7 +52,8 @@ def split_of(seed: str, patient: str) -> str:
     """Give the split of a patient: the first 64 bits of SHA-256 of "seed/patient" as a fraction, below .1 val, .2 test.
 
     seed: of the spec's Cut, the same for every reduction of one data set. A patient's split depends on no other
-    patient, so it holds for a part of a data set too. The paper's split is not published; ours of BCSS: splits/bcss.txt.
+    patient, so it holds for a part of a data set too. The paper's split is not published; ours of BCSS is
+    splits/bcss.txt.
     """
     digest = hashlib.sha256(f"{seed}/{patient}".encode()).digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64
@@ -113,8 +114,8 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
     """Cut all regions into `to` as train/, val/ and test/, each with masks that hold the published codes; gives `to`.
 
     regions: of datasets.find_regions. workers: threads, one region each, about 7 bytes a pixel of it; None = one a
-    core. A region is kept from the moment it is whole, so a run that was stopped goes on with the next; train/, val/ and
-    test/ appear when all are cut, regions.json last. Nothing is done where this record is of the same regions and rules.
+    core. A region is kept from the moment it is whole, so a run that was stopped goes on with the next; train/, val/
+    and test/ appear when all are cut, regions.json last. Nothing is done where it is of the same regions and rules.
     Raises ValueError before any work for a folder that holds something else, sizes that differ and empty splits.
     """
     to, scratch = Path(to), Path(to) / ".cutting"
