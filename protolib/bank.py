@@ -9,17 +9,7 @@ import numpy as np
 
 from protolib.files import read_json, write_json, write_npz
 from protolib.presets import Preset
-
-CLEAR = 0.15  # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent: above 219 of 255
-
-
-def white_share(images: np.ndarray) -> np.ndarray:
-    """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every channel. Notebook 02.
-
-    images: (n, H, W, 3) uint8 RGB. Returns (n,) float in [0, 1]. The paper drops white patches by a rule it does not give.
-    """
-    darkest = np.min(images, axis=-1).astype(np.float32)  # (n, H, W): the channel that absorbs most decides
-    return (-np.log((darkest + 1) / 256) < CLEAR).mean((1, 2))
+from protolib.regions import white_share
 
 
 def seed_centres(X: np.ndarray, K: int, rng: np.random.Generator) -> np.ndarray:

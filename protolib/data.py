@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from protolib import phantom
+from protolib import phantom, regions
 from protolib.datasets import SPECS, SPLITS, DatasetSpec, Layout, check_layout, parse_label, spec_of
 
 __all__ = ["SPECS", "SPLITS", "DatasetSpec", "Layout", "PatchDataset", "check_layout", "count_report", "load",
@@ -28,7 +28,7 @@ CHECKED = 64          # chunks of an array that are read again on every load: at
 ARRAYS = ("images", "masks", "labels", "subtypes")
 # read once, with the import: what runs is what is hashed, also after the files were edited
 CODE = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
-        for name in ("phantom.py", "tissue.py", "datasets.py", "data.py")]
+        for name in ("phantom.py", "tissue.py", "datasets.py", "regions.py", "data.py")]
 
 
 class PatchDataset(Dataset):
@@ -76,7 +76,8 @@ def load(dataset: str, split: str, size: int, *, data_root: str | Path = "", cac
 
     phantom: `patches` patches drawn from `seed` and the two dials, see phantom.draw; labels as drawn, by area.
     Any other: all patches of the folder `data_root` (patches, seed and dials play no part), images resized with
-    antialiasing, masks at their own size, those of train too where the folder has them. Labels of train: from the file
+    antialiasing, masks at their own size, those of train too where the folder has them. Published regions are cut to
+    patches first, once, into the cache, see regions.cut. Labels of train: from the file
     name. Labels of val and test: a class counts if any pixel of the mask has it, as in the released code, so one stray
     pixel is enough. Raises ValueError for names, folders, sizes and masks that do not fit. Shown in notebook 01.
     """
@@ -91,11 +92,12 @@ def load(dataset: str, split: str, size: int, *, data_root: str | Path = "", cac
         drawing = dict(split=split, n=patches, size=size, seed=seed, heterogeneity=heterogeneity, similarity=similarity)
         folder = _cached(Path(cache), spec, split, drawing, lambda made: _draw(spec, drawing, made))
         return PatchDataset(spec, split, folder)
-    layout = check_layout(spec, data_root)[split]
-    # names, sizes and times tell the files apart in milliseconds; reading every file would cost as much as decoding it
-    files = [(path.parent.name, path.name, path.stat().st_size, path.stat().st_mtime_ns)
-             for path in layout.images + (layout.masks or [])]
-    source = {"size": size, "files": _sha256(json.dumps(files).encode())}
+    layouts = check_layout(spec, data_root)
+    if "regions" in layouts:
+        key = _key(spec, "patches", _stamp(layouts["regions"]))
+        layouts = check_layout(spec, regions.cut(spec, layouts["regions"], Path(cache) / f"{spec.name}-patches-{key}"))
+    layout = layouts[split]
+    source = {"size": size, "files": _stamp(layout)}
     folder = _cached(Path(cache), spec, split, source, lambda made: _decode(spec, split, layout, size, made))
     return PatchDataset(spec, split, folder)
 
@@ -170,9 +172,7 @@ def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be decoded ({error}): copy or download it again.") from error
     if indexed:
-        table = np.full(256, spec.C, np.uint8)
-        table[list(spec.codes)] = list(spec.codes.values())
-        return table[pixels]
+        return spec.lookup[pixels]
     colours, inverse = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True)   # (u,), (H, W)
     classes = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in enumerate(spec.palette)}
     unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
@@ -184,8 +184,7 @@ def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
 
 def _cached(cache: Path, spec: DatasetSpec, split: str, source: dict, make: Callable[[Path], dict]) -> Path:
     """Give the cache folder of this source: the sound one on disk, else one made anew, whole or not at all."""
-    key = _sha256(json.dumps([repr(spec), split, source, CODE], sort_keys=True).encode())[:16]
-    folder = cache / f"{spec.name}-{split}-{key}"
+    folder = cache / f"{spec.name}-{split}-{_key(spec, split, source)}"
     fault = _fault(folder) if folder.exists() else ""
     if folder.exists() and not fault:
         return folder
@@ -206,6 +205,17 @@ def _cached(cache: Path, spec: DatasetSpec, split: str, source: dict, make: Call
             if not folder.exists():   # else another process was faster: its folder has the same content
                 raise
     return folder
+
+
+def _key(spec: DatasetSpec, split: str, source: dict | str) -> str:
+    return _sha256(json.dumps([repr(spec), split, source, CODE], sort_keys=True).encode())[:16]
+
+
+def _stamp(layout: Layout) -> str:
+    """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much as decoding."""
+    paths = layout.images + (layout.masks or [])
+    stats = [(path.parent.name, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return _sha256(json.dumps(stats).encode())
 
 
 def _describe(path: Path, chunks: list[int] | None = None) -> dict:

@@ -1,16 +1,44 @@
 """What each data set is: its spec (names, colours, codes, label spelling) and how its folders must look."""
+import json
 import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from protolib import phantom
 
 SPLITS = ("train", "val", "test")
+PLACES = {"train": ("train", "train/img", "training", "training/img"), "val": ("val/img", "valid/img"),
+          "test": ("test/img",)}   # where the images of a split may stand; their masks: mask/ beside or in it
 TREE = """  train/ or training/   NAME[1101].png or NAME[1 1 0 1].png, here or in img/; mask/ of the same names, if any
   val/ or valid/        img/NAME.png and mask/NAME.png
   test/                 img/NAME.png and mask/NAME.png"""
+REGION_TREES = {".png": """or the published regions, which are cut to patches:
+  images/ or rgbs_colorNormalized/   NAME.png
+  masks/                             NAME.png, one code per pixel""",
+                ".txt": """or the published regions, which are cut to patches, in one folder or several:
+  NAME.png and NAME.txt, the matrix of its codes"""}
+CUT_RECORD = "regions.json"   # in a folder of patches that were cut from regions: from which, and how
+ARRANGING = ".arranging.json"   # in a folder that data_download.arrange has not finished
+
+
+class Cut(NamedTuple):
+    """How a data set published as regions is cut to patches: the table `regions` of its spec. Shown in notebook 01.
+
+    The paper tells neither its patches nor its split of such sets: these values are ours. At a stride of 224 px the
+    published bounds of BCSS hold 70,381 windows and GCSS about 46,000, before the limits: overlap is not needed.
+    """
+
+    labels: str              # ".png": index masks in masks/; ".txt": a matrix of codes beside or below each image
+    seed: str                # of the split by patient, see regions.split_of
+    size: int = 224          # px
+    stride: int = 224        # px, the same for every split
+    white: float = 0.9       # a patch with a larger share of white pixels is glass: dropped
+    ignore: float = 0.5      # a patch with a larger share of ignored pixels is dropped: its label would tell too little
+    present: float = 0.03    # a class is in a training label from this share of the patch on, as in the phantom
 
 
 @dataclass(frozen=True)
@@ -30,6 +58,8 @@ class DatasetSpec:
     patient: str = ""                           # the same for the patient
     mpp: float = 0.0                            # micrometres per pixel; 0 = not known
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)   # published patches per split
+    ignored: tuple[int, ...] = ()               # the values in an index mask that mean ignore; () = any but the codes
+    regions: Cut | None = None                  # how regions are cut; None = published as patches
     licence: str = ""
     citation: str = ""
 
@@ -38,8 +68,15 @@ class DatasetSpec:
         """Number of tissue classes; also the ignore index of every mask."""
         return len(self.classes)
 
+    @property
+    def lookup(self) -> np.ndarray:
+        """Value in an index mask -> class 0..C-1 or ignore, C: (256,) uint8."""
+        table = np.full(256, self.C, np.uint8)
+        table[list(self.codes)] = list(self.codes.values())
+        return table
+
     def __post_init__(self):
-        C = self.C
+        C, cut = self.C, self.regions
         for wrong, wanted in (
             (not re.fullmatch(r"[\w.-]+", self.name), "name: letters, digits, '-', '_' and '.' only"),
             (len(self.titles) != C, f"titles: {C}, one per class"),
@@ -48,6 +85,9 @@ class DatasetSpec:
             (set(self.codes.values()) != set(range(C)) or not set(self.codes) <= set(range(256)),
              f"codes: mask value 0..255 = class index; every class 0..{C - 1} and no other"),
             (self.spelling not in ("", "joined", "spaced"), "spelling: 'joined', 'spaced' or '' (either)"),
+            (set(self.ignored) & set(self.codes), "ignored: mask values that are no class of codes"),
+            (cut and (cut.labels not in REGION_TREES or not 0 < cut.stride or not 0 < cut.size),
+             "regions: labels '.png' or '.txt', and a size and stride of at least 1 px"),
         ):
             if wrong:
                 raise ValueError(f"data set {self.name!r} needs {wanted}.")
@@ -65,12 +105,19 @@ def _spec(table: dict, where: str) -> DatasetSpec:
     table["palette"] = tuple(tuple(colour) for colour in table["palette"])
     table["codes"] = {int(value): index for value, index in table["codes"].items()}
     table["counts"] = {split: tuple(n) for split, n in table.get("counts", {}).items()}
+    table["ignored"] = tuple(table.get("ignored", ()))
+    try:
+        table["regions"] = Cut(**table["regions"]) if "regions" in table else None
+    except TypeError as error:
+        raise ValueError(f"{where}: regions: {error}. Keys: {', '.join(Cut._fields)}; labels and seed must be there."
+                         ) from error
     return DatasetSpec(**table)
 
 
 def _known() -> dict[str, DatasetSpec]:
     tables = tomllib.loads(Path(__file__).with_name("datasets.toml").read_text("utf-8"))
     tables["phantom"] |= {"classes": phantom.CLASSES, "titles": phantom.TITLES, "mpp": phantom.MPP}
+    tables = {name: tables.get(table.pop("like", ""), {}) | table for name, table in tables.items()}
     return {name: _spec(table | {"name": name}, "datasets.toml") for name, table in tables.items()}
 
 
@@ -136,20 +183,28 @@ class Layout(NamedTuple):
 def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
     """Find the files of train, val and test in any published folder variant, and check names before any work.
 
-    Raises ValueError with what was found and the expected tree, for images and masks that do not pair by name, and for
-    training names whose label does not fit the spec. Shown in notebook 01.
+    A folder of regions gives one Layout, "regions", and no split: regions.cut makes its patches. Raises ValueError with
+    what was found and the expected tree, for images and masks that do not pair by name, for training names whose label
+    does not fit the spec, and for patches that were cut for other classes. Shown in notebook 01.
     """
     if not str(root):
-        raise ValueError(f"{spec.name} is read from a folder: pass data_root. Expected in it:\n{TREE}")
+        raise ValueError(f"{spec.name} is read from a folder: pass data_root. Expected in it:\n{_tree(spec)}")
     root = Path(root)
+    if spec.regions and (regions := find_regions(spec, root)):
+        return {"regions": regions}
+    record = root / CUT_RECORD
+    if (root / ARRANGING).is_file():
+        raise ValueError(f"{root} is arranged in part only: arrange it again, it goes on where it was stopped.")
+    if record.is_file() and (cut_for := json.loads(record.read_text("utf-8"))["dataset"]) != spec.name:
+        raise ValueError(f"the patches in {root} were cut for {cut_for}, and their labels are of its classes: "
+                         f"pass dataset={cut_for!r}, or cut the published regions for {spec.name}.")
     layouts = {}
-    for split, bases in zip(SPLITS, (("train", "training"), ("val", "valid"), ("test",))):
-        places = [f"{base}/{sub}" for base in bases for sub in (("", "img") if split == "train" else ("img",))]
-        filled = [root / place for place in places if _pngs(root / place)]
+    for split, places in PLACES.items():
+        filled = [root / place for place in places if pngs(root / place)]
         if len(filled) != 1:
             raise ValueError(_layout_message(spec, root, f"{split}: {len(filled)} of {places} hold PNG files, not one"))
-        images = _pngs(filled[0])
-        masks = _pngs((filled[0].parent if filled[0].name == "img" else filled[0]) / "mask")
+        images = pngs(filled[0])
+        masks = pngs(mask_folder(filled[0]))
         alone = sorted(set(images) ^ set(masks))
         if alone and (masks or split != "train"):
             raise ValueError(_layout_message(
@@ -167,12 +222,55 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
     return layouts
 
 
-def _pngs(folder: Path) -> dict[str, Path]:
-    """Name without .png (or .png.png) -> path, sorted; hidden files such as macOS leaves in archives are not data."""
+def mask_folder(images: Path) -> Path:
+    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it. Shown in notebook 01."""
+    return (images.parent if images.name == "img" else images) / "mask"
+
+
+def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
+    """Find region images and their labels as published, None where there are no regions. Shown in notebook 01.
+
+    ".png": images/, else rgbs_colorNormalized/, and masks/. ".txt": an image and a matrix of the same name anywhere
+    below root; the publication tells no more of its folders. Raises ValueError for regions without labels or twice.
+    """
+    if spec.regions.labels == ".png":
+        images = pngs(root / "images") or pngs(root / "rgbs_colorNormalized")
+        labels = pngs(root / "masks")
+    else:
+        images, labels = {}, {}
+        for path in sorted(root.rglob("*")):
+            side = {".png": images, ".txt": labels}.get(path.suffix.lower())
+            aside = any(part.startswith(".") or part == "quarantine" for part in path.relative_to(root).parts)
+            if side is None or aside or path.stem.lower() in ("readme", "license"):
+                continue
+            if path.stem in side:
+                raise ValueError(f"{path} and {side[path.stem]} have the same name: a region must be there once.")
+            side[path.stem] = path
+    alone = sorted(set(images) ^ set(labels))
+    if not images or not labels:
+        return None
+    if alone:
+        raise ValueError(_layout_message(
+            spec, root, f"{len(set(images) - set(labels))} regions without labels and {len(set(labels) - set(images))} "
+                        f"labels without a region, first {alone[0]!r}"))
+    names = sorted(images)
+    return Layout(names, [images[name] for name in names], [labels[name] for name in names])
+
+
+def patch_name(path: Path) -> str:
+    """Give the name of a patch: that of its file without .png, or without .png.png. Shown in notebook 01."""
+    return re.sub(r"(\.png)+$", "", path.name, flags=re.IGNORECASE)
+
+
+def pngs(folder: Path) -> dict[str, Path]:
+    """Give name without .png (or .png.png) -> path, sorted; hidden files such as macOS leaves in archives are not data.
+
+    A folder that is not there holds none. Raises ValueError where two files are the same patch. Shown in notebook 01.
+    """
     found = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            name = re.sub(r"(\.png)+$", "", path.name, flags=re.IGNORECASE)
+            name = patch_name(path)
             if name in found:
                 raise ValueError(f"{path} and {found[name].name} are the same patch twice: remove one.")
             found[name] = path
@@ -181,5 +279,10 @@ def _pngs(folder: Path) -> dict[str, Path]:
 
 def _layout_message(spec: DatasetSpec, root: Path, problem: str) -> str:
     folders = sorted(p for p in [*root.glob("*"), *root.glob("*/*")] if p.is_dir()) if root.is_dir() else []
-    seen = [f"  {p.relative_to(root).as_posix()}/   {len(_pngs(p))} PNG files" for p in folders[:20]]
-    return f"{spec.name} in {root}: {problem}.\nFound:\n" + ("\n".join(seen) or "  no folder") + f"\nExpected:\n{TREE}"
+    seen = [f"  {p.relative_to(root).as_posix()}/   {len(pngs(p))} PNG files" for p in folders[:20]]
+    found = "\n".join(seen) or "  no folder"
+    return f"{spec.name} in {root}: {problem}.\nFound:\n{found}\nExpected:\n{_tree(spec)}"
+
+
+def _tree(spec: DatasetSpec) -> str:
+    return f"{TREE}\n{REGION_TREES[spec.regions.labels]}" if spec.regions else TREE

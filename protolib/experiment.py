@@ -22,7 +22,7 @@ from protolib.files import read_json, write_json, write_npz
 
 STAGE1 = ("cam", "prototypes", "pbip_stage1")
 KERNELS = (
-    "tissue", "phantom", "datasets", "data", "weights", "backbones", "encoders", "bank", "classnet", "matching",
+    "tissue", "phantom", "datasets", "regions", "data", "weights", "backbones", "encoders", "bank", "classnet", "matching",
     "cams", "training", "segmentation",
 )  # fmt: skip
 LEARNED_WIDTH = 512  # of prototypes that are learned: the width of the paper's, which come from MedCLIP

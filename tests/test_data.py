@@ -64,7 +64,7 @@ def load(folder, tmp_path):
 
 def test_published_facts():
     luad = data.SPECS["luad-histoseg"]
-    assert list(data.SPECS) == ["phantom", "bcss-wsss", "luad-histoseg"]
+    assert list(data.SPECS) == ["phantom", "bcss-wsss", "luad-histoseg", "bcss", "bcss-merged", "gcss", "gcss-four"]
     assert BCSS.classes == ("TUM", "STR", "LYM", "NEC") and luad.classes == ("TE", "NEC", "LYM", "TAS")
     assert BCSS.palette == ((255, 0, 0), (0, 255, 0), (0, 0, 255), (153, 0, 255), (255, 255, 255))
     assert luad.palette == ((205, 51, 51), (0, 255, 0), (65, 105, 225), (255, 165, 0), (255, 255, 255))
@@ -104,8 +104,8 @@ def test_dataset_toml_errors_name_the_key(tmp_path, old, new, message):
 
 
 def test_unknown_data_set_and_phantom_with_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="'gcss' is not known. Known: phantom, bcss-wsss, luad-histoseg"):
-        data.spec_of("gcss", tmp_path)
+    with pytest.raises(ValueError, match="'tiger' is not known. Known: phantom, bcss-wsss, luad-histoseg"):
+        data.spec_of("tiger", tmp_path)
     with pytest.raises(ValueError, match="'phantom' is drawn, but data_root is"):
         data.spec_of("phantom", tmp_path)
     assert data.spec_of("phantom", "") is data.spec_of("phantom", Path("")) is data.SPECS["phantom"]

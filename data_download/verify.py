@@ -1,0 +1,255 @@
+"""Check a data folder file by file: what data.load would stumble over, and what it would not notice.
+
+A row of the report is a defect; a note is a fact to know, such as another number of patches than the paper's.
+"""
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from data_download import patchcheck
+from protolib import datasets, regions
+from protolib.datasets import SPLITS, DatasetSpec
+
+ASIDE = "quarantine"
+SHOWN = 10                                 # rows of one kind that the table shows
+KEPT = {"test": 0, "val": 1, "train": 2}   # of two equal patches the one for scoring stays
+
+
+class Row(NamedTuple):
+    """One defect: its kind, split, file below the folder (or what splits share), what is wrong, what `fix` moves."""
+
+    kind: str
+    split: str
+    name: str
+    detail: str
+    files: tuple[Path, ...] = ()
+
+
+class Pair(NamedTuple):
+    """A patch and its mask; either may be missing."""
+
+    split: str
+    name: str
+    image: Path | None
+    mask: Path | None
+
+    def row(self, folder: Path, kind: str, path: Path, detail: str) -> Row:
+        """A defect of one of the two files; what is moved away is the pair."""
+        return Row(kind, self.split, _below(folder, path), detail, tuple(p for p in (self.image, self.mask) if p))
+
+
+@dataclass
+class Report:
+    """What verify found: counts per split, defects, notes and the files moved away."""
+
+    name: str
+    folder: Path
+    counts: dict[str, int]
+    rows: list[Row]
+    notes: list[str]
+    moved: list[Path] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the folder is sound now: no defect, or only such as were moved away."""
+        return all(row.files and set(row.files) <= set(self.moved) for row in self.rows)
+
+    def table(self) -> str:
+        """Give the report as text: a head line, the defects by kind, the notes, and what was moved."""
+        counts = ", ".join(f"{split} {n}" for split, n in self.counts.items())
+        defects = "1 defect" if len(self.rows) == 1 else f"{len(self.rows) or 'no'} defects"
+        lines, by_kind = [f"{self.name} in {self.folder}: {counts}; {defects}"], defaultdict(list)
+        for row in self.rows:
+            by_kind[row.kind].append(f"  {row.kind:<15} {row.split:<10} {row.name}: {row.detail}")
+        for kind, rows in by_kind.items():
+            lines += rows[:SHOWN] + ([f"  {kind:<15} and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else [])
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  moved to {self.folder / ASIDE}: {len(self.moved)} files; none was deleted"] if self.moved else []
+        return "\n".join(lines)
+
+
+def verify(name: str, folder: str | Path, fix: bool = False, counts: Mapping[str, int] | None = None,
+           workers: int | None = None) -> Report:
+    """Check every file of a data folder, patches or published regions, and what its splits share.
+
+    name: as for spec_of. fix: move the files of every defect that has some into quarantine/, under the same names; none
+    is deleted, and slides that splits share stay: whose they are is a choice. counts: patches that must be there per
+    split. Another number is a defect, and so is one that differs from the counts in the folder's own dataset.toml; one
+    that differs from the paper is a note. workers: threads, None = one a core. Raises ValueError for an unknown name.
+    """
+    folder = Path(folder)
+    spec = datasets.spec_of(name, folder)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # Pillow, zlib and hashing let go of the lock
+        report = _verify_regions(spec, folder, pool) or _verify_patches(spec, folder, counts or {}, pool)
+    if fix:
+        _quarantine(report)
+    return report
+
+
+def _verify_patches(spec: DatasetSpec, folder: Path, promised: Mapping[str, int], pool: ThreadPoolExecutor) -> Report:
+    rows: list[Row] = []
+    pairs = [pair for split in SPLITS for pair in _pairs(folder, split, rows)]
+    rows += _strays(folder, pairs, movable=not rows)
+    work = pool.map(lambda pair: patchcheck.check(spec, pair.image, pair.mask, pair.split == "train"), pairs)
+    seen = list(tqdm(work, total=len(pairs), desc=f"verify {spec.name}", leave=False))
+    rows += [pair.row(folder, *fault) for pair, one in zip(pairs, seen) for fault in one.faults]
+    rows += _sizes(folder, pairs, seen)
+    rows += _duplicates(folder, pairs, [one.digest for one in seen])
+    rows += _foreign(spec, folder, pairs) + _shared(spec, pairs)
+    counts = {split: sum(pair.split == split and pair.image is not None for pair in pairs) for split in SPLITS}
+    promised = {split: (n,) for split, n in promised.items()} or ({} if spec.name in datasets.SPECS else spec.counts)
+    rows += [Row("count", split, split, f"{counts[split]} patches, expected {_either(n)}")
+             for split, n in promised.items() if counts[split] not in n]
+    notes = [f"{split} has {counts[split]} patches, published are {_either(n)}"
+             for split, n in spec.counts.items() if split not in promised and counts[split] not in n]
+    classless = [pair.name for pair, one in zip(pairs, seen) if one.classless]
+    notes += [f"{len(classless)} masks show no class at all, first {classless[0]}"] if classless else []
+    return Report(spec.name, folder, counts, rows, notes)
+
+
+def _either(numbers: tuple[int, ...]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def _below(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _pairs(folder: Path, split: str, rows: list[Row]) -> list[Pair]:
+    """The patches of one split, in any published folder; what is wrong with folders and pairs goes into rows."""
+    places = [folder / place for place in datasets.PLACES[split]]
+    filled = [place for place in places if _named(folder, split, place, [])]
+    if len(filled) != 1:
+        names = ", ".join(datasets.PLACES[split])
+        rows.append(Row("layout", split, split, f"{len(filled)} of {names} hold PNG files, not one"))
+    if not filled:
+        return []
+    images = _named(folder, split, filled[0], rows)
+    masks = _named(folder, split, datasets.mask_folder(filled[0]), rows)
+    pairs = [Pair(split, name, images.get(name), masks.get(name)) for name in sorted(images.keys() | masks.keys())]
+    for pair in pairs:
+        if pair.image is None:
+            rows.append(pair.row(folder, "no image", pair.mask, "a mask without an image"))
+        elif pair.mask is None and (masks or split != "train"):
+            rows.append(pair.row(folder, "no mask", pair.image, "an image without a mask"))
+    return pairs
+
+
+def _named(folder: Path, split: str, place: Path, rows: list[Row]) -> dict[str, Path]:
+    """Name of a patch -> its PNG file in one folder; a second file of a name goes into rows."""
+    found = {}
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        if path.suffix.lower() != ".png" or path.name.startswith("."):
+            continue
+        name = datasets.patch_name(path)
+        if name in found:
+            twin = found[name].name
+            rows.append(Row("named twice", split, _below(folder, path), f"the same patch as {twin}", (path,)))
+        else:
+            found[name] = path
+    return found
+
+
+def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
+    """Files that data.load would pass by: other files beside patches and masks, PNG files anywhere else."""
+    read, rows = {path.parent for pair in pairs for path in (pair.image, pair.mask) if path}, []
+    for place, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith(".") and name != ASIDE)
+        for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
+            if (path.suffix.lower() == ".png") != (path.parent in read):
+                name = _below(folder, path)
+                rows.append(Row("not read", name.split("/")[0], name,
+                                "no patch or mask is looked for here, or it is no PNG file", (path,) if movable else ()))
+    return rows
+
+
+def _sizes(folder: Path, pairs: list[Pair], seen: list[patchcheck.Seen]) -> list[Row]:
+    """Patches of another size than most, and such that are not square."""
+    sizes = Counter(one.size for one in seen if one.size)
+    usual = sizes.most_common(1)[0][0] if sizes else ()
+    return [pair.row(folder, "size", pair.image, "{} x {} px, most are {} x {} px".format(*one.size, *usual))
+            for pair, one in zip(pairs, seen) if one.size and (one.size != usual or one.size[0] != one.size[1])]
+
+
+def _duplicates(folder: Path, pairs: list[Pair], digests: list[str]) -> list[Row]:
+    """Images of the same pixels under two names: a duplicate within a split, a leak between two."""
+    groups, rows = defaultdict(list), []
+    for pair, digest in zip(pairs, digests):
+        groups[digest].append(pair)
+    for digest, group in groups.items():
+        first, *others = sorted(group, key=lambda pair: (KEPT.get(pair.split, 0), pair.name))
+        for pair in others if digest else ():
+            kind = "duplicate" if pair.split == first.split else "leak"
+            rows.append(pair.row(folder, kind, pair.image, f"the same pixels as {_below(folder, first.image)}"))
+    return rows
+
+
+def _foreign(spec: DatasetSpec, folder: Path, pairs: list[Pair]) -> list[Row]:
+    """Patches whose name tells no slide where most names tell one: they come from elsewhere."""
+    images = [pair for pair in pairs if pair.image]
+    silent = [pair for pair in images if spec.slide and not re.search(spec.slide, pair.name)]
+    return [pair.row(folder, "name", pair.image, f"it tells no slide, as names of {spec.name} do")
+            for pair in silent if 2 * len(silent) < len(images)]
+
+
+def _shared(spec: DatasetSpec, pairs: list[Pair]) -> list[Row]:
+    """Slides and patients that stand in two splits: a score on such a split is too good."""
+    rows = []
+    for kind, pattern in (("slide", spec.slide), ("patient", spec.patient)):
+        where = {split: Counter() for split in SPLITS}
+        for pair in pairs if pattern else ():
+            if pair.image and (match := re.search(pattern, pair.name)):
+                where[pair.split][match.group()] += 1
+        rows += [Row(kind, f"{a}/{b}", name, f"{where[a][name]} patches in {a}, {where[b][name]} in {b}")
+                 for a, b in combinations(where, 2) for name in sorted(where[a].keys() & where[b].keys())]
+    return rows
+
+
+def _verify_regions(spec: DatasetSpec, folder: Path, pool: ThreadPoolExecutor) -> Report | None:
+    """Check published regions: pairs, readable files, sizes, codes, duplicates; None for a folder without any."""
+    try:
+        layout = datasets.find_regions(spec, folder) if spec.regions else None
+    except ValueError as error:
+        return Report(spec.name, folder, {"regions": 0}, [Row("layout", "regions", ".", str(error))], [])
+    if layout is None:
+        return None
+    pairs = [Pair("regions", *one) for one in zip(*layout)]
+    work = pool.map(lambda pair: _read_region(spec, folder, pair), pairs)
+    seen = list(tqdm(work, total=len(pairs), desc=f"verify {spec.name}", leave=False))
+    rows = [row for found, _ in seen for row in found]
+    rows += _duplicates(folder, pairs, [digest for _, digest in seen])
+    return Report(spec.name, folder, {"regions": len(pairs)}, rows, [])
+
+
+def _read_region(spec: DatasetSpec, folder: Path, pair: Pair) -> tuple[list[Row], str]:
+    try:
+        pixels, codes = regions.read_region(pair.image, pair.mask)
+    except ValueError as error:
+        return [pair.row(folder, "unreadable", pair.image, str(error))], ""
+    known = {*spec.codes, *(spec.ignored or range(256))}
+    rows = [pair.row(folder, "code", pair.mask, f"{n} pixels of {code}, no code of {spec.name}")
+            for code, n in enumerate(np.bincount(codes.ravel())) if n and code not in known]
+    return rows, hashlib.sha256(pixels).hexdigest()
+
+
+def _quarantine(report: Report) -> None:
+    """Move the files of all defects into quarantine/, below it as they stood below the folder."""
+    for path in dict.fromkeys(path for row in report.rows for path in row.files):
+        target = first = report.folder / ASIDE / path.relative_to(report.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        n = 1
+        while os.path.lexists(target):   # an earlier repair put a file of this name there
+            n += 1
+            target = first.with_name(f"{first.name}.{n}")
+        path.rename(target)
+        report.moved.append(path)
