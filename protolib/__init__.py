@@ -14,9 +14,9 @@ h, w    height and width of a feature or similarity map, cells
 L       levels of the backbone's pyramid
 ======  ==========================================================================================
 
-Reading order is the order of the data: files, presets, tissue, phantom, datasets, data, encoders, bank, classnet,
-matching, metrics, cams, training, segmentation, results, experiment; then viz and exercises for the notebooks, and page
-and runner for `python -m protolib`. A module imports only from those before it.
+Reading order is the order of the data: files, presets, tissue, phantom, datasets, data, weights, backbones, encoders, bank,
+classnet, matching, metrics, cams, training, segmentation, results, experiment; then viz and exercises for the notebooks, and
+page and runner for `python -m protolib`. A module imports only from those before it.
 """
 import platform
 

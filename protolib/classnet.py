@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protolib import encoders
+from protolib import backbones
 
 
 def cosine_maps(features: Tensor, prototypes: Tensor) -> Tensor:
@@ -54,17 +54,18 @@ class ClassNet(nn.Module):
         prototypes: Tensor | None = None, merge: str = "mean",
     ):  # fmt: skip
         super().__init__()
-        self.net, self.info = encoders.backbone(backbone, stride)
+        self.net = backbones.backbone(backbone, stride)
+        self.info = self.net.info
         self.levels, self.fusion, self.merge = levels, fusion, merge
         self.K = 1 if prototypes is None else len(prototypes) // C
-        widths = [self.net.feature_info.channels()[i] for i in levels]
+        widths = [self.net.channels[i] for i in levels]
         self.heads = nn.ModuleList(
             nn.Conv2d(w, C, 1) if prototypes is None else PrototypeHead(prototypes, w) for w in widths
         )
         self.bias = nn.Parameter(torch.zeros(len(levels), C))  # where "present" begins, per level and class
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        pyramid = self.net(images * 2 - 1)
+        pyramid = self.net(images)
         return [head(pyramid[i]) for i, head in zip(self.levels, self.heads)]
 
     def class_maps(self, maps: list[Tensor]) -> list[Tensor]:

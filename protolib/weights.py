@@ -1,0 +1,244 @@
+"""Published weights: where a file is found, how it is read, and loading that is whole or refused."""
+import hashlib
+import io
+import os
+import re
+import shutil
+import urllib.request
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from protolib import files
+
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".zip")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # a repository has one or both; the first holds no code at all
+SECONDS = 5  # without an answer the network counts as down
+
+
+@dataclass(frozen=True)
+class Published:
+    """Who publishes the weights of one name: licence as stated, and a hub repository, an address or a page."""
+
+    licence: str
+    repo: str = ""  # of the Hugging Face hub
+    gated: bool = False  # the hub asks for a token whose owner was granted access
+    url: str = ""  # of the file itself, where it is on no hub
+    page: str = ""  # where a person finds the file
+    file: str = ""  # its name there, without suffix
+
+
+PUBLISHED = {
+    "resnet18": Published("BSD-3-Clause (torchvision)", repo="timm/resnet18.tv_in1k"),
+    "resnet50": Published("BSD-3-Clause (torchvision)", repo="timm/resnet50.tv_in1k"),
+    "resnet38d": Published(
+        "none stated", page="https://github.com/jiwoon-ahn/psa", file="ilsvrc-cls_rna-a1_cls1000_ep-0001"
+    ),
+    "transunet": Published("Apache-2.0", repo="timm/vit_base_r50_s16_224.orig_in21k"),
+    "mit_b1": Published("other: NVIDIA Source Code License for SegFormer", repo="nvidia/mit-b1"),
+    "swin": Published("Apache-2.0", repo="microsoft/swin-tiny-patch4-window7-224"),
+    "medclip": Published(
+        "MIT for the code; none stated for the weights",
+        url="https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip",
+        page="https://github.com/RyanWangZf/MedCLIP", file="medclip-vit-pretrained",
+    ),
+    "clip": Published("MIT for the code; none stated for the weights", repo="openai/clip-vit-base-patch32"),
+    "plip": Published("none stated", repo="vinid/plip"),
+    "dinov2": Published("Apache-2.0", repo="facebook/dinov2-small"),
+    "uni": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/UNI", gated=True),
+    "conch": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/CONCH", gated=True),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights on this disk, and whose it is."""
+
+    path: Path
+    source: str
+    revision: str  # commit of the hub's repository; empty where nobody keeps one
+    licence: str
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what was not. Notebook 02."""
+
+    source: str
+    revision: str
+    sha256: str
+    licence: str
+    loaded: int  # tensors
+    missing: tuple[str, ...] = ()  # tensors that the file does not hold by design; a seed draws them
+    ignored: tuple[str, ...] = ()  # patterns of keys of the file that the network has no use for
+
+
+def folder() -> Path:
+    """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or ~/.cache/protolib."""
+    return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
+
+
+def find(name: str) -> WeightsFile:
+    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the hub (or their address).
+
+    In the folder it is called by that name or as published, with any of SUFFIXES. The network is asked only if
+    HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises FileNotFoundError that names the file
+    to bring, its repository and where to put it, PermissionError for a gated repository without access.
+    """
+    if name not in PUBLISHED:
+        raise FileNotFoundError(f"no weights are published for '{name}'; known: {', '.join(PUBLISHED)}")
+    known = PUBLISHED[name]
+    for stem in filter(None, (name, known.file)):
+        for path in (folder() / f"{stem}{suffix}" for suffix in SUFFIXES):
+            if path.is_file():
+                return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
+    if known.repo:
+        return _from_hub(name, known)
+    if known.url:
+        return _from_address(name, known)
+    raise _absent(name, "it is on no hub")
+
+
+def _absent(name: str, why: str) -> FileNotFoundError:
+    known = PUBLISHED[name]
+    where = known.page or f"https://huggingface.co/{known.repo}"
+    what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
+    return FileNotFoundError(
+        f"the weights of '{name}' are not on this machine and could not be had ({why}): bring {what} of {where} and put "
+        f"it into {folder()} as {name}.safetensors, .bin, .pth or .zip, as it is"
+    )
+
+
+def _from_hub(name: str, known: Published) -> WeightsFile:
+    """From the hub's cache, else from the hub; resumed, with a bar, by huggingface_hub."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    for file in HUB_FILES:
+        if isinstance(cached := hub.try_to_load_from_cache(known.repo, file), str):
+            return _hub_file(Path(cached), known)
+    if hub.is_offline_mode():
+        raise _absent(name, "HF_HUB_OFFLINE is set")
+    if known.gated and not hub.get_token():
+        raise _no_access(name, known, "HF_TOKEN is not set")
+    try:  # hf_hub_download itself tries for half a minute before it gives up
+        hub.get_session().head(hub.constants.ENDPOINT, timeout=SECONDS)
+        for file in HUB_FILES:
+            try:
+                return _hub_file(Path(hub.hf_hub_download(known.repo, file, endpoint=hub.constants.ENDPOINT)), known)
+            except EntryNotFoundError:
+                continue
+    except GatedRepoError as error:
+        raise _no_access(name, known, "the hub refused the token") from error
+    except RepositoryNotFoundError as error:
+        raise _absent(name, f"the hub has no {known.repo}") from error
+    except Exception as error:  # of httpx, of the hub, of the disk: for the reader all the same
+        raise _absent(name, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    raise _absent(name, f"{known.repo} has neither {' nor '.join(HUB_FILES)}")
+
+
+def _hub_file(path: Path, known: Published) -> WeightsFile:
+    return WeightsFile(path, f"{known.repo} {path.name}", path.parent.name, known.licence)  # .../snapshots/COMMIT/file
+
+
+def _no_access(name: str, known: Published, why: str) -> PermissionError:
+    return PermissionError(
+        f"the weights of '{name}' are gated ({why}): ask for access at https://huggingface.co/{known.repo}, then set "
+        f"HF_TOKEN to a token of yours; or put the file into {folder()} as {name}.bin"
+    )
+
+
+def _from_address(name: str, known: Published) -> WeightsFile:
+    """From its own address into `folder()`, whole or not at all, with a bar."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
+        raise _absent(name, "HF_HUB_OFFLINE is set")
+    path = folder() / Path(known.url).name
+    try:
+        with urllib.request.urlopen(known.url, timeout=SECONDS) as answer, files.whole(path) as handle:
+            size = int(answer.headers["Content-Length"])
+            with tqdm.wrapattr(answer, "read", total=size, desc=path.name, leave=False) as reader:
+                shutil.copyfileobj(reader, handle)
+            if handle.tell() != size:
+                raise OSError(f"{handle.tell()} of {size} bytes came")
+    except OSError as error:
+        raise _absent(name, f"{type(error).__name__}: {error}") from error
+    return WeightsFile(path, known.url, "", known.licence)
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name: safetensors, a torch file (weights only), or a zip that holds pytorch_model.bin.
+
+    Raises ValueError that names the file if it is cut off, damaged, or holds anything but named tensors: code in a pickle
+    is never run.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                inner = next((n for n in archive.namelist() if Path(n).name == "pytorch_model.bin"), None)
+                if inner is None:
+                    raise ValueError("it holds no pytorch_model.bin")
+                state = torch.load(io.BytesIO(archive.read(inner)), map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of zip, pickle, torch and safetensors, each with several kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path.name} cannot be read as weights ({reason}): delete it and bring it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds no plain table of tensors by name: save net.state_dict() of it")
+    return state
+
+
+def put(
+    net: nn.Module, state: dict[str, Tensor], file: WeightsFile, ignore: Sequence[str] = (),
+    rename: Sequence[tuple[str, str]] = (),
+) -> WeightsInfo:  # fmt: skip
+    """Load tensors into a network, all of them or none.
+
+    ignore: patterns, matched from a key's first letter, of keys that the network has no use for. rename: pairs (pattern,
+    replacement) applied in their order to a key until the network knows it. The counters num_batches_tracked may be
+    absent. Raises ValueError that names the file and the first keys that are missing, unknown, of another shape or not
+    finite.
+    """
+    net_state = net.state_dict()
+    given, ignored = {}, set()
+    for key, value in state.items():
+        pattern = next((p for p in ignore if re.match(p, key)), None)
+        if pattern is None:
+            given[_renamed(key, net_state, rename)] = value
+        else:
+            ignored.add(pattern)
+    faults = {
+        "missing": [k for k in net_state if k not in given and not k.endswith("num_batches_tracked")],
+        "unknown": [k for k in given if k not in net_state],
+        "of another shape": [k for k in given if k in net_state and given[k].shape != net_state[k].shape],
+        "not finite": [k for k, value in given.items() if value.is_floating_point() and not value.isfinite().all()],
+    }
+    found = [f"{len(keys)} {fault} (first: {', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+    if found:
+        raise ValueError(
+            f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: {'; '.join(found)}. "
+            "Nothing was loaded; bring the file that is published for it"
+        )
+    net.load_state_dict(given, strict=False)
+    with open(file.path, "rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return WeightsInfo(file.source, file.revision, sha256, file.licence, len(given), (), tuple(sorted(ignored)))
+
+
+def _renamed(key: str, known: dict[str, Tensor], rename: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rename:
+        if key in known:
+            break
+        key = re.sub(pattern, replacement, key)
+    return key
