@@ -45,7 +45,8 @@ MIT_RENAME = (
 )
 NVLABS_RENAME = (
     (r"^patch_embed(\d)\.norm", r"patch_embed\1.layer_norm"),
-    (r"^(patch_embed|block)(\d)", lambda m: f"{m[1]}{'dings' * (m[1] != 'block')}.{int(m[2]) - 1}"),
+    (r"^patch_embed(\d)", lambda m: f"patch_embeddings.{int(m[1]) - 1}"),
+    (r"^block(\d)", lambda m: f"block.{int(m[1]) - 1}"),
     (r"^norm(\d)", lambda m: f"layer_norm.{int(m[1]) - 1}"),
     (r"attn\.(q|k|v)\.", lambda m: "attention.self.%s." % {"q": "query", "k": "key", "v": "value"}[m[1]]),
     (r"attn\.proj", "attention.output.dense"),

@@ -38,7 +38,8 @@ PUBLISHED = {
     "resnet18": Published("BSD-3-Clause (torchvision)", repo="timm/resnet18.tv_in1k"),
     "resnet50": Published("BSD-3-Clause (torchvision)", repo="timm/resnet50.tv_in1k"),
     "resnet38d": Published(
-        "none stated", page="https://github.com/jiwoon-ahn/psa", file="ilsvrc-cls_rna-a1_cls1000_ep-0001"
+        "none stated", page="https://github.com/jiwoon-ahn/psa (there for MXNet: convert it)",
+        file="ilsvrc-cls_rna-a1_cls1000_ep-0001",
     ),
     "transunet": Published("Apache-2.0", repo="timm/vit_base_r50_s16_224.orig_in21k"),
     "mit_b1": Published("other: NVIDIA Source Code License for SegFormer", repo="nvidia/mit-b1"),
@@ -111,14 +112,14 @@ def _absent(name: str, why: str) -> FileNotFoundError:
     what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
     return FileNotFoundError(
         f"the weights of '{name}' are not on this machine and could not be had ({why}): bring {what} of {where} and put "
-        f"it into {folder()} as {name}.safetensors, .bin, .pth or .zip, as it is"
+        f"it into {folder()} as {name}.safetensors, .bin, .pth or .zip"
     )
 
 
 def _from_hub(name: str, known: Published) -> WeightsFile:
     """From the hub's cache, else from the hub; resumed, with a bar, by huggingface_hub."""
-    import huggingface_hub as hub
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    import huggingface_hub as hub  # here, for the embedded weights need no hub
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     for file in HUB_FILES:
         if isinstance(cached := hub.try_to_load_from_cache(known.repo, file), str):
@@ -131,13 +132,13 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
         hub.get_session().head(hub.constants.ENDPOINT, timeout=SECONDS)
         for file in HUB_FILES:
             try:
-                return _hub_file(Path(hub.hf_hub_download(known.repo, file, endpoint=hub.constants.ENDPOINT)), known)
-            except EntryNotFoundError:
+                return _hub_file(Path(hub.hf_hub_download(known.repo, file)), known)
+            except RemoteEntryNotFoundError:
                 continue
     except GatedRepoError as error:
         raise _no_access(name, known, "the hub refused the token") from error
     except RepositoryNotFoundError as error:
-        raise _absent(name, f"the hub has no {known.repo}") from error
+        raise _absent(name, f"the hub shows no {known.repo}") from error
     except Exception as error:  # of httpx, of the hub, of the disk: for the reader all the same
         raise _absent(name, f"{type(error).__name__}: {error}".splitlines()[0]) from error
     raise _absent(name, f"{known.repo} has neither {' nor '.join(HUB_FILES)}")
@@ -156,7 +157,9 @@ def _no_access(name: str, known: Published, why: str) -> PermissionError:
 
 def _from_address(name: str, known: Published) -> WeightsFile:
     """From its own address into `folder()`, whole or not at all, with a bar."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no"):
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
         raise _absent(name, "HF_HUB_OFFLINE is set")
     path = folder() / Path(known.url).name
     try:
@@ -230,10 +233,19 @@ def put(
             f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: {'; '.join(found)}. "
             "Nothing was loaded; bring the file that is published for it"
         )
+    sha256 = _sha256(file.path)
     net.load_state_dict(given, strict=False)
-    with open(file.path, "rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
     return WeightsInfo(file.source, file.revision, sha256, file.licence, len(given), (), tuple(sorted(ignored)))
+
+
+def _sha256(path: Path) -> str:
+    """The file's hash; the hub's cache calls a large file by it, so that a byte changed since is seen."""
+    with open(path, "rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    blob = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", blob) and blob != found:
+        raise ValueError(f"{path} has sha256 {found}, the hub's is {blob}: delete {path.resolve()} and load it again")
+    return found
 
 
 def _renamed(key: str, known: dict[str, Tensor], rename: Sequence[tuple[str, str]]) -> str:

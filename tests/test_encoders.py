@@ -1,11 +1,23 @@
-"""The embedded encoder: its weights, their names, frozenness, features."""
+"""Encoders: frozen, scaled by hand, and each published key layout loaded into the features that it should give."""
+
+import io
+import json
+import subprocess
+import sys
+import types
+import zipfile
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from protolib import encoders
+from protolib import backbones, encoders, weights
+
+NO_INFO = weights.WeightsInfo("", "", "", "", 0)
 
 
 @pytest.fixture(scope="module")
@@ -13,36 +25,73 @@ def lite0():
     return encoders.load("lite0")
 
 
-def test_weights_fit_timm_by_name_and_by_value():
-    state, info = encoders.lite0_state()
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    missing, unexpected = net.load_state_dict(state, strict=False)
-    assert [k for k in missing if not k.endswith("num_batches_tracked")] == [] and unexpected == []
-    assert info.tensors == 296 and info.sha256 == encoders.LITE0_SHA256
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of weights, empty, and no network."""
+    monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
 
 
-def test_a_damaged_file_is_refused(tmp_path):
-    path = tmp_path / "efficientnet-lite0.pth"
-    path.write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="efficientnet-lite0.pth has sha256 .* expected 5793"):
-        encoders.lite0_state(path)
+@pytest.fixture
+def x():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_features_are_pooled_maps_of_four_strides(lite0):
-    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    maps = lite0.net(x * 2 - 1)
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
-    expected = torch.cat([m.flatten(2).mean(2) for m in maps[1:]], 1)
-    torch.testing.assert_close(lite0(x), expected, rtol=1e-4, atol=1e-5)
-    assert lite0.D == expected.shape[1] == 496
+def scaled(x, mean, std):
+    return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
-def test_encoder_is_frozen_but_passes_gradient_to_the_image(lite0):
-    lite0.train()
-    assert not lite0.training and not any(p.requires_grad for p in lite0.parameters())
+def shake(model: nn.Module) -> nn.Module:
+    """Fresh norms are ones and zeros, which would hide two swapped tensors."""
+    for p in model.parameters():
+        nn.init.normal_(p, 0.0, 0.1)
+    return model.eval()
+
+
+def published(model: nn.Module, folder) -> dict:
+    """The state of a model of transformers under the names in which it is published."""
+    model.save_pretrained(folder / "saved")
+    return load_file(folder / "saved" / "model.safetensors")
+
+
+def test_features_are_pooled_maps_of_four_strides(lite0, x):
+    state = backbones.lite0_state(weights.read(backbones.lite0_file().path))
+    net = timm.create_model("tf_efficientnet_lite0", features_only=True).to(memory_format=torch.channels_last).eval()
+    net.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        maps = net(x * 2 - 1)
+        assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+        expected = torch.cat([m.mean((2, 3)) for m in maps[1:]], 1)
+        assert torch.equal(lite0(x), expected)
+    assert lite0.D == expected.shape[1] == 496 and lite0.info.sha256 == backbones.LITE0_SHA256
+
+
+@pytest.mark.parametrize("name", ["lite0", "swin_test"])
+def test_encoder_is_frozen_but_passes_gradient_to_the_image(name):
+    encoder = encoders.load(name)
+    encoder.train()
+    assert not any(m.training for m in encoder.modules()) and not any(p.requires_grad for p in encoder.parameters())
     x = torch.rand(1, 3, 32, 32, requires_grad=True)
-    lite0(x).sum().backward()
-    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in lite0.parameters())
+    encoder(x).sum().backward()
+    assert (x.grad.abs().sum((2, 3)) > 0).all() and all(p.grad is None for p in encoder.parameters())
+
+
+def test_preprocessing_of_one_pixel_by_hand():
+    image = torch.zeros(1, 3, 4, 4)
+    image[0, :, 2, 1] = torch.tensor([0.5, 0.25, 1.0])  # R, G, B
+    plain = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, backbones.IMAGENET)
+    # (.5 - .485) / .229, (.25 - .456) / .224, (1 - .406) / .225
+    expected = torch.tensor([0.0655022, -0.9196429, 2.64])
+    torch.testing.assert_close(plain(image)[0, :, 2, 1], expected, rtol=1e-5, atol=0)
+    turned = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, backbones.IMAGENET, None, encoders.BGR)
+    # (1 - .485) / .229, (.25 - .456) / .224, (.5 - .406) / .225
+    expected = torch.tensor([2.2489083, -0.9196429, 0.4177778])
+    torch.testing.assert_close(turned(image)[0, :, 2, 1], expected, rtol=1e-5, atol=0)
+    half = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, encoders.UNSCALED, 2)
+    ramp = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
+    assert half(ramp)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]  # bilinear halving is the mean of 2 x 2
 
 
 def test_embed_keeps_order_and_scale(lite0):
@@ -52,21 +101,182 @@ def test_embed_keeps_order_and_scale(lite0):
     np.testing.assert_allclose(encoders.embed(lite0, dataset, batch=2), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride, reductions", [(8, [2, 4, 8, 8, 8]), (16, [2, 4, 8, 16, 16]), (32, [2, 4, 8, 16, 32])])
-def test_backbone_pyramid_has_the_asked_stride(stride, reductions):
-    net, info = encoders.backbone("tf_efficientnet_lite0", stride)
+@pytest.fixture
+def swin(folder, monkeypatch):
+    """SWIN_T at the sizes of SWIN_TEST, and a shaken classifier of that size by transformers."""
+    from transformers import SwinConfig, SwinForImageClassification
+
+    monkeypatch.setattr(encoders, "SWIN_T", encoders.SWIN_TEST)
+    torch.manual_seed(1)
+    return shake(SwinForImageClassification(SwinConfig(**encoders.SWIN_TEST, num_labels=5)))
+
+
+def indices(state: dict) -> dict:
+    """The index buffers that published files of Swin hold beside their weights."""
+    tables = [k for k in state if k.endswith("relative_position_bias_table")]
+    assert tables
+    return {k.replace("bias_table", "index"): torch.zeros(16, 16, dtype=torch.long) for k in tables}
+
+
+def test_medclip_is_the_vision_tower_of_the_published_zip(folder, swin, x):
+    tower = {k.replace("swin.", "vision_model.model."): v for k, v in published(swin, folder).items() if "swin." in k}
+    assert "vision_model.model.encoder.layers.0.blocks.0.attention.self.query.weight" in tower
+    projection = torch.randn(512, 16)
+    state = tower | indices(tower) | {
+        "vision_model.projection_head.weight": projection, "logit_scale": torch.ones(()),
+        "text_model.model.embeddings.word_embeddings.weight": torch.ones(4, 4), "text_model.projection_head.weight": projection,
+    }  # fmt: skip
+    for spoil in ("", "vision_model.projection_head.weight"):
+        buffer = io.BytesIO()
+        torch.save({k: v for k, v in state.items() if k != spoil}, buffer)
+        with zipfile.ZipFile(folder / "medclip-vit-pretrained.zip", "w") as archive:
+            archive.writestr("pytorch_model.bin", buffer.getvalue())
+        if spoil:
+            with pytest.raises(ValueError, match=r"medclip-vit-pretrained.zip .*1 missing \(first: projection_head.weight\)"):
+                encoders.load("medclip")
+            continue
+        encoder = encoders.load("medclip")
+        assert encoder.D == 512 and encoder.info.loaded == len(tower) + 1 and encoder.info.missing == ()
+        assert encoder.info.ignored == (".*relative_position_index$", "logit_scale", r"text_model\.")
+        with torch.no_grad():
+            pooled = swin.swin(scaled(x, *encoders.XRAY)).pooler_output
+            torch.testing.assert_close(encoder(x), pooled @ projection.T, rtol=1e-5, atol=1e-5)
+
+
+def test_medclip_as_released_is_imagenet_behind_a_seeded_projection(folder, swin, x):
+    state = published(swin, folder)
+    save_file(state | indices(state), folder / "swin.safetensors")
+    encoder, again = encoders.load("medclip_released"), encoders.load("medclip_released")
+    draw = torch.rand(512, 16, generator=torch.Generator().manual_seed(42))
+    projection = (2 * draw - 1) / 4  # nn.Linear draws from +-1 / sqrt(16)
+    assert torch.equal(encoder.net.projection_head.weight, projection)
+    assert encoder.info.missing == ("projection_head.weight",) and encoder.info.ignored[1] == r"classifier\."
     with torch.no_grad():
-        assert [64 // m.shape[-1] for m in net(torch.zeros(1, 3, 64, 64))] == reductions
-    assert info.sha256 == encoders.LITE0_SHA256
+        pooled = swin.swin(x[:, [2, 1, 0]]).pooler_output  # B, G, R, not scaled
+        torch.testing.assert_close(encoder(x), pooled @ projection.T, rtol=1e-5, atol=1e-5)
+        assert torch.equal(encoder(x), again(x))
 
 
-def test_other_backbones_say_that_they_are_random():
-    net, info = encoders.backbone("resnet18", 16)
-    assert info is None and net.feature_info.reduction()[-1] == 16
+def test_swin_test_is_the_same_for_every_seed_and_leaves_the_generator_alone(x):
+    torch.manual_seed(5)
+    first, drawn = encoders.load("swin_test"), torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    second = encoders.load("swin_test")
+    assert first.D == 16 and first(x).shape == (2, 16) and torch.equal(first(x), second(x))
+    assert first.info.loaded == 0 and first.info.missing == ("every tensor",)
+    small = torch.nn.functional.interpolate(x[..., :32, :32], (64, 64), mode="bilinear")
+    assert torch.equal(first(x[..., :32, :32]), first(small))
+
+
+def test_the_released_swin_has_its_published_number_of_parameters():
+    encoder = encoders.load("swin_random")
+    assert sum(p.numel() for p in encoder.parameters()) == 27_912_570 and encoder.D == 512
+
+
+@pytest.mark.parametrize("name", ["clip", "plip"])
+def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, name):
+    from transformers import CLIPConfig, CLIPModel
+
+    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    vision = small | dict(image_size=64, patch_size=16, projection_dim=8)
+    monkeypatch.setattr(encoders, "CLIP_B32", vision)
+    text = small | dict(vocab_size=20, bos_token_id=1, eos_token_id=2, max_position_embeddings=8)
+    torch.manual_seed(2)
+    full = shake(CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)))
+    state = published(full, folder)
+    positions = "vision_model.embeddings.position_ids"  # older files hold them
+    torch.save(state | {positions: torch.arange(17)[None]}, folder / f"{name}.bin")
+    encoder = encoders.load(name)
+    assert encoder.D == 8 and encoder.name == name and encoder.info.licence == weights.PUBLISHED[name].licence
+    assert encoder.info.loaded == sum(k.startswith("vis") for k in state)
+    with torch.no_grad():
+        seen = full.vision_model(scaled(x, *encoders.OPENAI)).pooler_output
+        torch.testing.assert_close(encoder(x), full.visual_projection(seen), rtol=1e-5, atol=1e-5)
+    torch.save({k: v for k, v in state.items() if k.startswith("text")}, folder / f"{name}.bin")
+    with pytest.raises(ValueError, match=f"{name}.bin does not fit .* missing .first: vision_model.embeddings.class_embedding"):
+        encoders.load(name)
+
+
+def test_dinov2_is_the_class_token(folder, monkeypatch, x):
+    from transformers import Dinov2Config, Dinov2Model
+
+    small = dict(image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    monkeypatch.setattr(encoders, "DINOV2_S", small)
+    torch.manual_seed(3)
+    full = shake(Dinov2Model(Dinov2Config(**small)))
+    state = published(full, folder)
+    assert "encoder.layer.0.attention.attention.query.weight" in state
+    save_file(state, folder / "dinov2.safetensors")
+    encoder = encoders.load("dinov2")
+    x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear")
+    with torch.no_grad():
+        expected = full(scaled(x, *backbones.IMAGENET)).last_hidden_state[:, 0]
+        torch.testing.assert_close(encoder(x), expected, rtol=1e-5, atol=1e-5)
+    assert encoder.D == 16 and encoder.info.loaded == len(state)
+
+
+def test_uni_is_a_vit_of_timm(folder, monkeypatch):
+    small = dict(img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=3, init_values=1e-5)
+    monkeypatch.setattr(encoders, "UNI_L16", small)
+    full = shake(timm.create_model("vit_large_patch16_224", num_classes=0, **small))
+    torch.save(full.state_dict(), folder / "uni.bin")
+    encoder, x = encoders.load("uni"), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), full(scaled(x, *backbones.IMAGENET)), rtol=1e-5, atol=1e-5)
+    assert encoder.D == 24 and encoder.info.loaded == len(full.state_dict())
+
+
+class Visual(nn.Module):
+    """Stands for the vision tower of the conch package: (embedding, tokens)."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(3, 4)
+
+    def forward(self, images):
+        return self.trunk(images.mean((2, 3))), None
+
+
+class CoCa(nn.Module):
+    def __init__(self, embed_dim, vision_cfg):
+        super().__init__()
+        self.visual, self.text = Visual(), nn.Linear(2, 2)
+
+
+def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkeypatch, x):
+    with pytest.raises(ImportError, match="encoder 'conch' needs the package of its authors: pip install git.*CONCH.git"):
+        encoders.load("conch")
+    config = {"embed_dim": 4, "vision_cfg": {"image_size": 64}, "custom_text": True}
+    (folder / "conch_ViT-B-16.json").write_text(json.dumps(config))
+    modules = {name: types.ModuleType(name) for name in (
+        "conch", "conch.open_clip_custom", "conch.open_clip_custom.coca_model", "conch.open_clip_custom.factory")}  # fmt: skip
+    modules["conch.open_clip_custom.coca_model"].CoCa = CoCa
+    modules["conch.open_clip_custom.factory"].CFG_DIR = folder
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    full = CoCa(4, {})
+    torch.save(full.state_dict() | {"logit_scale": torch.ones(())}, folder / "conch.bin")
+    encoder = encoders.load("conch")
+    torch.testing.assert_close(encoder(x), full.visual(scaled(x, *encoders.OPENAI))[0])
+    assert encoder.D == 4 and encoder.size == 64 and encoder.info.loaded == 2
+    torch.save({"visual.trunk.weight": full.visual.trunk.weight.data}, folder / "conch.bin")
+    with pytest.raises(ValueError, match=r"conch.bin does not fit Visual.*1 missing \(first: trunk.bias\)"):
+        encoders.load("conch")
+
+
+@pytest.mark.parametrize("name", ["medclip", "medclip_released", "clip", "plip", "dinov2", "uni"])
+def test_without_its_file_an_encoder_is_an_error_never_random(folder, name):
+    with pytest.raises(FileNotFoundError, match="are not on this machine and could not be had .HF_HUB_OFFLINE is set.: bring "):
+        encoders.load(name)
 
 
 def test_unknown_names_teach():
-    with pytest.raises(ValueError, match="encoder 'clop' is not known; choose one of lite0"):
+    with pytest.raises(ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_released, clip"):
         encoders.load("clop")
-    with pytest.raises(ValueError, match="backbone 'resnet19' is not in timm"):
-        encoders.backbone("resnet19", 16)
+
+
+def test_importing_the_module_does_not_import_transformers():
+    program = "import sys, protolib.encoders; print('transformers' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "False"
