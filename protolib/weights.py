@@ -69,7 +69,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what was not. Notebook 02."""
+    """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what not. Notebook 02."""
 
     source: str
     revision: str
@@ -86,7 +86,7 @@ def folder() -> Path:
 
 
 def find(name: str) -> WeightsFile:
-    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the hub (or their address).
+    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the hub or their address.
 
     In the folder it is called by that name or as published, with any of SUFFIXES. The network is asked only if
     HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises FileNotFoundError that names the file
@@ -111,8 +111,8 @@ def _absent(name: str, why: str) -> FileNotFoundError:
     where = known.page or f"https://huggingface.co/{known.repo}"
     what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
     return FileNotFoundError(
-        f"the weights of '{name}' are not on this machine and could not be had ({why}): bring {what} of {where} and put "
-        f"it into {folder()} as {name}.safetensors, .bin, .pth or .zip"
+        f"the weights of '{name}' are not on this machine and could not be had ({why}): bring {what} of {where} and "
+        f"put it into {folder()} as {name}.safetensors, .bin, .pth or .zip"
     )
 
 
@@ -177,8 +177,8 @@ def _from_address(name: str, known: Published) -> WeightsFile:
 def read(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by name: safetensors, a torch file (weights only), or a zip that holds pytorch_model.bin.
 
-    Raises ValueError that names the file if it is cut off, damaged, or holds anything but named tensors: code in a pickle
-    is never run.
+    Raises ValueError that names the file if it is cut off, damaged, or holds anything but named tensors: code in a
+    pickle is never run.
     """
     path = Path(path)
     try:
@@ -208,10 +208,10 @@ def put(
 ) -> WeightsInfo:  # fmt: skip
     """Load tensors into a network, all of them or none.
 
-    ignore: patterns, matched from a key's first letter, of keys that the network has no use for. rename: pairs (pattern,
-    replacement) applied in their order to a key until the network knows it. The counters num_batches_tracked may be
-    absent. Raises ValueError that names the file and the first keys that are missing, unknown, of another shape or not
-    finite.
+    ignore: patterns, matched from a key's first letter, of keys that the network has no use for. rename: pairs
+    (pattern, replacement) applied in their order to a key until the network knows it. The counters num_batches_tracked
+    may be absent. Raises ValueError that names the file and the first keys that are missing, unknown, of another shape
+    or not finite, or if a file of the hub's cache has not the hub's hash.
     """
     net_state = net.state_dict()
     given, ignored = {}, set()
@@ -230,8 +230,8 @@ def put(
     found = [f"{len(keys)} {fault} (first: {', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
     if found:
         raise ValueError(
-            f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: {'; '.join(found)}. "
-            "Nothing was loaded; bring the file that is published for it"
+            f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: "
+            f"{'; '.join(found)}. Nothing was loaded; bring the file that is published for it"
         )
     sha256 = _sha256(file.path)
     net.load_state_dict(given, strict=False)

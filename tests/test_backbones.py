@@ -45,7 +45,8 @@ def test_embedded_weights_fit_timm_by_name():
     state = backbones.lite0_state(weights.read(backbones.lite0_file().path))
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     missing, unexpected = net.load_state_dict(state, strict=False)
-    assert [k for k in missing if not k.endswith("num_batches_tracked")] == [] and unexpected == [] and len(state) == 296
+    assert [k for k in missing if not k.endswith("num_batches_tracked")] == [] and unexpected == []
+    assert len(state) == 296
 
 
 def test_a_damaged_embedded_file_is_refused(tmp_path):
@@ -69,7 +70,9 @@ def test_the_embedded_backbone_at_each_stride(x, stride, strides):
     assert net.info.loaded == sum("num_batches" not in k for k in plain.state_dict())
 
 
-@pytest.mark.parametrize("name, channels", [("resnet18", (64, 64, 128, 256, 512)), ("resnet50", (64, 256, 512, 1024, 2048))])
+@pytest.mark.parametrize(
+    "name, channels", [("resnet18", (64, 64, 128, 256, 512)), ("resnet50", (64, 256, 512, 1024, 2048))]
+)
 def test_resnets_load_their_published_file(folder, x, name, channels):
     torch.manual_seed(1)
     full = timm.create_model(name, num_classes=1000)
@@ -101,8 +104,9 @@ def test_mit_b1_has_the_published_number_of_parameters():
 def nvlabs(state: dict) -> dict:
     """The published Hugging Face names of a state turned into those of the original file, written out one by one."""
     parts = {
-        "layer_norm_1": "norm1", "layer_norm_2": "norm2", "attention.self.query": "attn.q", "attention.self.sr": "attn.sr",
-        "attention.self.layer_norm": "attn.norm", "attention.output.dense": "attn.proj", "mlp.dense1": "mlp.fc1",
+        "layer_norm_1": "norm1", "layer_norm_2": "norm2", "attention.self.query": "attn.q",
+        "attention.self.sr": "attn.sr", "attention.self.layer_norm": "attn.norm",
+        "attention.output.dense": "attn.proj", "mlp.dense1": "mlp.fc1",
         "mlp.dense2": "mlp.fc2", "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
     }  # fmt: skip
     renamed = {}
@@ -181,7 +185,7 @@ def test_both_published_layouts_of_mit_give_the_maps_of_the_paper(folder, tiny_m
     assert {"patch_embed1.proj.weight", "block1.0.attn.kv.weight", "norm4.bias", "head.weight"} <= set(original)
     torch.save(original, folder / "mit_b1.pth")
     labs = backbones.backbone("mit_b1", stride).eval()
-    assert hub.info.source == "mit_b1.safetensors, brought by hand" and labs.info.source == "mit_b1.pth, brought by hand"
+    assert hub.info.source.startswith("mit_b1.safetensors") and labs.info.source.startswith("mit_b1.pth")
     assert hub.info.loaded == labs.info.loaded == len(tiny_mit) - 2 and labs.info.ignored == (r"classifier\.",)
     with torch.no_grad():
         scaled = (x - hub.mean) / hub.std
@@ -194,7 +198,7 @@ def test_both_published_layouts_of_mit_give_the_maps_of_the_paper(folder, tiny_m
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda s: s.pop("segformer.encoder.block.0.0.attention.self.key.bias"), r"1 missing \(first: model\..*k_proj.bias|key.bias"),
+        (lambda s: s.pop("segformer.encoder.layer_norm.0.bias"), r"1 missing \(first: model\..*layer_norm\S*.bias\)"),
         (lambda s: s.update({"decoder.weight": torch.ones(1)}), r"1 unknown \(first: decoder.weight\)"),
         (lambda s: [s.pop(k) for k in list(s) if ".block." in k], r"missing \(first: model\."),
     ],
@@ -265,9 +269,11 @@ def test_resnet38d_has_the_published_names_and_shapes(folder):
     with torch.no_grad():
         maps = net(torch.zeros(1, 3, 48, 64))
     assert [tuple(m.shape[1:]) for m in maps] == [(c, 48 // s, 64 // s) for c, s in zip(net.channels, net.strides)]
-    dilations = {n: m.dilation[0] for n, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.dilation != (1, 1)}
-    assert dilations == {"b5.conv_branch2b1": 2, "b5_1.conv_branch2a": 2, "b5_1.conv_branch2b1": 2,
-                         "b5_2.conv_branch2a": 2, "b5_2.conv_branch2b1": 2, "b6.conv_branch2b1": 4, "b7.conv_branch2b1": 4}  # fmt: skip
+    dilations = {n: m.dilation[0] for n, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.dilation[0] > 1}
+    assert dilations == {
+        "b5.conv_branch2b1": 2, "b5_1.conv_branch2a": 2, "b5_1.conv_branch2b1": 2, "b5_2.conv_branch2a": 2,
+        "b5_2.conv_branch2b1": 2, "b6.conv_branch2b1": 4, "b7.conv_branch2b1": 4,
+    }  # fmt: skip
 
 
 def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_path):
@@ -290,9 +296,9 @@ def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_pa
 
 
 def test_what_starts_from_random_weights_says_so(folder):
-    with pytest.warns(UserWarning, match="'resnet18' starts from random weights: .*https://huggingface.co/timm/resnet18.tv_in1k"):
+    with pytest.warns(UserWarning, match="'resnet18' starts from random weights: .*/timm/resnet18.tv_in1k"):
         assert backbones.backbone("resnet18", 16).info is None
-    with pytest.warns(UserWarning, match="'resnet10t' starts from random weights: no weights are published for 'resnet10t'"):
+    with pytest.warns(UserWarning, match="'resnet10t' starts from random weights: no weights are published for"):
         net = backbones.backbone("resnet10t", 16)
     assert net.strides[-1] == 16 and net.info is None
 

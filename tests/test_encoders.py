@@ -124,7 +124,8 @@ def test_medclip_is_the_vision_tower_of_the_published_zip(folder, swin, x):
     projection = torch.randn(512, 16)
     state = tower | indices(tower) | {
         "vision_model.projection_head.weight": projection, "logit_scale": torch.ones(()),
-        "text_model.model.embeddings.word_embeddings.weight": torch.ones(4, 4), "text_model.projection_head.weight": projection,
+        "text_model.model.embeddings.word_embeddings.weight": torch.ones(4, 4),
+        "text_model.projection_head.weight": projection,
     }  # fmt: skip
     for spoil in ("", "vision_model.projection_head.weight"):
         buffer = io.BytesIO()
@@ -132,7 +133,7 @@ def test_medclip_is_the_vision_tower_of_the_published_zip(folder, swin, x):
         with zipfile.ZipFile(folder / "medclip-vit-pretrained.zip", "w") as archive:
             archive.writestr("pytorch_model.bin", buffer.getvalue())
         if spoil:
-            with pytest.raises(ValueError, match=r"medclip-vit-pretrained.zip .*1 missing \(first: projection_head.weight\)"):
+            with pytest.raises(ValueError, match=r"medclip-vit-pretrained.zip .* \(first: projection_head.weight\)"):
                 encoders.load("medclip")
             continue
         encoder = encoders.load("medclip")
@@ -194,7 +195,7 @@ def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, na
         seen = full.vision_model(scaled(x, *encoders.OPENAI)).pooler_output
         torch.testing.assert_close(encoder(x), full.visual_projection(seen), rtol=1e-5, atol=1e-5)
     torch.save({k: v for k, v in state.items() if k.startswith("text")}, folder / f"{name}.bin")
-    with pytest.raises(ValueError, match=f"{name}.bin does not fit .* missing .first: vision_model.embeddings.class_embedding"):
+    with pytest.raises(ValueError, match=f"{name}.bin does not fit .* missing .first: vision_model.embeddings.class"):
         encoders.load(name)
 
 
@@ -245,12 +246,12 @@ class CoCa(nn.Module):
 
 
 def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkeypatch, x):
-    with pytest.raises(ImportError, match="encoder 'conch' needs the package of its authors: pip install git.*CONCH.git"):
+    with pytest.raises(ImportError, match="encoder 'conch' needs the package of its authors: pip install git.*CONCH"):
         encoders.load("conch")
     config = {"embed_dim": 4, "vision_cfg": {"image_size": 64}, "custom_text": True}
     (folder / "conch_ViT-B-16.json").write_text(json.dumps(config))
-    modules = {name: types.ModuleType(name) for name in (
-        "conch", "conch.open_clip_custom", "conch.open_clip_custom.coca_model", "conch.open_clip_custom.factory")}  # fmt: skip
+    names = ("conch", "conch.open_clip_custom", "conch.open_clip_custom.coca_model", "conch.open_clip_custom.factory")
+    modules = {name: types.ModuleType(name) for name in names}
     modules["conch.open_clip_custom.coca_model"].CoCa = CoCa
     modules["conch.open_clip_custom.factory"].CFG_DIR = folder
     for name, module in modules.items():
@@ -267,12 +268,12 @@ def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkey
 
 @pytest.mark.parametrize("name", ["medclip", "medclip_released", "clip", "plip", "dinov2", "uni"])
 def test_without_its_file_an_encoder_is_an_error_never_random(folder, name):
-    with pytest.raises(FileNotFoundError, match="are not on this machine and could not be had .HF_HUB_OFFLINE is set.: bring "):
+    with pytest.raises(FileNotFoundError, match="are not on this machine and could not be had .HF_HUB_OFFLINE is set."):
         encoders.load(name)
 
 
 def test_unknown_names_teach():
-    with pytest.raises(ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_released, clip"):
+    with pytest.raises(ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_rel"):
         encoders.load("clop")
 
 

@@ -105,7 +105,8 @@ def test_put_loads_all_and_says_what(tmp_path):
     state = {f"old.{k}": torch.full_like(v, 2) for k, v in tiny().state_dict().items() if "num_batches" not in k}
     file = file_of(tmp_path / "w.bin", state | {"head.weight": torch.ones(9), "head.bias": torch.ones(9)})
     net = tiny()
-    info = weights.put(net, weights.read(file.path), file, (r"head\.", "never"), (("^new", "x"), (r"^old\.", ""), ("", "y")))
+    rename = ("^new", "x"), (r"^old\.", ""), ("", "y")
+    info = weights.put(net, weights.read(file.path), file, (r"head\.", "never"), rename)
     assert all((v == 2).all() for k, v in net.state_dict().items() if "num_batches" not in k)
     sha256 = hashlib.sha256(file.path.read_bytes()).hexdigest()
     assert info == weights.WeightsInfo("a test", "r1", sha256, "none", 6, (), (r"head\.",))
@@ -128,7 +129,7 @@ def drop(state):
 def test_put_loads_all_or_nothing(tmp_path, spoil, message):
     net, state = tiny(), {k: v.clone() + 1 for k, v in tiny().state_dict().items()}
     spoil(state)
-    with pytest.raises(ValueError, match=f"w.bin does not fit Sequential, which has 7 tensors: {message}. Nothing was loaded"):
+    with pytest.raises(ValueError, match=f"w.bin does not fit Sequential, which has 7 tensors: {message}. Nothing was"):
         weights.put(net, state, file_of(tmp_path / "w.bin", state))
     before = tiny().state_dict()
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
@@ -147,7 +148,8 @@ def test_a_file_in_the_folder_comes_first(alone):
     assert weights.find("medclip").path.name == "medclip-vit-pretrained.zip"  # as published
     assert weights.find("resnet38d").path.name == "resnet38d.pth"
     found = weights.find("mit_b1")  # safetensors before pickles
-    assert (found.path.name, found.source, found.revision) == ("mit_b1.safetensors", "mit_b1.safetensors, brought by hand", "")
+    assert (found.path.name, found.revision) == ("mit_b1.safetensors", "")
+    assert found.source == "mit_b1.safetensors, brought by hand"
     assert found.licence == weights.PUBLISHED["mit_b1"].licence
 
 
@@ -172,7 +174,7 @@ def test_the_cache_of_the_hub_needs_no_network_and_keeps_its_hash(alone):
     assert weights.put(tiny(), weights.read(found.path), found).revision == COMMIT
     cached(alone, "vinid/plip", "pytorch_model.bin", content, "0" * 64)
     found = weights.find("plip")
-    with pytest.raises(ValueError, match="pytorch_model.bin has sha256 .* the hub's is 0000.*: delete .* and load it again"):
+    with pytest.raises(ValueError, match="pytorch_model.bin has sha256 .* the hub's is 0000.*: delete .*load it again"):
         weights.put(tiny(), state, found)
 
 
@@ -184,7 +186,7 @@ def test_offline_errors_say_what_to_bring_and_where(alone):
         "https://huggingface.co/openai/clip-vit-base-patch32", f"put it into {alone / 'weights'} as clip.safetensors",
     ):  # fmt: skip
         assert words in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="'ilsvrc-cls_rna-a1_cls1000_ep-0001' of https://github.com/jiwoon-ahn/psa"):
+    with pytest.raises(FileNotFoundError, match="'ilsvrc-cls_rna-a1_cls1000_ep-0001' of https://.*/jiwoon-ahn/psa"):
         weights.find("resnet38d")
     with pytest.raises(FileNotFoundError, match="'medclip-vit-pretrained' of https://github.com/RyanWangZf/MedCLIP"):
         weights.find("medclip")
@@ -195,7 +197,7 @@ def test_offline_errors_say_what_to_bring_and_where(alone):
 def test_a_gated_repository_names_the_page_to_ask_at(alone, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(PermissionError, match="'uni' are gated .HF_TOKEN is not set.: ask for access at https.*MahmoodLab/UNI"):
+    with pytest.raises(PermissionError, match="'uni' are gated .HF_TOKEN is not set.: ask for .*co/MahmoodLab/UNI"):
         weights.find("uni")
 
 
@@ -234,7 +236,8 @@ def test_a_file_at_its_own_address_arrives_whole_or_not_at_all(alone, monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def answer(method, path, headers):
-        return (404, {}, b"gone") if "absent" in path else (200, {"Content-Length": 3000 if "cut" in path else 2000}, b"z" * 2000)
+        size = 3000 if "cut" in path else 2000
+        return (404, {}, b"gone") if "absent" in path else (200, {"Content-Length": size}, b"z" * 2000)
 
     known = weights.PUBLISHED["medclip"]
     with serving(answer) as (address, log):
@@ -276,8 +279,9 @@ def test_the_hub_is_asked_once_and_its_refusals_are_told(tmp_path):
 
     with serving(answer) as (address, log):
         environment = os.environ | {
-            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test", "PROTOLIB_WEIGHTS": str(tmp_path / "w"),
-            "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
+            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test",
+            "PROTOLIB_WEIGHTS": str(tmp_path / "w"), "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
         }  # fmt: skip
         names = ["mit_b1", "mit_b1", "uni", "plip", "clip"]
         program = [sys.executable, "-c", textwrap.dedent(PROGRAM), *names]
@@ -293,7 +297,7 @@ def test_the_hub_is_asked_once_and_its_refusals_are_told(tmp_path):
 def test_no_answer_is_an_error_within_seconds(tmp_path):
     environment = os.environ | {
         "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "PROTOLIB_WEIGHTS": str(tmp_path / "w"),
-        "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
+        "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
     }  # fmt: skip
     program = textwrap.dedent("""
         import time
@@ -304,6 +308,7 @@ def test_no_answer_is_an_error_within_seconds(tmp_path):
         except FileNotFoundError as error:
             print(time.perf_counter() - began, error)
     """)
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True).stdout
+    program = [sys.executable, "-c", program]
+    said = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
     seconds, message = said.split(" ", 1)
     assert float(seconds) < 2 * weights.SECONDS and "bring model.safetensors or pytorch_model.bin" in message
