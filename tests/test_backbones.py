@@ -70,20 +70,21 @@ def test_the_embedded_backbone_at_each_stride(x, stride, strides):
     assert net.info.loaded == sum("num_batches" not in k for k in plain.state_dict())
 
 
-@pytest.mark.parametrize(
-    "name, channels", [("resnet18", (64, 64, 128, 256, 512)), ("resnet50", (64, 256, 512, 1024, 2048))]
-)
-def test_resnets_load_their_published_file(folder, x, name, channels):
+def test_resnets_load_their_published_file(folder, x):
     torch.manual_seed(1)
-    full = timm.create_model(name, num_classes=1000)
-    save_file(full.state_dict(), folder / f"{name}.safetensors")
-    net = backbones.backbone(name, 32).eval()
-    assert net.channels == channels and net.strides == (2, 4, 8, 16, 32) and net.info.ignored == (r"fc\.",)
+    full = timm.create_model("resnet18", num_classes=1000)
+    save_file(full.state_dict(), folder / "resnet18.safetensors")
+    net = backbones.backbone("resnet18", 32).eval()
+    assert net.channels == (64, 64, 128, 256, 512) and net.strides == (2, 4, 8, 16, 32)
+    assert net.info.ignored == (r"fc\.",)
     with torch.no_grad():
         maps = net(x)
         expected = full.eval().forward_features((x - net.mean) / net.std)
+        dilated = backbones.backbone("resnet18", 8)(x)
     torch.testing.assert_close(maps[-1], expected, rtol=1e-3, atol=1e-4)  # channels_last sums in another order
-    assert [64 // m.shape[3] for m in backbones.backbone(name, 8)(x)] == [2, 4, 8, 8, 8]
+    assert [64 // m.shape[3] for m in dilated] == [2, 4, 8, 8, 8]
+    deep = backbones.NETS["resnet50"].build(16)
+    assert tuple(deep.channels) == (64, 256, 512, 1024, 2048) and tuple(deep.strides) == (2, 4, 8, 16, 16)
 
 
 @pytest.mark.parametrize("stride, sides", [(16, [56, 28, 14, 14]), (32, [56, 28, 14, 7])])

@@ -234,6 +234,7 @@ def serving(answer):
 
 def test_a_file_at_its_own_address_arrives_whole_or_not_at_all(alone, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def answer(method, path, headers):
         size = 3000 if "cut" in path else 2000
