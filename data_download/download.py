@@ -1,0 +1,185 @@
+"""From mirrors, or from what the user has, to one folder with everything unpacked in it."""
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+from tqdm import tqdm
+
+from data_download import mirrors, transport
+from data_download.folder import LOCK, Folder
+from data_download.part import MirrorFailed, Remote
+from data_download.registry import Entry, Mirror, Refused
+from data_download.transport import Patience
+from data_download.unpack import SUFFIXES, Damaged, is_archive, unpack
+
+
+def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: Patience) -> str:
+    """Fill `folder.unpacked` from the first mirror that can; returns its name.
+
+    Raises Refused: no network (known within 10 s), no mirror left, or this machine's own trouble; what came is kept.
+    """
+    wanted = tuple(wanted)
+    with transport.session() as client:
+        if not transport.someone_answers(map(mirrors.address, wanted), client):
+            hosts = ", ".join(sorted({mirrors.address(mirror).split("/")[2] for mirror in wanted}))
+            raise Refused(f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files from "
+                          "elsewhere and give them with --from-local")
+        for mirror in wanted:
+            try:
+                _lay(entry, folder, mirror.name, _files(entry, folder, mirror, client, patience))
+                return mirror.name
+            except MirrorFailed as error:
+                print(f"{mirror.name}: {error}", file=sys.stderr, flush=True)
+    raise Refused(f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is kept: "
+                  "repeat the command later, try another --mirror, or give a copy from elsewhere with --from-local")
+
+
+def from_local(entry: Entry, folder: Folder, local: Path) -> str:
+    """Fill `folder.unpacked` from a file or folder of the user's, which is left as it is; returns "local"."""
+    if not local.exists():
+        raise Refused(f"{local} is not there: --from-local takes the archive or folder that you have")
+    if local.is_dir():
+        found = {path.relative_to(local).as_posix(): path for path in sorted(local.rglob("*")) if path.is_file()}
+        if not found:
+            raise Refused(f"{local} holds no file: --from-local takes the archive or folder that you have")
+    else:
+        found = {local.name: local}
+    for name, path in found.items():
+        if wanted := (entry.files or {}).get(name, {}).get("sha256"):
+            if (has := transport.digest(path)) != wanted:
+                raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: it is another file or damaged")
+    shutil.rmtree(_work(folder, "local"), ignore_errors=True)     # last time it may have been another file
+    _lay(entry, folder, "local", found)
+    return "local"
+
+
+def _work(folder: Folder, source: str) -> Path:
+    return folder.stage / f"unpacking-{source}"
+
+
+def _lay(entry: Entry, folder: Folder, source: str, found: dict[str, Path]) -> None:
+    """Unpack a data set's archives, each into a folder of its name, and link the other files beside them.
+
+    A damaged archive among the downloads is dropped with its record, so that the next run gets it anew: MirrorFailed.
+    """
+    work = _work(folder, source)
+    for name, path in found.items():
+        target = work / name
+        try:
+            if entry.kind == "data" and is_archive(path):
+                target = target.with_name(_stem(target.name))
+                if not target.exists():
+                    print(f"unpacking {name}", flush=True)
+                    unpack(path, target)
+            elif not target.exists():
+                _link(path, target)
+        except Damaged as error:
+            if not path.is_relative_to(folder.files):
+                raise
+            path.unlink()
+            folder.note_files({path.relative_to(folder.files).as_posix(): None})
+            raise MirrorFailed(str(error)) from error
+    work.rename(folder.unpacked)
+
+
+def _stem(name: str) -> str:
+    return next((name[:-len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name, at no cost; a copy where the disk has no links or is another one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        half = target.with_name(f".{target.name}.copying")
+        shutil.copyfile(source, half)
+        os.replace(half, target)
+
+
+def _files(entry: Entry, folder: Folder, mirror: Mirror, client: requests.Session, patience: Patience) -> dict[str, Path]:
+    """Name -> path of every file of a mirror, downloaded but for those that an earlier run finished."""
+    remotes = [_recorded(folder, mirror, remote) for remote in mirrors.remotes(entry, mirror, client, patience)]
+    paths = {remote.name: folder.files / mirror.name / remote.name for remote in remotes}
+    if len({name.casefold() for name in paths}) < len(remotes):
+        raise MirrorFailed("lists two files of one name, or of names that differ only in their capitals")
+    got: dict[str, dict] = {}
+    try:
+        missing = [remote for remote in remotes if not _is_here(remote, paths[remote.name], mirror, folder, got)]
+        _check_room(entry, folder, remotes, missing)
+        with _bars(missing) as moved:
+            for remote in missing:
+                sha256 = transport.get(remote, paths[remote.name], client, patience, moved(remote))
+                got[f"{mirror.name}/{remote.name}"] = _facts(paths[remote.name], sha256, remote)
+    finally:
+        folder.note_files(got)
+    return paths
+
+
+def _recorded(folder: Folder, mirror: Mirror, remote: Remote) -> Remote:
+    """The remote file with the size and hash of its first download, if there was one."""
+    known = folder.record().get("files", {}).get(f"{mirror.name}/{remote.name}")
+    if not known:
+        return remote
+    return replace(remote, size=known["size"], hash=f"sha256:{known['sha256']}",
+                   told_by=f"as {LOCK} recorded at the first download; if its publisher replaced the file, delete it there")
+
+
+def _is_here(remote: Remote, path: Path, mirror: Mirror, folder: Folder, got: dict[str, dict]) -> bool:
+    """Whether an earlier run finished this file; one that it could not record any more is hashed again."""
+    if not path.is_file():
+        return False
+    key, size = f"{mirror.name}/{remote.name}", path.stat().st_size
+    if key in folder.record().get("files", {}) and size == remote.size:
+        return True
+    algorithm, _, wanted = remote.hash.partition(":")
+    if remote.size not in (None, size) or (wanted and transport.digest(path, algorithm) != wanted):
+        path.unlink()
+        return False
+    got[key] = _facts(path, transport.digest(path), remote)
+    return True
+
+
+def _facts(path: Path, sha256: str, remote: Remote) -> dict:
+    return {"size": path.stat().st_size, "sha256": sha256, "url": remote.url}
+
+
+def _check_room(entry: Entry, folder: Folder, remotes: list[Remote], missing: list[Remote]) -> None:
+    """Refuse before the first byte what the disk cannot hold, archives together with what comes out of them."""
+    need = sum(_room(entry, remote) for remote in missing)
+    if len(missing) == len(remotes) and not any(remote.size for remote in remotes):
+        need = 2 * entry.size                       # the mirror tells no sizes; the registry knows about how much
+    free = shutil.disk_usage(folder.root).free
+    if need > free:
+        raise Refused(f"{entry.name} needs about {need:,} bytes, to download and to unpack; {free:,} are free in "
+                      f"{folder.root}: make room or choose another folder with --to")
+
+
+def _room(entry: Entry, remote: Remote) -> int:
+    suffix = remote.name.lower().endswith(SUFFIXES) or not Path(remote.name).suffix
+    return (2 if entry.kind == "data" and suffix else 1) * (remote.size or 0)
+
+
+@contextmanager
+def _bars(missing: list[Remote]) -> Iterator[Callable[[Remote], Callable[[int, int | None], None]]]:
+    """Two bars, of everything and of the file at hand; none where nobody watches."""
+    sizes = [remote.size for remote in missing]
+    look = {"unit": "B", "unit_scale": True, "disable": None}
+    with (tqdm(total=None if None in sizes else sum(sizes), desc=f"{len(missing)} files", **look) as whole,
+          tqdm(position=1, leave=False, **look) as one):
+
+        def of(remote: Remote) -> Callable[[int, int | None], None]:
+            one.reset(remote.size)
+            one.set_description(remote.name[-40:])
+
+            def moved(have: int, total: int | None) -> None:
+                one.total = total
+                whole.update(have - one.n)
+                one.update(have - one.n)
+            return moved
+        yield of
