@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from protolib import bank, cams, matching, metrics, segmentation
+from protolib import bank, cams, matching, metrics, regions, segmentation
 
 
 def check_image_label(mine: Callable) -> bool:
@@ -28,11 +28,11 @@ def check_image_label(mine: Callable) -> bool:
 def check_white_share(mine: Callable) -> bool:
     """Whether mine(images) is the share of white pixels of each patch, as bank.white_share. Notebook 01.
 
-    mine: (n, H, W, 3) uint8 RGB -> (n,) float in [0, 1]. White: optical density below bank.CLEAR in every channel.
+    mine: (n, H, W, 3) uint8 RGB -> (n,) float in [0, 1]. White: optical density below regions.CLEAR in every channel.
     """
     pixels = [[[255, 255, 255], [230, 225, 228]], [[240, 190, 238], [120, 60, 150]]]  # white, white, pink, purple
     images = np.array([pixels, np.full_like(pixels, 250)], np.uint8)  # (2, 2, 2, 3)
-    clear = -np.log((images.astype(float) + 1) / 256) < bank.CLEAR  # (n, H, W, 3)
+    clear = -np.log((images.astype(float) + 1) / 256) < regions.CLEAR  # (n, H, W, 3)
     slips = [
         (clear.mean((1, 2, 3)), "a pink pixel is clear in red and blue but not in green: ask for all three channels"),
         (clear.any(-1).mean((1, 2)), "one clear channel is not white: ask for all three"),
@@ -41,7 +41,7 @@ def check_white_share(mine: Callable) -> bool:
         (1 - clear.all(-1).mean((1, 2)), "this is the share of tissue; white is where the density is BELOW the limit"),
     ]
     return _judge(lambda: mine(images.copy()), bank.white_share(images), slips,
-                  "density = -np.log((images + 1.0) / 256); white = (density < bank.CLEAR).all(-1)")  # fmt: skip
+                  "density = -np.log((images + 1.0) / 256); white = (density < regions.CLEAR).all(-1)")  # fmt: skip
 
 
 def check_cosine_distance(mine: Callable) -> bool:
