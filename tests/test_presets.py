@@ -8,8 +8,8 @@ from protolib import presets
 
 
 def test_presets_by_name_and_their_sizes():
-    assert list(presets.PRESETS) == ["quick", "smoke", "paper_text", "released_code"]
-    assert all(p.name == name and p.size % 16 == 0 and p.K == 3 for name, p in presets.PRESETS.items())
+    assert list(presets.PRESETS) == ["quick", "smoke", "paper_text", "released_code", "lpd"]
+    assert all(p.name == name and p.size % 16 == 0 for name, p in presets.PRESETS.items())
 
 
 def test_every_field_of_every_preset_names_its_source():
@@ -22,13 +22,19 @@ def test_every_field_of_every_preset_names_its_source():
     "table, message",
     [
         ({"delta": 0.15}, "without source \\['delta'\\]"),
-        ({"delta": (0.15, "")}, "without source \\['delta'\\]"),
-        ({"dleta": (0.15, "Sec. 4.1")}, "unknown \\['dleta'\\]"),
+        ({"delta": [0.15, ""]}, "without source \\['delta'\\]"),
+        ({"dleta": [0.15, "Sec. 4.1"]}, "unknown \\['dleta'\\]"),
     ],
 )
 def test_a_field_without_a_source_is_refused(table, message):
     with pytest.raises(ValueError, match=message):
-        presets._preset("mine", presets.QUICK, table)
+        presets._read(presets.TABLES | {"mine": table | {"like": "quick"}})
+
+
+def test_a_preset_has_the_values_of_the_one_that_it_is_like_but_for_its_own():
+    mine, sources = presets._read(presets.TABLES | {"mine": {"like": "released_code", "delta": [0.2, "mine"]}})["mine"]
+    assert mine == replace(presets.PRESETS["released_code"], name="mine", delta=0.2)
+    assert sources == presets.SOURCES["released_code"] | {"delta": "mine"}
 
 
 def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
@@ -42,7 +48,7 @@ def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, paper_text, released_code"):
+    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, paper_text, released_code, lpd"):
         presets.preset("quik")
 
 
