@@ -10,9 +10,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m protolib", description="protolib's notebooks from the command line")
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks in order into a folder of their own under runs/")
-    run.add_argument("--preset", help="every setting under one name, see protolib/presets.py (default: quick)")
+    run.add_argument("--preset", help="every setting under one name, see protolib/presets.toml (default: quick)")
     run.add_argument("--dataset", metavar="NAME",
-                     help="phantom (default, no files needed), bcss-wsss, luad-histoseg or custom")
+                     help="phantom (default, no files needed), bcss-wsss, luad-histoseg, bcss, gcss or custom")
     run.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
     run.add_argument("--seed", metavar="N", type=int, help="0, 1, 2, ... (default: 0)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
