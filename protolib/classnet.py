@@ -78,6 +78,11 @@ class ClassNet(nn.Module):
         self.levels, self.fusion = (p.cam_levels, p.cam_fusion) if plain else (p.levels, p.fusion)
         self.sizes = (1 if plain else len(prototypes) // C,) * C
         self.merge, self.merge_test, self.pool, self.order = p.merge, p.merge_test, p.pool, p.order
+        if max(self.levels) >= len(self.net.channels):
+            raise ValueError(
+                f"backbone '{p.backbone}' has levels 0 to {len(self.net.channels) - 1} at {self.net.strides} px per cell, preset "
+                f"'{p.name}' asks for {self.levels}: choose a preset made for it, such as paper_text for mit_b1"
+            )
         widths = [self.net.channels[i] for i in self.levels]
         if plain:
             self.prototypes, self.heads = None, nn.ModuleList(nn.Conv2d(w, C, 1) for w in widths)

@@ -210,3 +210,8 @@ def test_learnable_prototypes_learn():
     net = ClassNet(p, 2, random(6, 8))
     classification_loss(net.logits(net(torch.rand(2, 3, 64, 64))), torch.eye(2), (1.0,) * 3).backward()
     assert net.prototypes.grad.abs().sum() > 0
+
+
+def test_levels_that_a_backbone_lacks_are_named_with_those_it_has():
+    with pytest.raises(ValueError, match=r"'mit_test' has levels 0 to 3 at \(4, 8, 16, 16\) px per cell, preset 'quick' asks for"):
+        ClassNet(replace(presets.PRESETS["quick"], backbone="mit_test"), 2, random(6, 8))

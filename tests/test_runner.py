@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     (["-p", "seed=4"], "-p seed=4: 'seed' has an option of its own: --seed 4"),
     (["-p", "K"], "-p K: expected name=value, for example -p K=4"),
     (["--preset", "quik"], "preset 'quik' is not known; choose one of "),
-    (["--dataset", "bcss"], "dataset 'bcss' is not known. Known: phantom, "),
+    (["--dataset", "bcs"], "dataset 'bcs' is not known. Known: phantom, "),
     (["--dataset", "bcss-wsss", "--data", "nowhere"], "bcss-wsss in "),
     (["--run-dir", "notebooks"], "notebooks is there already; choose another --run-dir, or go on with it: --resume "),
     (["--resume"], "no run 'latest' with a run.json in runs; start one with: python -m protolib run"),

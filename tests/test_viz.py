@@ -40,7 +40,7 @@ def test_mask_rgb_gives_each_class_its_colour_and_ignore_white():
 def test_colours_differ_in_all_data_sets_and_come_back_after_eight():
     for spec in SPECS.values():
         assert len({tuple(c) for c in viz.colours(spec)}) == spec.C + 1
-    nine = replace(SPEC, classes=tuple("ABCDEFGHI"), titles=tuple("ABCDEFGHI"), codes={i: i for i in range(9)},
+    nine = replace(SPEC, classes=tuple("ABCDEFGHI"), titles=tuple("ABCDEFGHI"), codes={i: i for i in range(9)}, ignored=(),
                    palette=tuple((i, 0, 0) for i in range(10)))  # fmt: skip
     np.testing.assert_array_equal(viz.colours(nine)[8], viz.colours(nine)[0])
 
