@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling or ((0.0,) * 3, (1.0,) * 3))
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.order = list(order)
         self.eval().requires_grad_(False)  # frozen weights: the backward pass reaches the images but pays for no weight
 
     def train(self, mode: bool = True):
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network wants them: (B, 3, H, W) float in [0, 1], RGB -> (B, 3, size, size). Notebook 02."""
-        images = self._resized(images[:, self.order])
+        images = self._resized(images if self.order == [0, 1, 2] else images[:, self.order])  # no copy without need
         if self.stretch:
             low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
             return (images - low) / (high - low + 1e-8)
