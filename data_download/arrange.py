@@ -54,7 +54,7 @@ def plan(name: str, source: str | Path) -> list[Move]:
 
 
 def arrange(name: str, source: str | Path, to: str | Path, dry_run: bool = True, workers: int | None = None) -> str:
-    """Move a published folder into the tree that protolib.data reads, or cut its regions; says what is or would be done.
+    """Move a published folder into the tree that protolib.data reads, or cut its regions; says what it did or would do.
 
     Within a file system files are moved; over two, or through links, they are copied and the source stays. Regions are
     never touched. What goes where is written into `to` first: a call that was stopped goes on, and until it has,

@@ -99,7 +99,7 @@ def verify(name: str, folder: str | Path, fix: bool = False, counts: Mapping[str
 def _verify_patches(spec: DatasetSpec, folder: Path, promised: Mapping[str, int], pool: ThreadPoolExecutor) -> Report:
     rows: list[Row] = []
     pairs = [pair for split in SPLITS for pair in _pairs(folder, split, rows)]
-    rows += _strays(folder, pairs, movable=not rows)
+    rows += _strays(folder, pairs, movable=all(row.kind != "layout" for row in rows))
     work = pool.map(lambda pair: patchcheck.check(spec, pair.image, pair.mask, pair.split == "train"), pairs)
     seen = list(tqdm(work, total=len(pairs), desc=f"verify {spec.name}", leave=False))
     rows += [pair.row(folder, *fault) for pair, one in zip(pairs, seen) for fault in one.faults]
@@ -168,8 +168,8 @@ def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             if (path.suffix.lower() == ".png") != (path.parent in read):
                 name = _below(folder, path)
-                rows.append(Row("not read", name.split("/")[0], name,
-                                "no patch or mask is looked for here, or it is no PNG file", (path,) if movable else ()))
+                rows.append(Row("not read", name.split("/")[0], name, "no PNG file, or where none is looked for",
+                                (path,) if movable else ()))
     return rows
 
 

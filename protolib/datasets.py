@@ -237,19 +237,19 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
         images = pngs(root / "images") or pngs(root / "rgbs_colorNormalized")
         labels = pngs(root / "masks")
     else:
-        images, labels = {}, {}
+        images, labels, twice = {}, {}, None
         for path in sorted(root.rglob("*")):
             side = {".png": images, ".txt": labels}.get(path.suffix.lower())
             aside = any(part.startswith(".") or part == "quarantine" for part in path.relative_to(root).parts)
             if side is None or aside or path.stem.lower() in ("readme", "license"):
                 continue
-            if path.stem in side:
-                raise ValueError(f"{path} and {side[path.stem]} have the same name: a region must be there once.")
+            twice = twice or path.stem in side and (path, side[path.stem])
             side[path.stem] = path
-    alone = sorted(set(images) ^ set(labels))
-    if not images or not labels:
+        if twice and set(images) & set(labels):
+            raise ValueError(f"{twice[0]} and {twice[1]} have the same name: a region must be there once.")
+    if not set(images) & set(labels):
         return None
-    if alone:
+    if alone := sorted(set(images) ^ set(labels)):
         raise ValueError(_layout_message(
             spec, root, f"{len(set(images) - set(labels))} regions without labels and {len(set(labels) - set(images))} "
                         f"labels without a region, first {alone[0]!r}"))

@@ -71,7 +71,23 @@ def test_published_facts():
     assert BCSS.counts == {"train": (23422,), "val": (3418,), "test": (4986,)}
     assert luad.counts == {"train": (16678,), "val": (300, 306), "test": (307,)}
     assert BCSS.codes == luad.codes == {0: 0, 1: 1, 2: 2, 3: 3} and BCSS.C == luad.C == 4
+    assert BCSS.ignored == luad.ignored == (4,) and BCSS.regions is luad.regions is None
     assert data.SPECS["phantom"].classes == phantom.CLASSES and data.SPECS["phantom"].titles == phantom.TITLES
+
+
+def test_published_facts_of_the_regions():
+    bcss, merged, gcss, four = (data.SPECS[name] for name in ("bcss", "bcss-merged", "gcss", "gcss-four"))
+    assert bcss.classes == merged.classes == BCSS.classes and bcss.palette == BCSS.palette
+    assert bcss.codes == {1: 0, 2: 1, 3: 2, 4: 3}
+    assert merged.codes == bcss.codes | {19: 0, 20: 0, 10: 2, 11: 2}
+    for spec in (bcss, merged):   # every one of the 22 codes has one meaning
+        assert sorted([*spec.codes, *spec.ignored]) == list(range(22))
+    assert gcss.codes == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4} and gcss.C == 5
+    assert four.codes == {1: 0, 2: 1, 3: 1, 4: 2, 5: 3} and four.classes == ("TUM", "STR", "MUS", "NEC")
+    assert gcss.ignored == four.ignored == (0, 6, 255)
+    assert bcss.counts == merged.counts == {"train": (30000,), "val": (2500,), "test": (2500,)}
+    assert gcss.counts == four.counts == {"train": (20000,), "val": (2500,), "test": (2500,)}
+    assert merged.lookup[[0, 1, 20, 2, 11, 4, 21, 255]].tolist() == [4, 0, 0, 1, 2, 3, 4, 4]
 
 
 def test_dataset_toml_under_its_three_names(tmp_path):
@@ -96,6 +112,9 @@ def test_dataset_toml_under_its_three_names(tmp_path):
     ("10 = 2", "256 = 2", r"mask value 0..255"),
     ("three", "a b", "name: letters"),
     ("codes =", "codes", "is not valid TOML"),
+    ("mpp =", "ignored = [0, 9]\nmpp =", "ignored: mask values that are no class"),
+    ("mpp =", 'regions = { labels = ".tif", seed = "s" }\nmpp =', "regions: labels '.png' or '.txt'"),
+    ("mpp =", 'regions = { labels = ".png", steps = 3 }\nmpp =', "regions: .*steps.*Keys: labels, seed, size, stride"),
 ])
 def test_dataset_toml_errors_name_the_key(tmp_path, old, new, message):
     (tmp_path / "dataset.toml").write_text(TOML.replace(old, new, 1))

@@ -148,15 +148,16 @@ def test_bcss_as_published(tmp_path, images):
     # stroma is 224 of 224 px wide; of the left train window 74 rows are DCIS, ignored here: 0.33 of it
     name = region(TRAIN)
     assert tree(to) == sorted(
-        [f"train/{sub}{name}_x{x}_y0+0[{label}].png" for sub in ("", "mask/") for x, label in ((0, 1000), (224, "0100"))]
+        [f"train/{sub}{name}_x{x}_y0+0[{y}].png" for sub in ("", "mask/") for x, y in ((0, "1000"), (224, "0100"))]
         + [f"{split}/{sub}/{region(patient)}_x{x}_y0.png" for split, patient in (("val", VAL), ("test", TEST))
            for sub in ("img", "mask") for x in (0, 224)])
     with Image.open(to / f"train/mask/{name}_x0_y0+0[1000].png") as mask:
         assert mask.mode == "P" and np.unique(np.asarray(mask)).tolist() == [1, 20]
         assert [tuple(mask.getpalette()[3 * code:3 * code + 3]) for code in (1, 2, 3, 4, 0, 20)] == [
             *BCSS.palette[:4], (255, 255, 255), (255, 255, 255)]
-    with Image.open(root / images / f"{name}.png") as whole, Image.open(to / f"train/{name}_x224_y0+0[0100].png") as cut:
-        assert np.array_equal(np.asarray(whole)[:224, 224:448], np.asarray(cut))
+    right = to / "train" / f"{name}_x224_y0+0[0100].png"
+    with Image.open(root / images / f"{name}.png") as whole, Image.open(right) as patch:
+        assert np.array_equal(np.asarray(whole)[:224, 224:448], np.asarray(patch))
     record = json.loads((to / "regions.json").read_text())
     assert record["regions"][name] == {"split": "train", "windows": 2, "patches": 2}
     assert record["dataset"] == "bcss" and record["rule"]["stride"] == 224 and not (to / ".cutting").exists()
@@ -201,7 +202,7 @@ def test_a_matrix_may_be_written_as_floats(tmp_path):
 def test_layouts_that_do_not_pair(tmp_path):
     root = write_bcss(tmp_path / "b")
     (root / "masks" / f"{region(VAL)}.png").unlink()
-    with pytest.raises(ValueError, match=f"(?s)1 regions without labels and 0 .*first '{region(VAL)}'.*published regions"):
+    with pytest.raises(ValueError, match=f"(?s)1 regions without labels and 0 .*'{region(VAL)}'.*published regions"):
         data.check_layout(BCSS, root)
     root = write_gcss(tmp_path / "g", "images", "labels")
     (root / "old").mkdir()
@@ -262,7 +263,7 @@ def test_what_a_cut_refuses(tmp_path):
     with pytest.raises(ValueError, match="cut for bcss, and their labels are of its classes: pass dataset='bcss'"):
         data.check_layout(MERGED, to)
     one = datasets.Layout(*(part[:1] for part in layout))
-    with pytest.raises(ValueError, match="none of the 1 regions is of a patient in val"):
+    with pytest.raises(ValueError, match="none of the 1 regions is of a patient in train"):
         regions.cut(BCSS, one, tmp_path / "one")
     Image.fromarray(np.zeros((5, 5), np.uint8)).save(root / "masks" / f"{region(VAL)}.png")
     with pytest.raises(ValueError, match=r"masks.*is 5 x 5 px and its image .* is 450 x 230 px"):
