@@ -82,7 +82,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    (tmp_path / "trap.bin").write_bytes(pickle.dumps(Trap()))
+    (tmp_path / "trap.bin").write_bytes(pickle.dumps(Trap(), protocol=2))
     torch.save({"a": Trap()}, tmp_path / "trap.pth")
     for name in ("trap.bin", "trap.pth"):
         with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
