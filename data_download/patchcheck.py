@@ -22,7 +22,7 @@ class Fault(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, and if its mask has no class."""
+    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, a mask without a class."""
 
     faults: list[Fault]
     digest: str = ""

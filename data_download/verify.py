@@ -165,6 +165,9 @@ def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
     read, rows = {path.parent for pair in pairs for path in (pair.image, pair.mask) if path}, []
     for place, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != ASIDE)
+        if Path(place) == folder and (folder / datasets.CUT_RECORD).is_file():
+            below[:] = [name for name in below if name in SPLITS]   # the regions may well stand beside their patches
+            continue
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             if (path.suffix.lower() == ".png") != (path.parent in read):
                 name = _below(folder, path)
@@ -216,9 +219,11 @@ def _shared(spec: DatasetSpec, pairs: list[Pair]) -> list[Row]:
 
 
 def _verify_regions(spec: DatasetSpec, folder: Path, pool: ThreadPoolExecutor) -> Report | None:
-    """Check published regions: pairs, readable files, sizes, codes, duplicates; None for a folder without any."""
+    """Check published regions: pairs, readable files, sizes, codes, duplicates; None for a folder of patches."""
+    if not spec.regions or (folder / datasets.CUT_RECORD).is_file():
+        return None
     try:
-        layout = datasets.find_regions(spec, folder) if spec.regions else None
+        layout = datasets.find_regions(spec, folder)
     except ValueError as error:
         return Report(spec.name, folder, {"regions": 0}, [Row("layout", "regions", ".", str(error))], [])
     if layout is None:

@@ -22,6 +22,7 @@ REGION_TREES = {".png": """or the published regions, which are cut to patches:
                 ".txt": """or the published regions, which are cut to patches, in one folder or several:
   NAME.png and NAME.txt, the matrix of its codes"""}
 CUT_RECORD = "regions.json"   # in a folder of patches that were cut from regions: from which, and how
+CUTTING = ".cutting"            # in such a folder until all are cut
 ARRANGING = ".arranging.json"   # in a folder that data_download.arrange has not finished
 
 
@@ -190,9 +191,9 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
     if not str(root):
         raise ValueError(f"{spec.name} is read from a folder: pass data_root. Expected in it:\n{_tree(spec)}")
     root = Path(root)
-    if spec.regions and (regions := find_regions(spec, root)):
-        return {"regions": regions}
     record = root / CUT_RECORD
+    if spec.regions and not record.is_file() and (regions := find_regions(spec, root)):
+        return {"regions": regions}
     if (root / ARRANGING).is_file():
         raise ValueError(f"{root} is arranged in part only: arrange it again, it goes on where it was stopped.")
     if record.is_file() and (cut_for := json.loads(record.read_text("utf-8"))["dataset"]) != spec.name:
@@ -231,16 +232,19 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
     """Find region images and their labels as published, None where there are no regions. Shown in notebook 01.
 
     ".png": images/, else rgbs_colorNormalized/, and masks/. ".txt": an image and a matrix of the same name anywhere
-    below root; the publication tells no more of its folders. Raises ValueError for regions without labels or twice.
+    below root, but patches that were cut into it; the publication tells no more of its folders. Raises ValueError for
+    regions without labels, and for two of one name.
     """
     if spec.regions.labels == ".png":
         images = pngs(root / "images") or pngs(root / "rgbs_colorNormalized")
         labels = pngs(root / "masks")
     else:
         images, labels, twice = {}, {}, None
+        made = SPLITS if (root / CUT_RECORD).is_file() or (root / CUTTING).is_dir() else ()
         for path in sorted(root.rglob("*")):
             side = {".png": images, ".txt": labels}.get(path.suffix.lower())
-            aside = any(part.startswith(".") or part == "quarantine" for part in path.relative_to(root).parts)
+            parts = path.relative_to(root).parts
+            aside = parts[0] in made or any(part.startswith(".") or part == "quarantine" for part in parts)
             if side is None or aside or path.stem.lower() in ("readme", "license"):
                 continue
             twice = twice or path.stem in side and (path, side[path.stem])

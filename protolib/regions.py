@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from protolib import files
-from protolib.datasets import CUT_RECORD, SPLITS, DatasetSpec, Layout
+from protolib.datasets import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout
 
 # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent: above 219 of 255
 CLEAR = 0.15
@@ -91,7 +91,7 @@ def read_region(image: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
     try:   # SyntaxError is Pillow's word for a broken chunk
         path = image
         with Image.open(image) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
+            pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
         path = labels
         if labels.suffix.lower() == ".txt":
             codes = np.loadtxt(labels, np.float32, ndmin=2)   # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
@@ -118,7 +118,7 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
     and test/ appear when all are cut, regions.json last. Nothing is done where it is of the same regions and rules.
     Raises ValueError before any work for a folder that holds something else, sizes that differ and empty splits.
     """
-    to, scratch = Path(to), Path(to) / ".cutting"
+    to, scratch = Path(to), Path(to) / CUTTING
     keys = [_key(spec, image, labels) for image, labels in zip(regions.images, regions.masks)]
     key = hashlib.sha256("".join(keys).encode()).hexdigest()
     parts = [scratch / f"{name}-{own}" for name, own in zip(regions.ids, keys)]
@@ -166,8 +166,8 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
     """Raise what can be said before hours of work: empty splits, sizes that differ, a full disk."""
     for split in SPLITS:
         if split not in splits:
-            raise ValueError(f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 and 1 of "
-                             "10 are in train, val and test, by regions.split_of): bring more regions.")
+            raise ValueError(f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 and 1 "
+                             "of 10 are in train, val and test, by regions.split_of): bring more regions.")
     area = 0
     for image, labels in zip(regions.images, regions.masks):
         with Image.open(image) as opened:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_download import arrange
+from data_download import arrange, verify
 from protolib import datasets, regions
 
 WSSS, LUAD, BCSS = (datasets.SPECS[name] for name in ("bcss-wsss", "luad-histoseg", "bcss"))
@@ -167,6 +167,26 @@ def test_what_is_refused(tmp_path):
     assert contents(root) == contents(to) == FILES
     with pytest.raises(ValueError, match="'tiger' is not known"):
         arrange.plan("tiger", root)
+
+
+@pytest.mark.parametrize("name", ["bcss", "gcss"])
+def test_regions_may_stay_beside_their_patches(tmp_path, name):
+    spec, rng = datasets.SPECS[name], np.random.default_rng(0)
+    names = {"bcss": ("TCGA-A1-A0SP", "TCGA-A2-A0T2", "TCGA-A1-A0SK"), "gcss": ("case 1", "case 3", "case 21")}[name]
+    for region in names:   # train, val, test
+        image = tmp_path / ("images" if name == "bcss" else "") / f"{region}.png"
+        image.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 200, (224, 230, 3), np.uint8)).save(image)
+        if name == "bcss":
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            Image.fromarray(np.full((224, 230), 2, np.uint8)).save(tmp_path / "masks" / f"{region}.png")
+        else:
+            np.savetxt(image.with_suffix(".txt"), np.full((224, 230), 2), fmt="%d")
+    for _ in range(2):
+        arrange.arrange(name, tmp_path, tmp_path, dry_run=False)
+        assert [len(layout.ids) for layout in datasets.check_layout(spec, tmp_path).values()] == [1, 1, 1]
+    report = verify.verify(name, tmp_path)
+    assert report.ok and report.rows == [] and report.counts == {"train": 1, "val": 1, "test": 1}
 
 
 def test_regions_are_cut_here(tmp_path):
