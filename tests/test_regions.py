@@ -65,7 +65,7 @@ def tree(root):
 
 def test_the_split_rule():
     seed = "protolib/bcss"
-    # printf protolib/bcss/TCGA-A1-A0SP | sha256sum begins b7efabd9, a fraction of .718; the others 015f93a0 and 1e9809bb
+    # printf protolib/bcss/TCGA-A1-A0SP | sha256sum begins b7efabd9: .718 of 2^32; the others 015f93a0 and 1e9809bb
     for patient, fraction, split in ((TRAIN, .718, "train"), (VAL, .005, "val"), (TEST, .1195, "test")):
         assert ("val" if fraction < .1 else "test" if fraction < .2 else "train") == split
         assert regions.split_of(seed, patient) == split
