@@ -74,6 +74,8 @@ class ClassNet(nn.Module):
     def __init__(self, p, C: int, prototypes: Tensor | None = None):
         super().__init__()
         self.net = backbone(p.backbone, p.stride)
+        if p.scaling:
+            self.net.mean, self.net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
         plain = prototypes is None
         self.levels, self.fusion = (p.cam_levels, p.cam_fusion) if plain else (p.levels, p.fusion)
         self.sizes = (1 if plain else len(prototypes) // C,) * C

@@ -121,9 +121,11 @@ def batch_terms(fg: Tensor, bg: Tensor, prototypes: Tensor, own: Tensor, rival: 
     Arguments as in matching_terms. Returns two scalars. Utils/contrast_loss.py of the released code, which gives NaN for a
     feature of zeros, no pairs and large exponents; here a zero row has cosine 0 and the sums are taken in the log.
     """
-    s_fg, s_bg = F.normalize(fg, dim=1) @ prototypes.T / tau, F.normalize(bg, dim=1) @ prototypes.T / tau  # (P, S)
-    if len(s_fg) == 0:
+    if len(fg) == 0:
         return fg.sum(), bg.sum()
+    length = torch.stack([fg, bg]).norm(dim=2, keepdim=True)  # (2, P, 1)
+    # a zero row stays 0 and gets a gradient of its own size: divided by an epsilon it would be 1e13
+    s_fg, s_bg = torch.stack([fg, bg]) / length.where(length > 0, 1) @ prototypes.T / tau  # (P, S) each
     p_fg, q_fg = s_fg[own].logsumexp(0), s_fg[rival].logsumexp(0)
     # the background's rivals count as a mean over prototypes, its own as a sum
     p_bg, q_bg = s_bg[own].logsumexp(0), (s_bg - rival.sum(1, keepdim=True).log())[rival].logsumexp(0)

@@ -37,7 +37,8 @@ class Preset:
     # data
     size: int  # px, side of the square patches that the networks see
     patches: tuple[int, int, int]  # phantom only: patches drawn for train, val, test
-    order: str  # of the colour channels that the networks see
+    order: str  # of the colour channels that stage 1 sees
+    scaling: tuple[tuple[float, ...], ...]  # mean and std of the channels in that order; empty: the backbone's own
     # bank (notebook 02)
     encoder: str  # frozen image encoder, a name of encoders.ENCODERS
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
@@ -134,6 +135,10 @@ class Preset:
             )
 
 
+def _frozen(value):
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
     """Each preset and the source of each of its fields; raises ValueError for a field without a value and a source."""
     made, merged, wanted = {}, {}, {f.name for f in fields(Preset)} - {"name"}
@@ -146,7 +151,7 @@ def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
                 f"preset {name}: without value {sorted(wanted - set(merged[name]))}, unknown "
                 f"{sorted(set(merged[name]) - wanted)}, without source {bare}; give every field as [value, source]"
             )
-        values = {f: tuple(value) if isinstance(value, list) else value for f, (value, _) in entries}
+        values = {f: _frozen(value) for f, (value, _) in entries}
         made[name] = Preset(name=name, **values), {f: source for f, (_, source) in entries}
     return made
 

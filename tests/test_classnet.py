@@ -215,3 +215,10 @@ def test_learnable_prototypes_learn():
 def test_levels_that_a_backbone_lacks_are_named_with_those_it_has():
     with pytest.raises(ValueError, match=r"'mit_test' has levels 0 to 3 at \(4, 8, 16, 16\) px per cell, preset 'quick' asks for"):
         ClassNet(replace(presets.PRESETS["quick"], backbone="mit_test"), 2, random(6, 8))
+
+
+def test_a_preset_s_own_scaling_is_applied_to_the_channels_as_they_come():
+    net = network(levels=(4,), order="bgr", scaling=((0.5, 0.25, 0.0), (0.5, 0.25, 2.0)))
+    pixel = torch.tensor([1.0, 0.5, 0.75]).view(1, 3, 1, 1)  # R, G, B; so B is scaled first
+    torch.testing.assert_close(net.prepare(pixel).flatten(), torch.tensor([0.5, 1.0, 0.5]))
+    assert "net.mean" not in net.state_dict()
