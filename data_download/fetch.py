@@ -74,9 +74,10 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
                 folder.note(mirror=source, date=date.today().isoformat())
             _arrange(entry, folder)
         folder.publish()
-        kept = folder.tidy(keep=lambda path: entry.kind == "data" and is_archive(path))
+        # of plain files, those whose only name is the download's: the tree was made from them and does not hold them
+        kept = folder.tidy(keep=lambda path: entry.kind == "data" and (is_archive(path) or path.stat().st_nlink == 1))
     if kept:
-        print(f"the archives stay in {folder.files} ({kept:,} bytes): delete them if you need the room")
+        print(f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete them if you need the room")
     print(f"{entry.name} is in {folder.root}", flush=True)
     return verify(entry, to)
 
