@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_download import mirrors, transport
 from data_download.folder import LOCK, Folder
-from data_download.part import MirrorFailed, Remote
+from data_download.part import MirrorFailed, Remote, digest
 from data_download.registry import Entry, Mirror, Refused
 from data_download.transport import Patience
 from data_download.unpack import SUFFIXES, Damaged, is_archive, unpack
@@ -51,7 +51,7 @@ def from_local(entry: Entry, folder: Folder, local: Path) -> str:
         found = {local.name: local}
     for name, path in found.items():
         if wanted := (entry.files or {}).get(name, {}).get("sha256"):
-            if (has := transport.digest(path)) != wanted:
+            if (has := digest(path)) != wanted:
                 raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: it is another file or damaged")
     shutil.rmtree(_work(folder, "local"), ignore_errors=True)     # last time it may have been another file
     _lay(entry, folder, "local", found)
@@ -138,10 +138,10 @@ def _is_here(remote: Remote, path: Path, mirror: Mirror, folder: Folder, got: di
     if key in folder.record().get("files", {}) and size == remote.size:
         return True
     algorithm, _, wanted = remote.hash.partition(":")
-    if remote.size not in (None, size) or (wanted and transport.digest(path, algorithm) != wanted):
+    if remote.size not in (None, size) or (wanted and digest(path, algorithm) != wanted):
         path.unlink()
         return False
-    got[key] = _facts(path, transport.digest(path), remote)
+    got[key] = _facts(path, digest(path), remote)
     return True
 
 

@@ -4,9 +4,9 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from data_download import transport
 from data_download.download import download, from_local
 from data_download.folder import Folder
+from data_download.part import digest
 from data_download.registry import Entry, Mirror, Refused
 from data_download.transport import Patience
 from data_download.unpack import is_archive
@@ -38,7 +38,8 @@ def status(entries: dict[str, Entry], to: Path | None = None) -> str:
     for entry in entries.values():
         folder = Folder(place(entry, to), entry.name)
         record = folder.record()
-        here = sum(path.stat().st_size for path in folder.files.rglob("*") if path.is_file())
+        here = sum(path.stat().st_size for path in folder.files.rglob("*")
+                   if path.is_file() and not path.name.endswith(".part.json"))
         if folder.complete:
             state = f"complete, from {record['mirror']} on {record['date']}"
         elif here or folder.unpacked.exists():
@@ -77,7 +78,7 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
         # of plain files, those whose only name is the download's: the tree was made from them and does not hold them
         kept = folder.tidy(keep=lambda path: entry.kind == "data" and (is_archive(path) or path.stat().st_nlink == 1))
     if kept:
-        print(f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete them if you need the room")
+        print(f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete it if you need the room")
     print(f"{entry.name} is in {folder.root}", flush=True)
     return verify(entry, to)
 
@@ -149,6 +150,6 @@ def _altered(folder: Folder) -> list[str]:
     problems = [f"{name}: gone" for name in record.get("contents", ()) if not (folder.root / name).exists()]
     for key, known in record.get("files", {}).items():
         for path in (folder.files / key, folder.root / key.partition("/")[2]):
-            if path.is_file() and transport.digest(path) != known["sha256"]:
+            if path.is_file() and digest(path) != known["sha256"]:
                 problems.append(f"{path.relative_to(folder.root)}: not the file that was downloaded, its sha256 differs")
     return problems

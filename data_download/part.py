@@ -40,6 +40,12 @@ class Remote:
     onward: Callable[[str], str] | None = None   # a web page sent instead of the file -> the URL to try, or MirrorFailed
 
 
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hash (hex) of a file on the disk."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, algorithm).hexdigest()
+
+
 class Digest:
     """Hashes of what streams by, computed in a thread beside it: hashlib lets the other core work meanwhile."""
 

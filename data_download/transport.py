@@ -77,7 +77,7 @@ def listing(url: str, client: requests.Session, patience: Patience = Patience())
     return _patiently(attempt, patience, lambda: 0, url)
 
 
-def someone_answers(urls: Iterable[str], client: requests.Session, seconds: float = 8.0) -> bool:
+def someone_answers(urls: Iterable[str], client: requests.Session, seconds: float = 6.0) -> bool:
     """Whether any of these hosts takes a connection, asked all at once: a missing network is known within `seconds`.
 
     In threads, since the look-up of a host's name has no limit of its own.
