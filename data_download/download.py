@@ -27,16 +27,16 @@ def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: P
     with transport.session() as client:
         if not transport.someone_answers(map(mirrors.address, wanted), client):
             hosts = ", ".join(sorted({mirrors.address(mirror).split("/")[2] for mirror in wanted}))
-            raise Refused(f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files from "
-                          "elsewhere and give them with --from-local")
+            raise Refused(f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files "
+                          "from elsewhere and give them with --from-local")
         for mirror in wanted:
             try:
                 _lay(entry, folder, mirror.name, _files(entry, folder, mirror, client, patience))
                 return mirror.name
             except MirrorFailed as error:
                 print(f"{mirror.name}: {error}", file=sys.stderr, flush=True)
-    raise Refused(f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is kept: "
-                  "repeat the command later, try another --mirror, or give a copy from elsewhere with --from-local")
+    raise Refused(f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is "
+                  "kept: repeat the command later, try another --mirror, or give a copy with --from-local")
 
 
 def from_local(entry: Entry, folder: Folder, local: Path) -> str:
@@ -52,7 +52,7 @@ def from_local(entry: Entry, folder: Folder, local: Path) -> str:
     for name, path in found.items():
         if wanted := (entry.files or {}).get(name, {}).get("sha256"):
             if (has := digest(path)) != wanted:
-                raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: it is another file or damaged")
+                raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: another file, or damaged")
     shutil.rmtree(_work(folder, "local"), ignore_errors=True)     # last time it may have been another file
     _lay(entry, folder, "local", found)
     return "local"
@@ -65,7 +65,8 @@ def _work(folder: Folder, source: str) -> Path:
 def _lay(entry: Entry, folder: Folder, source: str, found: dict[str, Path]) -> None:
     """Unpack a data set's archives, each into a folder of its name, and link the other files beside them.
 
-    A damaged archive among the downloads is dropped with its record, so that the next run gets it anew: MirrorFailed.
+    Raises MirrorFailed for a damaged archive among the downloads, which is dropped with its record so that the next run
+    gets it anew, and for a data set that cannot be arranged: another mirror's may.
     """
     work = _work(folder, source)
     for name, path in found.items():
@@ -85,6 +86,14 @@ def _lay(entry: Entry, folder: Folder, source: str, found: dict[str, Path]) -> N
             folder.note_files({path.relative_to(folder.files).as_posix(): None})
             raise MirrorFailed(str(error)) from error
     work.rename(folder.unpacked)
+    if entry.spec:
+        from data_download import arrange       # here, as it loads images and what they need
+
+        try:
+            print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=True), flush=True)
+        except ValueError as error:
+            shutil.rmtree(folder.unpacked)
+            raise MirrorFailed(str(error)) from error
 
 
 def _stem(name: str) -> str:
@@ -102,7 +111,8 @@ def _link(source: Path, target: Path) -> None:
         os.replace(half, target)
 
 
-def _files(entry: Entry, folder: Folder, mirror: Mirror, client: requests.Session, patience: Patience) -> dict[str, Path]:
+def _files(entry: Entry, folder: Folder, mirror: Mirror, client: requests.Session,
+           patience: Patience) -> dict[str, Path]:
     """Name -> path of every file of a mirror, downloaded but for those that an earlier run finished."""
     remotes = [_recorded(folder, mirror, remote) for remote in mirrors.remotes(entry, mirror, client, patience)]
     paths = {remote.name: folder.files / mirror.name / remote.name for remote in remotes}
@@ -127,7 +137,7 @@ def _recorded(folder: Folder, mirror: Mirror, remote: Remote) -> Remote:
     if not known:
         return remote
     return replace(remote, size=known["size"], hash=f"sha256:{known['sha256']}",
-                   told_by=f"as {LOCK} recorded at the first download; if its publisher replaced the file, delete it there")
+                   told_by=f"as {LOCK} recorded at the first download; if the publisher replaced it, delete it there")
 
 
 def _is_here(remote: Remote, path: Path, mirror: Mirror, folder: Folder, got: dict[str, dict]) -> bool:

@@ -69,6 +69,9 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
                       "what is there with --from-local")
     with folder.held():
         folder.note(licence=entry.licence)
+        chosen = "local" if local else mirror
+        if folder.record().get("complete") or chosen not in ("", folder.record().get("mirror")):
+            folder.forget()     # some of it was deleted since, or comes from elsewhere now
         if not folder.ready.exists():
             if not folder.unpacked.exists():
                 source = from_local(entry, folder, local) if local else download(entry, folder, wanted, patience)
@@ -108,18 +111,22 @@ def verify(entry: Entry, to: Path | None = None, fix: bool = False) -> int:
 def _wanted(entry: Entry, mirror: str) -> tuple[Mirror, ...]:
     wanted = tuple(place for place in entry.mirrors if mirror in ("", place.name))
     if not wanted:
-        raise Refused(f"{entry.name} has no mirror {mirror!r}; it has: {', '.join(place.name for place in entry.mirrors)}")
+        known = ", ".join(place.name for place in entry.mirrors)
+        raise Refused(f"{entry.name} has no mirror {mirror!r}; it has: {known}")
     return wanted
 
 
 def _agree(entry: Entry, accept: bool) -> None:
     """Show licence and citation at first use; where the licence is not a free one, go on only with consent."""
-    print(f"{entry.title}\nlicence:  {entry.licence} ({entry.licence_source})\nplease cite: {entry.citation}", flush=True)
+    print(f"{entry.title}\nlicence:  {entry.licence} ({entry.licence_source})")
+    print(f"please cite: {entry.citation}", flush=True)
     if entry.free or accept:
         return
-    if sys.stdin is not None and sys.stdin.isatty() and input("Do you accept this? [y/N] ").strip().lower() in ("y", "yes"):
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    if asked and input("Do you accept this? [y/N] ").strip().lower() in ("y", "yes"):
         return
-    raise Refused(f"{entry.name} is not under a free licence: read the above and repeat the command with --accept-licence")
+    raise Refused(f"{entry.name} is not under a free licence: read the above and repeat the command with "
+                  "--accept-licence")
 
 
 def _arrange(entry: Entry, folder: Folder) -> None:
@@ -127,7 +134,6 @@ def _arrange(entry: Entry, folder: Folder) -> None:
     if entry.spec:
         from data_download import arrange        # here, as it loads images and what they need
 
-        print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=True), flush=True)
         print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=False), flush=True)
         folder.tree.rename(folder.ready)
     else:
@@ -151,5 +157,5 @@ def _altered(folder: Folder) -> list[str]:
     for key, known in record.get("files", {}).items():
         for path in (folder.files / key, folder.root / key.partition("/")[2]):
             if path.is_file() and digest(path) != known["sha256"]:
-                problems.append(f"{path.relative_to(folder.root)}: not the file that was downloaded, its sha256 differs")
+                problems.append(f"{path.relative_to(folder.root)}: not what was downloaded, its sha256 differs")
     return problems

@@ -49,13 +49,15 @@ def test_a_plain_folder_holds_what_the_registry_lists():
 
 def test_a_text_file_that_names_the_url():
     """As MedCLIP publishes its weights."""
-    assert listed("pointer", "HOST/where.txt", {"/where.txt": "HOST/w/vit.zip\n"}) == [("vit.zip", "/w/vit.zip", None, "")]
+    bodies = {"/where.txt": "HOST/w/vit.zip\n"}
+    assert listed("pointer", "HOST/where.txt", bodies) == [("vit.zip", "/w/vit.zip", None, "")]
     with pytest.raises(MirrorFailed, match="holds no URL but '404: not found'"):
         listed("pointer", "HOST/where.txt", {"/where.txt": "404: not found"})
 
 
 def test_zenodo_record():
-    record = {"files": [{"key": "a.zip", "size": 7, "checksum": "md5:0a", "links": {"self": "HOST/files/a.zip/content"}},
+    record = {"files": [{"key": "a.zip", "size": 7, "checksum": "md5:0a",
+                         "links": {"self": "HOST/files/a.zip/content"}},
                         {"key": "b.txt", "size": 1, "links": {"self": "HOST/files/b.txt/content"}}]}
     assert listed("zenodo", "12", {"/api/records/12": record}) == [
         ("a.zip", "/files/a.zip/content", 7, "md5:0a"), ("b.txt", "/files/b.txt/content", 1, "")]
@@ -141,7 +143,8 @@ def test_drive_confirm_page_leads_to_the_file(tmp_path):
 def test_drive_quota_page_is_told_as_such(tmp_path, page, message):
     with Server({}, spoil=lambda path, start: {"status": 200, "type": "text/html", "body": page}) as server:
         with transport.session() as client:
-            remote, = mirrors.remotes(entry(), Mirror("m", "drive-file", "F1", save="a", base=server.url), client, EAGER)
+            mirror = Mirror("m", "drive-file", "F1", save="a", base=server.url)
+            remote, = mirrors.remotes(entry(), mirror, client, EAGER)
             with pytest.raises(MirrorFailed, match=message):
                 transport.get(remote, tmp_path / "a", client, EAGER)
     assert list(tmp_path.iterdir()) == []

@@ -51,8 +51,9 @@ def test_a_whole_entry(tmp_path):
     text = GOOD.replace("[a.mirrors]", 'size = 5\n[a.files]\n"x.zip" = { size = 3, sha256 = "00" }\n'
                                        '[a.expected]\n"*.png" = [1, 2]\n[a.mirrors]')
     entry = load(tmp_path, text)["a"]
-    assert entry == registry.Entry("a", "A", "MIT", "me", "me", (registry.Mirror("x", "http", "http://127.0.0.1/x.zip"),),
-                                   "data", "", 5, {"x.zip": {"size": 3, "sha256": "00"}}, {"*.png": (1, 2)})
+    mirror = registry.Mirror("x", "http", "http://127.0.0.1/x.zip")
+    assert entry == registry.Entry("a", "A", "MIT", "me", "me", (mirror,), "data", "", 5,
+                                   {"x.zip": {"size": 3, "sha256": "00"}}, {"*.png": (1, 2)})
 
 
 @pytest.mark.parametrize("text, message", [
@@ -77,8 +78,9 @@ def test_absent_registry_and_unknown_name(tmp_path):
         registry.find(load(tmp_path, GOOD), "bcs")
 
 
-@pytest.mark.parametrize("licence, free", [("CC0 1.0", True), ("Apache-2.0", True), ("MIT", True), ("none stated", False),
-                                           ("other: non-commercial, MIT for the code", False), ("CC-BY-4.0", False)])
+@pytest.mark.parametrize("licence, free", [
+    ("CC0 1.0", True), ("Apache-2.0", True), ("MIT", True), ("none stated", False), ("CC-BY-4.0", False),
+    ("other: non-commercial, MIT for the code", False)])
 def test_which_licence_asks_nobody(tmp_path, licence, free):
     assert load(tmp_path, GOOD.replace('"MIT"', f'"{licence}"'))["a"].free is free
 
@@ -88,8 +90,8 @@ def test_names_that_stay_inside(name):
     assert registry.inside(name) == name.replace("\\", "/").removeprefix("./")
 
 
-@pytest.mark.parametrize("name", ["", ".", "/etc/passwd", "..", "a/../../b", "a\\..\\..\\b", "C:x", "C:\\x", "\\\\host\\x",
-                                  "\\x", "a\nb", "a\0b"])
+@pytest.mark.parametrize("name", ["", ".", "/etc/passwd", "..", "a/../../b", "a\\..\\..\\b", "C:x", "C:\\x",
+                                  "\\\\host\\x", "\\x", "a\nb", "a\0b"])
 def test_names_that_would_leave(name):
     with pytest.raises(registry.Refused, match="would leave its folder"):
         registry.inside(name)
