@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         add[name].add_argument("name", metavar="NAME", help="one of those that `list` shows")
     for name in ("get", "verify", "status"):
         add[name].add_argument("--to", metavar="DIR", type=Path,
-                               help="the folder it ends in (default: data/NAME; weights: where protolib looks for them)")
+                               help="the folder it ends in (default: data/NAME; weights: where protolib looks)")
     where = add["get"].add_mutually_exclusive_group()
     where.add_argument("--mirror", metavar="M", default="", help="only from this one of its mirrors")
     where.add_argument("--from-local", metavar="ARCHIVE_OR_FOLDER", type=Path,

@@ -60,6 +60,9 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
     folder = Folder(place(entry, to), entry.name)
     wanted = _wanted(entry, mirror)
     if folder.complete:
+        if folder.ready.exists():       # the run that completed it was killed as it tidied up
+            with folder.held():
+                _tidy(entry, folder)
         print(f"{entry.name} is in {folder.root} already; check it with: python -m data_download verify {entry.name}")
         return 0
     if not folder.record():
@@ -78,8 +81,7 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
                 folder.note(mirror=source, date=date.today().isoformat())
             _arrange(entry, folder)
         folder.publish()
-        # of plain files, those whose only name is the download's: the tree was made from them and does not hold them
-        kept = folder.tidy(keep=lambda path: entry.kind == "data" and (is_archive(path) or path.stat().st_nlink == 1))
+        kept = _tidy(entry, folder)
     if kept:
         print(f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete it if you need the room")
     print(f"{entry.name} is in {folder.root}", flush=True)
@@ -138,6 +140,11 @@ def _arrange(entry: Entry, folder: Folder) -> None:
         folder.tree.rename(folder.ready)
     else:
         folder.unpacked.rename(folder.ready)
+
+
+def _tidy(entry: Entry, folder: Folder) -> int:
+    """Keep archives, and files with no other name any more: the tree was made from them and does not hold them."""
+    return folder.tidy(lambda path: entry.kind == "data" and (is_archive(path) or path.stat().st_nlink == 1))
 
 
 def _miscounted(entry: Entry, root: Path) -> list[str]:

@@ -114,8 +114,11 @@ class Folder:
         self.note(complete=True)
 
     def tidy(self, keep: Callable[[Path], bool]) -> int:
-        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns their bytes."""
-        for step in set(self.stage.iterdir()) - {self.files}:
+        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns their bytes.
+
+        `ready` goes last: while it is there, something may be left to tidy.
+        """
+        for step in set(self.stage.iterdir()) - {self.files, self.ready}:
             shutil.rmtree(step)
         kept = 0
         for path in sorted(self.files.rglob("*"), reverse=True):
@@ -126,4 +129,5 @@ class Folder:
                 kept += path.stat().st_size
             else:
                 path.unlink()
+        shutil.rmtree(self.ready)
         return kept

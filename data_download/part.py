@@ -79,7 +79,7 @@ class Digest:
 class Part:
     """`path`.part and its note `path`.part.json; bytes of an earlier run are kept if they are known to be this file's.
 
-    They are if the URL is the same and the server's ETag or date, or a hash, vouches for them. Raises the disk's OSError.
+    They are if the URL is the same and the server's ETag or date, or a hash, vouches for them. Raises OSError.
     """
 
     def __init__(self, path: Path, remote: Remote):

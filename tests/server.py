@@ -35,6 +35,7 @@ class Server:
     def __enter__(self) -> "Server":
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
+        self._http.handle_error = lambda request, client: None     # killed clients are what these servers are for
         self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()

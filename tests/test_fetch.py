@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -342,13 +343,18 @@ def test_a_disk_too_small_is_known_before_the_first_byte(monkeypatch):
 
 def test_no_network_is_one_sentence_within_ten_seconds(capsys, monkeypatch):
     """Also where the look-up of names hangs, as it does without a network: nothing is waited for longer than 6 s."""
-    hang = threading.Event()
-    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: hang.wait(60))
+    over = threading.Event()
+
+    def hang(*args, **more):
+        over.wait(60)
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     write_registry({"m": http("http://one.invalid/"), "n": http("http://two.invalid/")})
     start = time.monotonic()
     assert command("get", "e", "--to", "out") == 1
     assert time.monotonic() - start < 10
-    hang.set()
+    over.set()
     assert capsys.readouterr().err == (
         "data_download: no network: one.invalid, two.invalid cannot be reached. Connect and repeat the command, or "
         "bring the files from elsewhere and give them with --from-local\n")
@@ -449,6 +455,9 @@ def complete(root, published, finished):
     return done | {name for name in visible if name in published}
 
 
+STEPS = (f"{STAGE}/e/unpacking-m", f"{STAGE}/e/unpacking-m/set", f"{STAGE}/e/unpacked", f"{STAGE}/e/ready", "a.bin", "sub")
+
+
 def alive(process):
     try:
         os.kill(process, 0)
@@ -476,14 +485,16 @@ def test_fifty_kills_lose_nothing_that_was_complete(root):
                 assert status in (None, signal.SIGKILL), "a run ended with an error"
                 parts = sum(path.stat().st_size for path in out.rglob("*.part"))
                 left = total - parts - sum(len(published[name]) for name in done)
-                before, moment = server.sent, chance.uniform(0, 1.4) * left
+                before, moment = server.sent, chance.uniform(0, 1.6) * left
                 zygote.stdin.write(f"get e --to {out} --registry registry.toml\n")
                 zygote.stdin.flush()
                 child = int(zygote.stdout.readline())
                 while server.sent - before < min(moment, left) and alive(child):
                     pause.wait(0.0005)
-                if moment >= left:                  # after the last byte: unpacking, renaming, recording
-                    pause.wait(chance.uniform(0, 0.08))
+                if moment >= left:                  # after the last byte: as one of the later steps begins
+                    step = out / chance.choice(STEPS)
+                    while not step.exists() and alive(child):
+                        pause.wait(0.0002)
                 if alive(child):
                     os.kill(child, signal.SIGKILL)
                 status = int(zygote.stdout.readline())
@@ -495,6 +506,7 @@ def test_fifty_kills_lose_nothing_that_was_complete(root):
                 assert done <= now | ({*published} if status == 0 else set()), "a complete file is gone"
                 done = now
             assert contents(out) == finished
+            assert [path.name for path in (out / STAGE / "e").iterdir()] == ["files"]
         zygote.stdin.close()
     assert kills >= 50
 
