@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (registry.Refused, ValueError) as error:
         print(f"data_download: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):     # Ctrl-C, or Ctrl-D at the question
         again = shlex.join(["python", "-m", "data_download", *(sys.argv[1:] if argv is None else argv)])
         print(f"\ndata_download: stopped; what came is kept. Go on with: {again}", file=sys.stderr)
         return 130

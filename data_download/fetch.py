@@ -1,7 +1,6 @@
 """What the command does: list, get, verify, status."""
 import os
 import sys
-from datetime import date
 from pathlib import Path
 
 from data_download.download import download, from_local
@@ -68,8 +67,8 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
     if not folder.record():
         _agree(entry, accept)
     if entry.kind == "data" and not folder.record().get("contents") and (foreign := folder.foreign()):
-        raise Refused(f"{folder.root} holds {foreign[0]!r} and more: choose an empty or new folder with --to, or give "
-                      "what is there with --from-local")
+        raise Refused(f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with --to; what "
+                      "you have already can be its --from-local")
     with folder.held():
         folder.note(licence=entry.licence)
         chosen = "local" if local else mirror
@@ -77,8 +76,10 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
             folder.forget()     # some of it was deleted since, or comes from elsewhere now
         if not folder.ready.exists():
             if not folder.unpacked.exists():
-                source = from_local(entry, folder, local) if local else download(entry, folder, wanted, patience)
-                folder.note(mirror=source, date=date.today().isoformat())
+                if local:
+                    from_local(entry, folder, local)
+                else:
+                    download(entry, folder, wanted, patience)
             _arrange(entry, folder)
         folder.publish()
         kept = _tidy(entry, folder)
@@ -136,7 +137,8 @@ def _arrange(entry: Entry, folder: Folder) -> None:
     if entry.spec:
         from data_download import arrange        # here, as it loads images and what they need
 
-        print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=False), flush=True)
+        done = arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=False)
+        print(done.splitlines()[0], flush=True)     # the rest was shown before the first move
         folder.tree.rename(folder.ready)
     else:
         folder.unpacked.rename(folder.ready)

@@ -3,7 +3,7 @@
     FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256; enforced ever after
     FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so nothing is downloaded twice
     FOLDER/.download/NAME/unpacked/    all of it unpacked; there only when complete
-    FOLDER/.download/NAME/tree/        being arranged and verified
+    FOLDER/.download/NAME/tree/        being arranged
     FOLDER/.download/NAME/ready/       complete; its contents are renamed into FOLDER
 """
 import os

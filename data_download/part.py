@@ -118,7 +118,7 @@ class Part:
         betray a cut, Refused where the disk is too small: all before a byte is written.
         """
         if status == 206:
-            total = self._total_of(headers.get("Content-Range", ""))
+            total = self._total_of(headers)
         else:
             if self.size:
                 self.restart()          # the server knows no ranges, or has a new version
@@ -143,15 +143,18 @@ class Part:
             self._note.write_text(json.dumps(known), "utf-8")       # a torn note counts as none, so it needs no care
         return total
 
-    def _total_of(self, content_range: str) -> int:
+    def _total_of(self, headers: Mapping[str, str]) -> int:
+        """The whole size that a 206 tells, if its range follows on what is here and is of the same version."""
+        content_range = headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
         if not match or int(match[1]) != self.size:
             self.restart()
             raise Again(f"the server sent the range {content_range!r}, not the one asked for")
         total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
-        if self._known.get("total") not in (None, total):
+        before = self._known.get("total"), self._known.get("validator")
+        if before[0] not in (None, total) or _validator(headers) != before[1]:      # some servers ignore If-Range
             self.restart()
-            raise Again("the server's file has another size than before")
+            raise Again("the server's file is not the one of before")
         return total
 
     def is_all(self, content_range: str) -> bool:

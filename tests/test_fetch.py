@@ -236,7 +236,7 @@ def test_a_folder_with_other_things_is_left_alone(capsys):
         write_registry({"m": http(f"{server.url}/")})
         assert command("get", "e", "--to", "out") == 1
         assert server.asked == []
-    assert "out holds 'thesis.tex' and more: choose an empty or new folder" in capsys.readouterr().err
+    assert "out holds 'thesis.tex', which is not from here: choose a new folder with --to" in capsys.readouterr().err
     assert contents() == {"thesis.tex": b"mine"}
 
 
@@ -379,6 +379,16 @@ def test_from_local_leaves_the_source_as_it_is(form, tmp_path):
     assert command("get", "e", "--to", "out", "--from-local", str(source)) == 0
     assert contents() == expected
     assert (contents(source) if source.is_dir() else source.read_bytes()) == before
+
+
+def test_two_things_of_one_name_are_not_merged(tmp_path):
+    source = tmp_path / "mine"
+    (source / "set").mkdir(parents=True)
+    (source / "set/x").write_bytes(b"mine")
+    (source / "set.zip").write_bytes(PUBLISHED["set.zip"])
+    write_registry({"m": http("http://127.0.0.1:1/")})
+    with pytest.raises(Refused, match="set.zip would be unpacked into set, which is there beside it"):
+        get(local=source)
 
 
 def test_from_local_refusals(tmp_path, capsys):

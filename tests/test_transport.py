@@ -98,6 +98,21 @@ def test_a_file_that_changes_meanwhile_is_not_spliced(bring, tmp_path):
     assert server.gets() == ["", "bytes=120000-"] and (tmp_path / "x").read_bytes() == new
 
 
+def test_a_server_that_ignores_if_range_is_found_out(bring, tmp_path):
+    """It sends the rest of another version: its ETag tells."""
+    new = bytes(reversed(DATA))
+    with Server({"/x": DATA}, spoil=cuts(120_000)) as server:
+        def changed(have, total):
+            server.bodies["/x"] = new
+            if have == 120_000:
+                rest = {"status": 206, "body": new[120_000:], "headers": {
+                    "ETag": '"new"', "Content-Range": f"bytes 120000-{len(new) - 1}/{len(new)}"}}
+                answers = iter([rest])
+                server.spoil = lambda path, start: next(answers, None)
+        assert bring(server, moved=changed) == hashlib.sha256(new).hexdigest()
+    assert server.gets() == ["", "bytes=120000-", ""]
+
+
 def test_a_server_without_ranges_begins_anew(bring, tmp_path):
     with Server({"/x": DATA}, ranges=False, spoil=cuts(100_000, 200_000, 10)) as server:
         assert bring(server) == SHA
