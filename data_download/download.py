@@ -202,8 +202,8 @@ def _bars(missing: list[Remote]) -> Iterator[Callable[[Remote], Callable[[int, i
           tqdm(position=1, leave=False, **look) as one):
 
         def of(remote: Remote) -> Callable[[int, int | None], None]:
+            one.set_description(remote.name[-40:], refresh=False)
             one.reset(remote.size)
-            one.set_description(remote.name[-40:])
 
             def moved(have: int, total: int | None) -> None:
                 one.total = total

@@ -67,8 +67,8 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
     if not folder.record():
         _agree(entry, accept)
     if entry.kind == "data" and not folder.record().get("contents") and (foreign := folder.foreign()):
-        raise Refused(f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with --to; what "
-                      "you have already can be its --from-local")
+        raise Refused(f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with --to; "
+                      "what you have already can be its --from-local")
     with folder.held():
         folder.note(licence=entry.licence)
         chosen = "local" if local else mirror

@@ -465,7 +465,7 @@ def complete(root, published, finished):
     return done | {name for name in visible if name in published}
 
 
-STEPS = (f"{STAGE}/e/unpacking-m", f"{STAGE}/e/unpacking-m/set", f"{STAGE}/e/unpacked", f"{STAGE}/e/ready", "a.bin", "sub")
+STEPS = (*(f"{STAGE}/e/{step}" for step in ("unpacking-m", "unpacking-m/set", "unpacked", "ready")), "a.bin", "sub")
 
 
 def alive(process):
