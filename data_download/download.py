@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import requests
@@ -12,14 +13,14 @@ from tqdm import tqdm
 
 from data_download import mirrors, transport
 from data_download.folder import LOCK, Folder
-from data_download.part import MirrorFailed, Remote
+from data_download.part import MirrorFailed, Remote, digest
 from data_download.registry import Entry, Mirror, Refused
 from data_download.transport import Patience
 from data_download.unpack import SUFFIXES, Damaged, is_archive, unpack
 
 
-def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: Patience) -> str:
-    """Fill `folder.unpacked` from the first mirror that can; returns its name.
+def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: Patience) -> None:
+    """Fill `folder.unpacked` from the first mirror that can.
 
     Raises Refused: no network (known within 10 s), no mirror left, or this machine's own trouble; what came is kept.
     """
@@ -27,20 +28,20 @@ def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: P
     with transport.session() as client:
         if not transport.someone_answers(map(mirrors.address, wanted), client):
             hosts = ", ".join(sorted({mirrors.address(mirror).split("/")[2] for mirror in wanted}))
-            raise Refused(f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files from "
-                          "elsewhere and give them with --from-local")
+            raise Refused(f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files "
+                          "from elsewhere and give them with --from-local")
         for mirror in wanted:
             try:
                 _lay(entry, folder, mirror.name, _files(entry, folder, mirror, client, patience))
-                return mirror.name
+                return
             except MirrorFailed as error:
                 print(f"{mirror.name}: {error}", file=sys.stderr, flush=True)
-    raise Refused(f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is kept: "
-                  "repeat the command later, try another --mirror, or give a copy from elsewhere with --from-local")
+    raise Refused(f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is "
+                  "kept: repeat the command later, try another --mirror, or give a copy with --from-local")
 
 
-def from_local(entry: Entry, folder: Folder, local: Path) -> str:
-    """Fill `folder.unpacked` from a file or folder of the user's, which is left as it is; returns "local"."""
+def from_local(entry: Entry, folder: Folder, local: Path) -> None:
+    """Fill `folder.unpacked` from a file or folder of the user's, which is left as it is; raises Refused."""
     if not local.exists():
         raise Refused(f"{local} is not there: --from-local takes the archive or folder that you have")
     if local.is_dir():
@@ -51,11 +52,12 @@ def from_local(entry: Entry, folder: Folder, local: Path) -> str:
         found = {local.name: local}
     for name, path in found.items():
         if wanted := (entry.files or {}).get(name, {}).get("sha256"):
-            if (has := transport.digest(path)) != wanted:
-                raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: it is another file or damaged")
+            if (has := digest(path)) != wanted:
+                raise Refused(f"{path} has the sha256 {has}, registry.toml says {wanted}: another file, or damaged")
+    if local.is_file():
+        folder.note_files({f"local/{local.name}": _facts(local, digest(local), "")})
     shutil.rmtree(_work(folder, "local"), ignore_errors=True)     # last time it may have been another file
     _lay(entry, folder, "local", found)
-    return "local"
 
 
 def _work(folder: Folder, source: str) -> Path:
@@ -65,26 +67,49 @@ def _work(folder: Folder, source: str) -> Path:
 def _lay(entry: Entry, folder: Folder, source: str, found: dict[str, Path]) -> None:
     """Unpack a data set's archives, each into a folder of its name, and link the other files beside them.
 
-    A damaged archive among the downloads is dropped with its record, so that the next run gets it anew: MirrorFailed.
+    Raises MirrorFailed for a damaged archive among the downloads, which is dropped with its record so that the next run
+    gets it anew, and for a data set that cannot be arranged: another mirror's may.
     """
     work = _work(folder, source)
+    archives = {name for name, path in found.items() if entry.kind == "data" and is_archive(path)}
+    targets = {name: work / (_stem(name) if name in archives else name) for name in found}
+    _check_apart(targets, archives)
     for name, path in found.items():
-        target = work / name
+        if targets[name].exists():      # of an earlier run: both ways to get there end in a rename
+            continue
         try:
-            if entry.kind == "data" and is_archive(path):
-                target = target.with_name(_stem(target.name))
-                if not target.exists():
-                    print(f"unpacking {name}", flush=True)
-                    unpack(path, target)
-            elif not target.exists():
-                _link(path, target)
+            if name in archives:
+                print(f"unpacking {name}", flush=True)
+                unpack(path, targets[name])
+            else:
+                _link(path, targets[name])
         except Damaged as error:
             if not path.is_relative_to(folder.files):
                 raise
             path.unlink()
             folder.note_files({path.relative_to(folder.files).as_posix(): None})
             raise MirrorFailed(str(error)) from error
+    folder.note(mirror=source, date=date.today().isoformat())
     work.rename(folder.unpacked)
+    if entry.spec:
+        from data_download import arrange       # here, as it loads images and what they need
+
+        try:
+            print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=True), flush=True)
+        except ValueError as error:
+            shutil.rmtree(folder.unpacked)
+            raise MirrorFailed(str(error)) from error
+
+
+def _check_apart(targets: dict[str, Path], archives: set[str]) -> None:
+    """Refuse an archive whose folder is another file's or folder's too: one of both would be lost."""
+    taken = {target for name, target in targets.items() if name not in archives}
+    taken |= {parent for target in taken for parent in target.parents}
+    homes = [targets[name] for name in archives]
+    for name in sorted(archives):
+        if targets[name] in taken or homes.count(targets[name]) > 1:
+            raise Refused(f"{name} would be unpacked into {targets[name].name}, which is there beside it: unpack it "
+                          "yourself and give the folder with --from-local")
 
 
 def _stem(name: str) -> str:
@@ -102,51 +127,54 @@ def _link(source: Path, target: Path) -> None:
         os.replace(half, target)
 
 
-def _files(entry: Entry, folder: Folder, mirror: Mirror, client: requests.Session, patience: Patience) -> dict[str, Path]:
+def _files(entry: Entry, folder: Folder, mirror: Mirror, client: requests.Session,
+           patience: Patience) -> dict[str, Path]:
     """Name -> path of every file of a mirror, downloaded but for those that an earlier run finished."""
-    remotes = [_recorded(folder, mirror, remote) for remote in mirrors.remotes(entry, mirror, client, patience)]
-    paths = {remote.name: folder.files / mirror.name / remote.name for remote in remotes}
+    home = folder.files / mirror.name
+    known = {key.removeprefix(f"{mirror.name}/"): facts for key, facts in folder.record().get("files", {}).items()
+             if key.startswith(f"{mirror.name}/")}
+    remotes = [_recorded(known, remote) for remote in mirrors.remotes(entry, mirror, client, patience)]
+    paths = {remote.name: home / remote.name for remote in remotes}
     if len({name.casefold() for name in paths}) < len(remotes):
         raise MirrorFailed("lists two files of one name, or of names that differ only in their capitals")
     got: dict[str, dict] = {}
     try:
-        missing = [remote for remote in remotes if not _is_here(remote, paths[remote.name], mirror, folder, got)]
+        missing = [remote for remote in remotes if not _is_here(remote, paths[remote.name], known, got)]
         _check_room(entry, folder, remotes, missing)
         with _bars(missing) as moved:
             for remote in missing:
                 sha256 = transport.get(remote, paths[remote.name], client, patience, moved(remote))
-                got[f"{mirror.name}/{remote.name}"] = _facts(paths[remote.name], sha256, remote)
+                got[remote.name] = _facts(paths[remote.name], sha256, remote.url)
     finally:
-        folder.note_files(got)
+        folder.note_files({f"{mirror.name}/{name}": facts for name, facts in got.items()})
     return paths
 
 
-def _recorded(folder: Folder, mirror: Mirror, remote: Remote) -> Remote:
+def _recorded(known: dict[str, dict], remote: Remote) -> Remote:
     """The remote file with the size and hash of its first download, if there was one."""
-    known = folder.record().get("files", {}).get(f"{mirror.name}/{remote.name}")
-    if not known:
+    if not (first := known.get(remote.name)):
         return remote
-    return replace(remote, size=known["size"], hash=f"sha256:{known['sha256']}",
-                   told_by=f"as {LOCK} recorded at the first download; if its publisher replaced the file, delete it there")
+    return replace(remote, size=first["size"], hash=f"sha256:{first['sha256']}",
+                   told_by=f"as {LOCK} recorded at the first download; if the publisher replaced it, delete it there")
 
 
-def _is_here(remote: Remote, path: Path, mirror: Mirror, folder: Folder, got: dict[str, dict]) -> bool:
+def _is_here(remote: Remote, path: Path, known: dict[str, dict], got: dict[str, dict]) -> bool:
     """Whether an earlier run finished this file; one that it could not record any more is hashed again."""
     if not path.is_file():
         return False
-    key, size = f"{mirror.name}/{remote.name}", path.stat().st_size
-    if key in folder.record().get("files", {}) and size == remote.size:
+    size = path.stat().st_size
+    if remote.name in known and size == remote.size:
         return True
     algorithm, _, wanted = remote.hash.partition(":")
-    if remote.size not in (None, size) or (wanted and transport.digest(path, algorithm) != wanted):
+    if remote.size not in (None, size) or (wanted and digest(path, algorithm) != wanted):
         path.unlink()
         return False
-    got[key] = _facts(path, transport.digest(path), remote)
+    got[remote.name] = _facts(path, digest(path), remote.url)
     return True
 
 
-def _facts(path: Path, sha256: str, remote: Remote) -> dict:
-    return {"size": path.stat().st_size, "sha256": sha256, "url": remote.url}
+def _facts(path: Path, sha256: str, url: str) -> dict:
+    return {"size": path.stat().st_size, "sha256": sha256, "url": url}
 
 
 def _check_room(entry: Entry, folder: Folder, remotes: list[Remote], missing: list[Remote]) -> None:
@@ -174,8 +202,8 @@ def _bars(missing: list[Remote]) -> Iterator[Callable[[Remote], Callable[[int, i
           tqdm(position=1, leave=False, **look) as one):
 
         def of(remote: Remote) -> Callable[[int, int | None], None]:
+            one.set_description(remote.name[-40:], refresh=False)
             one.reset(remote.size)
-            one.set_description(remote.name[-40:])
 
             def moved(have: int, total: int | None) -> None:
                 one.total = total

@@ -1,12 +1,11 @@
 """What the command does: list, get, verify, status."""
 import os
 import sys
-from datetime import date
 from pathlib import Path
 
-from data_download import transport
 from data_download.download import download, from_local
 from data_download.folder import Folder
+from data_download.part import digest
 from data_download.registry import Entry, Mirror, Refused
 from data_download.transport import Patience
 from data_download.unpack import is_archive
@@ -38,7 +37,8 @@ def status(entries: dict[str, Entry], to: Path | None = None) -> str:
     for entry in entries.values():
         folder = Folder(place(entry, to), entry.name)
         record = folder.record()
-        here = sum(path.stat().st_size for path in folder.files.rglob("*") if path.is_file())
+        here = sum(path.stat().st_size for path in folder.files.rglob("*")
+                   if path.is_file() and not path.name.endswith(".part.json"))
         if folder.complete:
             state = f"complete, from {record['mirror']} on {record['date']}"
         elif here or folder.unpacked.exists():
@@ -59,24 +59,32 @@ def get(entry: Entry, to: Path | None = None, mirror: str = "", accept: bool = F
     folder = Folder(place(entry, to), entry.name)
     wanted = _wanted(entry, mirror)
     if folder.complete:
+        if folder.ready.exists():       # the run that completed it was killed as it tidied up
+            with folder.held():
+                _tidy(entry, folder)
         print(f"{entry.name} is in {folder.root} already; check it with: python -m data_download verify {entry.name}")
         return 0
     if not folder.record():
         _agree(entry, accept)
     if entry.kind == "data" and not folder.record().get("contents") and (foreign := folder.foreign()):
-        raise Refused(f"{folder.root} holds {foreign[0]!r} and more: choose an empty or new folder with --to, or give "
-                      "what is there with --from-local")
+        raise Refused(f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with --to; "
+                      "what you have already can be its --from-local")
     with folder.held():
         folder.note(licence=entry.licence)
+        chosen = "local" if local else mirror
+        if folder.record().get("complete") or chosen not in ("", folder.record().get("mirror")):
+            folder.forget()     # some of it was deleted since, or comes from elsewhere now
         if not folder.ready.exists():
             if not folder.unpacked.exists():
-                source = from_local(entry, folder, local) if local else download(entry, folder, wanted, patience)
-                folder.note(mirror=source, date=date.today().isoformat())
+                if local:
+                    from_local(entry, folder, local)
+                else:
+                    download(entry, folder, wanted, patience)
             _arrange(entry, folder)
         folder.publish()
-        kept = folder.tidy(keep=lambda path: entry.kind == "data" and is_archive(path))
+        kept = _tidy(entry, folder)
     if kept:
-        print(f"the archives stay in {folder.files} ({kept:,} bytes): delete them if you need the room")
+        print(f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete it if you need the room")
     print(f"{entry.name} is in {folder.root}", flush=True)
     return verify(entry, to)
 
@@ -106,18 +114,22 @@ def verify(entry: Entry, to: Path | None = None, fix: bool = False) -> int:
 def _wanted(entry: Entry, mirror: str) -> tuple[Mirror, ...]:
     wanted = tuple(place for place in entry.mirrors if mirror in ("", place.name))
     if not wanted:
-        raise Refused(f"{entry.name} has no mirror {mirror!r}; it has: {', '.join(place.name for place in entry.mirrors)}")
+        known = ", ".join(place.name for place in entry.mirrors)
+        raise Refused(f"{entry.name} has no mirror {mirror!r}; it has: {known}")
     return wanted
 
 
 def _agree(entry: Entry, accept: bool) -> None:
     """Show licence and citation at first use; where the licence is not a free one, go on only with consent."""
-    print(f"{entry.title}\nlicence:  {entry.licence} ({entry.licence_source})\nplease cite: {entry.citation}", flush=True)
+    print(f"{entry.title}\nlicence:  {entry.licence} ({entry.licence_source})")
+    print(f"please cite: {entry.citation}", flush=True)
     if entry.free or accept:
         return
-    if sys.stdin is not None and sys.stdin.isatty() and input("Do you accept this? [y/N] ").strip().lower() in ("y", "yes"):
+    asked = sys.stdin is not None and sys.stdin.isatty()
+    if asked and input("Do you accept this? [y/N] ").strip().lower() in ("y", "yes"):
         return
-    raise Refused(f"{entry.name} is not under a free licence: read the above and repeat the command with --accept-licence")
+    raise Refused(f"{entry.name} is not under a free licence: read the above and repeat the command with "
+                  "--accept-licence")
 
 
 def _arrange(entry: Entry, folder: Folder) -> None:
@@ -125,11 +137,16 @@ def _arrange(entry: Entry, folder: Folder) -> None:
     if entry.spec:
         from data_download import arrange        # here, as it loads images and what they need
 
-        print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=True), flush=True)
-        print(arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=False), flush=True)
+        done = arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=False)
+        print(done.splitlines()[0], flush=True)     # the rest was shown before the first move
         folder.tree.rename(folder.ready)
     else:
         folder.unpacked.rename(folder.ready)
+
+
+def _tidy(entry: Entry, folder: Folder) -> int:
+    """Keep archives, and files with no other name any more: the tree was made from them and does not hold them."""
+    return folder.tidy(lambda path: entry.kind == "data" and (is_archive(path) or path.stat().st_nlink == 1))
 
 
 def _miscounted(entry: Entry, root: Path) -> list[str]:
@@ -148,6 +165,6 @@ def _altered(folder: Folder) -> list[str]:
     problems = [f"{name}: gone" for name in record.get("contents", ()) if not (folder.root / name).exists()]
     for key, known in record.get("files", {}).items():
         for path in (folder.files / key, folder.root / key.partition("/")[2]):
-            if path.is_file() and transport.digest(path) != known["sha256"]:
-                problems.append(f"{path.relative_to(folder.root)}: not the file that was downloaded, its sha256 differs")
+            if path.is_file() and digest(path) != known["sha256"]:
+                problems.append(f"{path.relative_to(folder.root)}: not what was downloaded, its sha256 differs")
     return problems

@@ -1,9 +1,9 @@
 """The folder that a download ends in: its lock against others, its record, and the steps on the way there.
 
     FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256; enforced ever after
-    FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so that nothing is ever downloaded twice
+    FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so nothing is downloaded twice
     FOLDER/.download/NAME/unpacked/    all of it unpacked; there only when complete
-    FOLDER/.download/NAME/tree/        being arranged and verified
+    FOLDER/.download/NAME/tree/        being arranged
     FOLDER/.download/NAME/ready/       complete; its contents are renamed into FOLDER
 """
 import os
@@ -48,7 +48,7 @@ class Folder:
                 holder.unlink(missing_ok=True)
         except Timeout as error:
             who = holder.read_text().strip() if holder.is_file() else "?"
-            raise Refused(f"process {who} is downloading into {self.root}: wait for it, or end it and try again") from error
+            raise Refused(f"process {who} is downloading into {self.root}: wait for it, or end it") from error
         except OSError as error:
             raise Refused(f"{error.filename or self.root} cannot be written: {error.strerror}; choose another folder "
                           "with --to") from error
@@ -60,8 +60,8 @@ class Folder:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
-            raise Refused(f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it and trust the "
-                          "next download as the first") from error
+            raise Refused(f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it and trust "
+                          "the next download as the first") from error
 
     def note(self, **changes: Any) -> None:
         """Write into the record, whole or not at all."""
@@ -89,7 +89,14 @@ class Folder:
         except (OSError, ValueError):
             everything = {}
         ours = {STAGE, LOCK}.union(*(known.get("contents", ()) for known in everything.values()))
-        return sorted({path.name for path in self.root.iterdir()} - ours) if self.root.is_dir() else []
+        there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        return sorted(name for name in there - ours if not name.startswith(f".{LOCK}."))   # half a record, of a kill
+
+    def forget(self) -> None:
+        """Go back to what was downloaded: the steps after it are made anew."""
+        for step in (self.unpacked, self.tree, self.ready):
+            shutil.rmtree(step, ignore_errors=True)
+        self.note(complete=False)
 
     def publish(self) -> None:
         """Give everything in `ready` its final name, one rename each; goes on where an earlier run was killed.
@@ -98,8 +105,8 @@ class Folder:
         """
         contents = sorted(path.name for path in self.ready.iterdir())
         if taken := [name for name in contents if (self.root / name).exists() or name in (STAGE, LOCK)]:
-            raise Refused(f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this again; all that "
-                          "was downloaded is kept")
+            raise Refused(f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this again; all "
+                          "that was downloaded is kept")
         if contents:
             self.note(contents=sorted({*self.record().get("contents", ()), *contents}), complete=False)
         for name in contents:
@@ -107,8 +114,11 @@ class Folder:
         self.note(complete=True)
 
     def tidy(self, keep: Callable[[Path], bool]) -> int:
-        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns their bytes."""
-        for step in set(self.stage.iterdir()) - {self.files}:
+        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns their bytes.
+
+        `ready` goes last: while it is there, something may be left to tidy.
+        """
+        for step in set(self.stage.iterdir()) - {self.files, self.ready}:
             shutil.rmtree(step)
         kept = 0
         for path in sorted(self.files.rglob("*"), reverse=True):
@@ -119,4 +129,5 @@ class Folder:
                 kept += path.stat().st_size
             else:
                 path.unlink()
+        shutil.rmtree(self.ready)
         return kept

@@ -19,7 +19,8 @@ from data_download.transport import Patience, listing
 
 DEPTH = 6       # folders within folders; a Drive folder may hold a link to itself
 HOSTS = {"drive-folder": "https://drive.google.com", "drive-file": "https://drive.usercontent.google.com",
-         "zenodo": "https://zenodo.org", "huggingface": "https://huggingface.co", "figshare": "https://api.figshare.com"}
+         "zenodo": "https://zenodo.org", "huggingface": "https://huggingface.co",
+         "figshare": "https://api.figshare.com"}
 QUOTA = ("the quota that Google Drive sets for this file is used up: try again in a day, choose another place with "
          "--mirror, or get the file in a browser that is signed in to Google and give it with --from-local FILE")
 Listed = list[Remote]
@@ -99,7 +100,7 @@ def _huggingface(entry: Entry, mirror: Mirror, client: requests.Session, patienc
     url = f"{host}/api/{mirror.id}/tree/main?recursive=true"
     while url:
         rows, url = _json(url, client, patience)
-        found += [row for row in rows if row["type"] == "file" and not row["path"].rsplit("/", 1)[-1].startswith(".git")]
+        found += [row for row in rows if row["type"] == "file" and not row["path"].startswith(".git")]
     place = f"{host}/{mirror.id.removeprefix('models/')}/resolve/main/"
     return [Remote(row["path"], place + quote(row["path"]), row["size"],
                    f"sha256:{row['lfs']['oid']}" if row.get("lfs") else "") for row in found]
@@ -140,7 +141,7 @@ def _drive_onward(text: str, url: str) -> str:
         return urljoin(url, form.action) + ("&" if "?" in form.action else "?") + urlencode(form.hidden)
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
         raise MirrorFailed(QUOTA)
-    raise MirrorFailed(f"Google Drive sent a web page in place of the file: it may be gone or not shared any more; see {url}")
+    raise MirrorFailed(f"Google Drive sent a web page, not the file: it may be gone or not shared any more; see {url}")
 
 
 class _Form(HTMLParser):

@@ -1,5 +1,6 @@
 """A file on its way: the bytes that are here, their hash, and a note that says what they are bytes of."""
 import hashlib
+import json
 import os
 import queue
 import re
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_download.registry import Refused
-from protolib import files
 
 CHUNK = 1 << 20     # bytes per read: with 64 KiB the interpreter, not the wire, sets the pace
 AHEAD = 16          # chunks that may wait for the hash, so that memory stays flat
@@ -37,7 +37,13 @@ class Remote:
     size: int | None = None     # bytes; None = not told
     hash: str = ""              # "sha256:hex" or "md5:hex"; "" = not told
     told_by: str = ""           # who says size and hash, for the message when they differ
-    onward: Callable[[str], str] | None = None   # a web page sent instead of the file -> the URL to try, or MirrorFailed
+    onward: Callable[[str], str] | None = None   # web page sent in place of the file -> URL to try, or MirrorFailed
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hash (hex) of a file on the disk."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, algorithm).hexdigest()
 
 
 class Digest:
@@ -71,9 +77,9 @@ class Digest:
 
 
 class Part:
-    """`path`.part and its note `path`.part.json; bytes of an earlier run are kept if they can be told to be of this file.
+    """`path`.part and its note `path`.part.json; bytes of an earlier run are kept if they are known to be this file's.
 
-    They can if URL and either the server's ETag or date, or a known hash, stand for them. Raises OSError of the disk.
+    They are if the URL is the same and the server's ETag or date, or a hash, vouches for them. Raises OSError.
     """
 
     def __init__(self, path: Path, remote: Remote):
@@ -94,7 +100,7 @@ class Part:
 
     def _read_note(self) -> dict:
         try:
-            return files.read_json(self._note)
+            return json.loads(self._note.read_text("utf-8"))
         except (OSError, ValueError):     # no note: nothing tells what the bytes are, so they count for nothing
             return {}
 
@@ -112,7 +118,7 @@ class Part:
         betray a cut, Refused where the disk is too small: all before a byte is written.
         """
         if status == 206:
-            total = self._total_of(headers.get("Content-Range", ""))
+            total = self._total_of(headers)
         else:
             if self.size:
                 self.restart()          # the server knows no ranges, or has a new version
@@ -120,7 +126,7 @@ class Part:
             total = int(length) if length.isdigit() else None
         name, wanted = self.remote.name, self.remote.size
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise MirrorFailed(f"{name} comes packed as {headers['Content-Encoding']}, though plain bytes were asked for")
+            raise MirrorFailed(f"{name} comes packed as {headers['Content-Encoding']}, though plain was asked for")
         if None not in (total, wanted) and total != wanted:
             raise MirrorFailed(f"{name} has {total:,} bytes at {self.remote.url}, expected {wanted:,}"
                                f"{self._teller()}; nothing of it is saved")
@@ -129,23 +135,26 @@ class Part:
         total = wanted if total is None else total
         free = shutil.disk_usage(self.path.parent).free
         if total is not None and free < total - self.size:
-            raise Refused(f"{name} needs {total - self.size:,} more bytes, {free:,} are free in {self.path.parent}: make "
-                          "room or choose another folder with --to; what is here is kept")
+            raise Refused(f"{name} needs {total - self.size:,} more bytes, {free:,} are free in {self.path.parent}: "
+                          "make room or choose another folder with --to; what is here is kept")
         known = {"url": self.remote.url, "total": total, "validator": _validator(headers)}
         if known != self._known:
             self._known = known
-            files.write_json(self._note, known)
+            self._note.write_text(json.dumps(known), "utf-8")       # a torn note counts as none, so it needs no care
         return total
 
-    def _total_of(self, content_range: str) -> int:
+    def _total_of(self, headers: Mapping[str, str]) -> int:
+        """The whole size that a 206 tells, if its range follows on what is here and is of the same version."""
+        content_range = headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
         if not match or int(match[1]) != self.size:
             self.restart()
             raise Again(f"the server sent the range {content_range!r}, not the one asked for")
         total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
-        if self._known.get("total") not in (None, total):
+        before = self._known.get("total"), self._known.get("validator")
+        if before[0] not in (None, total) or _validator(headers) != before[1]:      # some servers ignore If-Range
             self.restart()
-            raise Again("the server's file has another size than before")
+            raise Again("the server's file is not the one of before")
         return total
 
     def is_all(self, content_range: str) -> bool:

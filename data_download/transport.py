@@ -46,8 +46,8 @@ def get(remote: Remote, path: Path, client: requests.Session, patience: Patience
         moved: Callable[[int, int | None], None] = lambda have, total: None) -> str:
     """Bring one file to `path`, from where an earlier run stopped, and return its SHA-256 (hex).
 
-    moved(have, total): called for every chunk; bytes. Until size and hash agree the file is `path`.part; that stays when
-    the network fails and goes when its hash is wrong. Raises MirrorFailed (this place), Refused (this machine).
+    moved(have, total): called for every chunk; bytes. Until size and hash agree the file is `path`.part; that stays
+    when the network fails and goes when its hash is wrong. Raises MirrorFailed (this place), Refused (this machine).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def listing(url: str, client: requests.Session, patience: Patience = Patience())
     return _patiently(attempt, patience, lambda: 0, url)
 
 
-def someone_answers(urls: Iterable[str], client: requests.Session, seconds: float = 8.0) -> bool:
+def someone_answers(urls: Iterable[str], client: requests.Session, seconds: float = 6.0) -> bool:
     """Whether any of these hosts takes a connection, asked all at once: a missing network is known within `seconds`.
 
     In threads, since the look-up of a host's name has no limit of its own.
@@ -158,7 +158,8 @@ def _patiently(attempt: Callable[[], T], patience: Patience, reached: Callable[[
             failures = failures + 1 if reached() == before else 1
             before = reached()
             if failures > len(patience.waits):
-                raise MirrorFailed(f"{what}: gave up after {failures} tries: {_reason(error)}; what came is kept") from error
+                raise MirrorFailed(f"{what}: gave up after {failures} tries: {_reason(error)}; what came is kept"
+                                   ) from error
             wait = patience.waits[failures - 1] * random.uniform(0.5, 1.5)     # so that a class does not knock in step
             time.sleep(max(wait, getattr(error, "wait", 0.0)))
         except requests.RequestException as error:
@@ -170,7 +171,8 @@ def _check(response: requests.Response) -> None:
     code = response.status_code
     if code == 429 or code >= 500:
         after = response.headers.get("Retry-After", "")
-        raise Again(f"{response.url} answers {code} {response.reason}", min(float(after), 60) if after.isdigit() else 0.0)
+        wait = min(float(after), 60.0) if after.isdigit() else 0.0
+        raise Again(f"{response.url} answers {code} {response.reason}", wait)
     if code in (401, 403):
         raise MirrorFailed(f"{response.url} answers {code} {response.reason}: its owner lets not everyone in")
     if code not in (200, 206):

@@ -1,4 +1,4 @@
-"""Archives from strangers: unpacked whole or not at all, and refused before anything is written outside their folder."""
+"""Archives from strangers: unpacked whole or not at all; refused before anything is written outside their folder."""
 import bz2
 import gzip
 import io
@@ -56,7 +56,7 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
     """Unpack a zip or tar (plain, gz, bz2, xz) into the new folder `to`; returns the number of files.
 
     It is built beside `to` and renamed when complete. Raises Refused for paths that lead out, links, devices, encrypted
-    or colliding entries and for more than the limits allow; Damaged for an archive that is not whole. Both leave nothing.
+    or colliding entries and more than the limits allow; Damaged for an archive that is not whole. Both leave nothing.
     """
     temporary = to.with_name(f".{to.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,8 +65,8 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
         head = _head(archive)
         for magic, kind in OTHERS.items():
             if head.startswith(magic):
-                raise Refused(f"{archive.name} is a {kind} archive, which Python cannot open: unpack it yourself and give "
-                              "the folder with --from-local")
+                raise Refused(f"{archive.name} is a {kind} archive, which Python cannot open: unpack it yourself and "
+                              "give the folder with --from-local")
         gate = _Gate(archive, temporary, limits)
         members = _zip(archive, gate) if head.startswith(b"PK") else _tar(archive, gate, head)
         count = sum(1 for _ in members)
@@ -126,8 +126,8 @@ class _Gate:
     def room(self, size: int) -> None:
         """Raises Refused if the disk cannot take so many bytes."""
         if size > (free := shutil.disk_usage(self.folder).free):
-            raise Refused(f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make room or choose "
-                          "another folder with --to")
+            raise Refused(f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make room or "
+                          "choose another folder with --to")
 
     def write(self, source: BinaryIO, path: Path, size: int) -> None:
         """Copy `size` bytes, not one more than the entry announced."""
@@ -176,7 +176,7 @@ def _entries(archive: Path) -> int:
             raise zipfile.BadZipFile("its directory is missing")
         length = struct.unpack_from("<I", tail, end + 12)[0]
         if end >= 76 and tail[end - 20:end - 16] + tail[end - 76:end - 72] == b"PK\x06\x07PK\x06\x06":
-            end -= 76                                           # a large zip keeps the numbers in a record before this one
+            end -= 76               # a large zip keeps the numbers in a record before this one
             length = struct.unpack_from("<Q", tail, end + 40)[0]
         handle.seek(max(0, start + end - length))
         count, kept = 0, b""
@@ -188,7 +188,7 @@ def _entries(archive: Path) -> int:
 
 
 def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
-    """One pass, as nothing tells what a packed tar holds before it is read; `unpack` drops all if an entry is refused."""
+    """One pass, as nothing tells what a packed tar holds before it is read; `unpack` drops all if one is refused."""
     opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), open)
     with opener(archive, "rb") as plain:
         meter = _Meter(plain, gate)
