@@ -8,7 +8,7 @@ from protolib import presets
 
 
 def test_presets_by_name_and_their_sizes():
-    assert list(presets.PRESETS) == ["quick", "smoke", "paper_text", "released_code", "lpd"]
+    assert list(presets.PRESETS) == ["quick", "smoke", "recommended", "paper_text", "released_code", "lpd"]
     assert all(p.name == name and p.size % 16 == 0 for name, p in presets.PRESETS.items())
 
 
@@ -48,7 +48,7 @@ def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, paper_text, released_code, lpd"):
+    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, recommended, paper_text, released_code, lpd"):
         presets.preset("quik")
 
 
