@@ -13,7 +13,7 @@ from pathlib import Path
 from data_download.registry import Refused
 
 CHUNK = 1 << 20     # bytes per read: with 64 KiB the interpreter, not the wire, sets the pace
-AHEAD = 16          # chunks that may wait for the hash, so that memory stays flat
+AHEAD = 4           # chunks that may wait for the hash: memory stays flat, and they are still in the cache
 
 
 class MirrorFailed(Refused):
