@@ -19,9 +19,22 @@ test: .venv/ready
 lab: .venv/ready
 	.venv/bin/jupyter-lab notebooks $(ARGS)
 
+# a bar or a widget is blank without its kernel
+define DROP_WIDGETS
+import glob, nbformat
+for path in glob.glob("notebooks/*.ipynb"):
+    book = nbformat.read(path, 4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    nbformat.write(book, path)
+endef
+export DROP_WIDGETS
+
 # for maintainers, before a commit that changes numbers or figures: outputs of preset quick, clean of bars and widget state
 notebooks: .venv/ready
-	TQDM_DISABLE=1 .venv/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	.venv/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	.venv/bin/python -c "$$DROP_WIDGETS"
 	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
 	.venv/bin/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb --extra-keys \

@@ -66,7 +66,8 @@ def test_committed_outputs_are_there_and_clean(path):
         assert cell.execution_count == wanted, "not executed from top to bottom by `make notebooks`"
     kinds = {o.output_type for c in code_cells(path) for o in c.outputs}
     assert "error" not in kinds and "display_data" in kinds
-    assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], "a warning or a bar was left"
+    assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], "a warning was left"
+    assert "widget-view" not in text, "a bar or a widget was left: it shows nothing without its kernel"
 
 
 @pytest.fixture(scope="module")
