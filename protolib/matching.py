@@ -69,7 +69,8 @@ def rescale(images: Tensor, maps: Tensor, b: Tensor) -> Tensor:
     """
     product = maps.unsqueeze(1) * images  # (P, 3, H, W)
     low, high = product.amin((2, 3), keepdim=True), product.amax((2, 3), keepdim=True)
-    return (product - low) / (high - low + 1e-8) * b.unsqueeze(1)
+    # not a product with b: the encoder's gradient at a black picture may overflow, and 0 * inf would reach the maps
+    return torch.where(b.unsqueeze(1), (product - low) / (high - low + 1e-8), 0)
 
 
 def expand_labels(values: Tensor, sizes: tuple[int, ...]) -> Tensor:

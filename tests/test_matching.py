@@ -434,3 +434,22 @@ def test_the_released_loss_has_a_gradient_that_equals_finite_differences():
     assert torch.autograd.gradcheck(
         lambda m: matching_loss(images, m, labels, prototypes, encode, **RELEASED | {"tau": 1.0}), maps, eps=1e-6, atol=1e-7
     )
+
+
+def test_a_black_picture_whose_gradient_overflows_leaves_the_maps_alone():
+    images, maps, _, prototypes, encode = case(2, 2, 2)
+    maps = torch.cat([maps, maps.flip(3) + 0.3], dim=1)  # (2, S, h, w)
+    maps[0, 2] = maps[0, 2].abs() / 100  # far below the half of its image's maximum: selected, and black
+    maps[0, 3] = maps[0, 2] - 1
+    maps.requires_grad_()
+    settings = RELEASED | {"K": 2}
+    seen = []
+
+    def steep(x):
+        seen.append(x.detach())
+        return encode(x) * x.sum((1, 2, 3)).sqrt()[:, None]  # infinitely steep where all is black
+
+    loss = matching_loss(images, maps, torch.tensor([[1, 1], [0, 1]]), prototypes, steep, **settings)
+    grad = torch.autograd.grad(loss, maps)[0]
+    assert (seen[0].amax((1, 2, 3)) == 0).any()
+    assert loss.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
