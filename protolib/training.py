@@ -175,7 +175,8 @@ def fit(
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     history = resume(folder, key, net, optimizer)
     # one bar, once a second: a notebook's bar sends messages by the dozen, and a client that reads late keeps the last 1000
-    quiet = {} if accelerator.is_main_process else {"disable": True}  # disable=False would overrule TQDM_DISABLE
+    # and none where there is nothing left to train; disable=False would overrule TQDM_DISABLE
+    quiet = {} if accelerator.is_main_process and len(history) < epochs else {"disable": True}
     bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), leave=False, mininterval=1, **quiet)
     for epoch in range(len(history), epochs):
         torch.manual_seed(epoch_seed(seed, epoch))  # an epoch's draws depend on nothing before it: resuming changes nothing

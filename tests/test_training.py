@@ -264,3 +264,5 @@ def test_the_bar_speaks_once_a_second(tmp_path, monkeypatch):
     training.fit(Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS)  # six steps in far less than a second
     # at the start and at the end: a notebook's client that reads late keeps 1000 messages, and nbval reads late
     assert spoken == [0, 6]
+    training.fit(Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS)  # all is loaded: nothing to say
+    assert spoken == [0, 6]
