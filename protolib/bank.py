@@ -168,9 +168,9 @@ def build(dataset, features: np.ndarray, p: Preset, seed: int, cluster_features:
             nearest = own[np.argsort(-(Z[own] @ run.centres[k]), kind="stable")[: p.N]]
             members.append(tuple(dataset.ids[i] for i in nearest))
             chosen = nearest if p.prototypes == "nearest_mean" else own
-            # a cluster is empty only where a class has fewer distinct patches than K: its nearest patch stands in for it
-            stand_in = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
-            prototypes.append(X[chosen if len(chosen) else stand_in].mean(0))
+            if not len(own):  # only where a class has fewer distinct patches than K: the nearest patch stands in
+                chosen = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
+            prototypes.append(X[chosen].mean(0))
     P = np.stack(prototypes)  # (S, D)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
     return Bank(dataset.spec.classes, p.K, p.prototypes, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))

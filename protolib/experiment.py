@@ -85,8 +85,10 @@ class Run:
         if not self.made("bank"):
             began, train = time.perf_counter(), self.data("train")
             features = encoders.embed(self.encoder, train)
-            other = p.cluster_encoder and encoders.embed(encoders.load(p.cluster_encoder).to(self.device), train)
-            made = bank.build(train, features, p, self.seed, other if p.cluster_encoder else None)
+            other = None
+            if p.cluster_encoder:
+                other = encoders.embed(encoders.load(p.cluster_encoder).to(self.device), train)
+            made = bank.build(train, features, p, self.seed, other)
             made.save(folder)
             write_npz(folder / "features.npz", features=features)
             self._done("bank", began)

@@ -157,8 +157,9 @@ def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
 
 
 TABLES = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
-PRESETS: dict[str, Preset] = {name: made for name, (made, _) in _read(TABLES).items()}
-SOURCES: dict[str, dict[str, str]] = {name: sources for name, (_, sources) in _read(TABLES).items()}
+_MADE = _read(TABLES)
+PRESETS: dict[str, Preset] = {name: made for name, (made, _) in _MADE.items()}
+SOURCES: dict[str, dict[str, str]] = {name: sources for name, (_, sources) in _MADE.items()}
 
 
 def preset(name: str) -> Preset:

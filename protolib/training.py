@@ -87,11 +87,11 @@ def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder
     project = inner.heads[-1].project if preset.space == "projected" else lambda features: features
     # as released, the encoder sees what the network saw, stretched; else its own preparation of the part of the image
     seen, look = (inner.prepare(images), encoder.features) if preset.fill == "minmax" else (images, encoder)
+    units = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
     if preset.match_maps == "last":
-        chosen = maps[-1] if preset.pairs == "subclasses" else inner.class_maps(maps)[-1]
+        chosen = units[-1]  # (B, C or S, h, w)
     else:
-        chosen = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
-        chosen = cams.fuse(chosen, inner.fusion, maps[0].shape[2:], preset.align_corners)  # (B, C or S, h, w)
+        chosen = cams.fuse(units, inner.fusion, maps[0].shape[2:], preset.align_corners)
     match = matching_loss(
         seen, chosen, labels, F.normalize(project(prototypes), dim=1).detach(),
         lambda x: F.normalize(project(bank.normalize(look(x))), dim=1), **rules(preset),

@@ -2,9 +2,26 @@
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import constants
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of weights, empty, and no network."""
+    monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    """Two images, (2, 3, 64, 64) in [0, 1], the same each time."""
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -7,25 +7,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from protolib import backbones, weights
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The folder of weights, empty, and no network."""
-    monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
-
-
-@pytest.fixture
-def x():
-    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def test_images_are_scaled_by_the_mean_and_std_of_the_weights():

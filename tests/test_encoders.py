@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,20 +22,6 @@ NO_INFO = weights.WeightsInfo("", "", "", "", 0)
 @pytest.fixture(scope="module")
 def lite0():
     return encoders.load("lite0")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The folder of weights, empty, and no network."""
-    monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
-
-
-@pytest.fixture
-def x():
-    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def scaled(x, mean, std):
