@@ -88,7 +88,7 @@ class Bank:
 
     classes: tuple[str, ...]
     K: int
-    kind: str  # "nearest_mean" or "centre"
+    kind: str  # "nearest_mean", "random_mean" or "centre"
     prototypes: np.ndarray  # (S, D) float32, unit rows, class by class
     mean: np.ndarray  # (D,) of the training features
     scale: np.ndarray  # (D,) their standard deviation
@@ -151,24 +151,29 @@ def build(dataset, features: np.ndarray, p: Preset, seed: int, cluster_features:
 
     dataset: the training split; features: (n, D) float32 of its patches, in order; cluster_features: (n, D') of another
     encoder, where the clustering looks through that (Eq. 1), else the same. p.prototypes "nearest_mean": the mean of the N
-    images nearest to the cluster's centre (Sec. 3.4), or "centre", the mean direction of the whole cluster (released code).
-    Raises ValueError if a class has fewer candidates than K; says how many it has.
+    images nearest to the cluster's centre (Sec. 3.4), "random_mean", of N drawn from the class (Figure 4), or "centre", the mean
+    direction of the whole cluster (released code). Raises ValueError if a class has fewer candidates than K, or than N where
+    they are drawn; says how many it has.
     """
     mean, scale = (features.mean(0), features.std(0) + 1e-6) if p.standardise else (0 * features[0], 0 * features[0] + 1)
     X = standardise(features, mean, scale)
     Z = X if cluster_features is None else cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
     pure, owner = candidates(dataset, p.K, p.white_limit, p.single_class)
-    prototypes, clusters, members = [], np.empty(len(pure), int), []
+    prototypes, clusters, members, rng = [], np.empty(len(pure), int), [], np.random.default_rng(seed)
     for c in range(len(dataset.spec.classes)):
         rows = np.flatnonzero(owner == c)
+        if p.prototypes == "random_mean" and len(rows) < p.N:
+            raise ValueError(f"bank: {dataset.spec.classes[c]} has {len(rows)} candidates, N = {p.N} are to be drawn; lower N")
         run = spherical_kmeans(Z[pure[rows]], p.K, seed, p.restarts, p.kmeans_start)
         clusters[rows] = c * p.K + run.labels
         for k in range(p.K):
             own = pure[rows[run.labels == k]]
             nearest = own[np.argsort(-(Z[own] @ run.centres[k]), kind="stable")[: p.N]]
+            if p.prototypes == "random_mean":  # of the class, whatever its clusters
+                nearest = rng.choice(pure[rows], p.N, replace=False)
             members.append(tuple(dataset.ids[i] for i in nearest))
-            chosen = nearest if p.prototypes == "nearest_mean" else own
-            if not len(own):  # only where a class has fewer distinct patches than K: the nearest patch stands in
+            chosen = own if p.prototypes == "centre" else nearest
+            if not len(chosen):  # only where a class has fewer distinct patches than K: the nearest patch stands in
                 chosen = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
             prototypes.append(X[chosen].mean(0))
     P = np.stack(prototypes)  # (S, D)

@@ -85,11 +85,12 @@ def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor
 
 
 @torch.no_grad()
-def predict_split(net: ClassNet, dataset, p: Preset, tta: str, batch: int = 32):
+def predict_split(net: ClassNet, dataset, p: Preset, tta: str, batch: int = 32, bar: bool = True):
     """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order. Notebook 04."""
     net.eval()
     device = next(net.parameters()).device
-    for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False):
+    quiet = {} if bar else {"disable": True}  # disable=False would overrule TQDM_DISABLE
+    for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False, **quiet):
         cams, logits = predict(net, items["image"].to(device).float() / 255, p, tta)
         yield items["index"], cams.cpu(), logits.cpu()
 

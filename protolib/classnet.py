@@ -68,7 +68,7 @@ class ClassNet(nn.Module):
 
     images (B, 3, H, W) float in [0, 1] -> list of L logit maps (B, S, h_i, w_i), finest first. p: a presets.Preset.
     prototypes: (S, D) unit rows, fixed, or learned where p.prototypes is "learnable". With prototypes None each level of
-    p.cam_levels has a 1x1 convolution instead, K is 1 and S is C: the plain CAM classifier, the baseline of Table 5.
+    p.levels has a 1x1 convolution instead, K is 1 and S is C: the classifier of CAM, and Table 5 without SIM.
     """
 
     def __init__(self, p, C: int, prototypes: Tensor | None = None):
@@ -77,7 +77,7 @@ class ClassNet(nn.Module):
         if p.scaling:
             self.net.mean, self.net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
         plain = prototypes is None
-        self.levels, self.fusion = (p.cam_levels, p.cam_fusion) if plain else (p.levels, p.fusion)
+        self.levels, self.fusion = p.levels, p.fusion
         self.sizes = (1 if plain else len(prototypes) // C,) * C
         self.merge, self.merge_test, self.pool, self.order = p.merge, p.merge_test, p.pool, p.order
         if max(self.levels) >= len(self.net.channels):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -32,19 +33,22 @@ CODE = hashlib.sha256(b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() 
 class Run:
     """A preset on a data set with a seed, in a folder of its own: what every notebook opens first. Notebook 00.
 
-    encoder, backbone, K: replace the preset's where given. retrain: forget what the folder holds. Steps are made when asked
-    for and their order does not matter: scores("pbip_stage2") alone makes all that it rests on.
+    encoder, backbone, K: replace the preset's where given; settings: so does any field of it. cache: of decoded patches,
+    the folder's own where none is given. retrain: forget what the folder holds. Steps are made when asked for and their order
+    does not matter: scores("pbip_stage2") alone makes all that it rests on.
     """
 
-    def __init__(self, preset="quick", dataset="phantom", data_root="", run_dir="../runs/notebooks", seed=0,
-                 device="auto", encoder="", backbone="", K=0, retrain=False):  # fmt: skip
+    def __init__(self, preset="quick", dataset="phantom", data_root="", run_dir="../runs/notebooks", seed=0, device="auto",
+                 encoder="", backbone="", K=0, retrain=False, settings=MappingProxyType({}), cache=""):  # fmt: skip
         given = {k: v for k, v in (("encoder", encoder), ("backbone", backbone), ("K", K)) if v}
-        self.preset = replace(presets.preset(preset), **given)
+        self.preset = presets.changed(presets.preset(preset), given | dict(settings))
         self.dataset, self.data_root, self.seed = dataset, str(data_root), seed
-        self.folder = Path(run_dir)
+        self.folder, self.cache = Path(run_dir), Path(cache or Path(run_dir, "cache"))
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        if self.device.startswith("cuda:"):
+            torch.cuda.set_device(self.device)  # accelerate trains on the current one
         self.spec = data.spec_of(dataset, data_root)
-        self._splits, self._nets, self._histories = {}, {}, {}
+        self._splits, self._nets, self._histories, self._masks = {}, {}, {}, {}
         if retrain:
             for step in ("bank", "pseudo_masks", *results.METHODS):
                 shutil.rmtree(self.folder / step, ignore_errors=True)
@@ -54,7 +58,7 @@ class Run:
         if split not in self._splits:
             n = dict(zip(data.SPLITS, self.preset.patches))[split]
             self._splits[split] = data.load(
-                self.dataset, split, self.preset.size, data_root=self.data_root, cache=self.folder / "cache",
+                self.dataset, split, self.preset.size, data_root=self.data_root, cache=self.cache,
                 seed=self.seed, patches=n,
             )  # fmt: skip
         return self._splits[split]
@@ -115,15 +119,25 @@ class Run:
 
     def _stage1(self, method: str, on_epoch):
         p, C = self.preset, self.spec.C
+        if method == "cam":
+            one = (1.0,) * len(p.cam_levels)
+            p = replace(p, levels=p.cam_levels, fusion=p.cam_fusion, level_weights=one, similarity="convolution", pairs="classes")
         torch.manual_seed(self.seed)
-        prompts = None if method == "cam" else self._prompts()
+        prompts = None if p.similarity == "convolution" else self._prompts()
         net, loss = ClassNet(p, C, prompts), partial(training.cam_loss, preset=p)
         if method == "pbip_stage1" and p.prototypes == "learnable":
             loss = partial(training.lpd_loss, preset=p)
         elif method == "pbip_stage1":
             loss = partial(training.pbip_loss, preset=p, bank=self.bank, encoder=self.encoder)
         rate = dict(lr=p.lr, lr_power=p.lr_power, warmup=p.warmup, warmup_ratio=p.warmup_ratio)
-        return net, self._fit(net, self.data("train"), loss, method, on_epoch, epochs=p.epochs, **rate)
+        return net, self._fit(net, self.data("train"), loss, method, on_epoch, epochs=p.epochs, watch=self._on_val, **rate)
+
+    def _on_val(self, net: ClassNet) -> dict[str, float]:
+        """IoU of each class on val under predicted labels, for the history: nothing is chosen by it."""
+        p, truth = self.preset, np.asarray(self.data("val").masks)
+        batches = ((i, maps, logits > 0) for i, maps, logits in cams.predict_split(net, self.data("val"), p, p.tta, bar=False))
+        matrix = metrics.confusion(truth, self._masks_of(batches, "val")["predicted"], self.spec.C)
+        return {f"IoU {c}": iou for c, iou in zip(self.spec.classes, metrics.scores(matrix, p.ignore)["iou"])}
 
     def _prompts(self) -> Tensor:
         """Prototypes (S, D), unit rows: the bank's, or random directions to learn from where the preset learns them."""
@@ -175,14 +189,19 @@ class Run:
 
     def masks(self, method: str, split: str, image_labels: str = "predicted") -> np.ndarray:
         """Predicted masks (n, Hm, Wm) uint8 at the size of the true ones, under the given image labels. Notebook 05."""
+        if (method, split) not in self._masks:  # one pass of the network for all three
+            self._masks[method, split] = self._masks_of(self.predictions(method, split), split)
+        return self._masks[method, split][image_labels]
+
+    def _masks_of(self, predictions: Iterator, split: str) -> dict[str, np.ndarray]:
         truth = self.data(split)
-        parts = []
-        for index, scores, predicted in self.predictions(method, split):
+        parts = {"predicted": [], "oracle": [], "none": []}
+        for index, scores, predicted in predictions:
             oracle = torch.from_numpy(truth.labels[index.numpy()])
-            labels = {"predicted": predicted, "oracle": oracle, "none": torch.ones_like(predicted)}[image_labels]
             scores = F.interpolate(scores, truth.masks.shape[1:], mode="bilinear", align_corners=False)
-            parts.append(cams.argmax_masks(scores, labels, self.preset.gating))
-        return torch.cat(parts).numpy()
+            for name, labels in zip(parts, (predicted, oracle, torch.ones_like(predicted))):
+                parts[name].append(cams.argmax_masks(scores, labels, self.preset.gating))
+        return {name: torch.cat(masks).numpy() for name, masks in parts.items()}
 
     @property
     def protocol(self) -> metrics.Protocol:
@@ -201,6 +220,27 @@ class Run:
             scorer.update(np.asarray(self.data(split).masks), self.masks(method, split, protocol.image_labels))
             write_json(file, {"key": self.key, "scores": scorer.result()})
         return read_json(file)["scores"]
+
+    def slide_counts(self, method: str, split: str = "test", image_labels: str = "predicted") -> dict[str, np.ndarray]:
+        """The confusion matrix (C+1, C+1) of each slide of a split: what differences are tested on. Notebook 07.
+
+        A patch whose name does not tell its slide is one by itself.
+        """
+        patches, masks = self.data(split), self.masks(method, split, image_labels)
+        slides = np.array([slide or name for slide, name in zip(patches.slides, patches.ids)])
+        truth = np.asarray(patches.masks)
+        return {s: metrics.confusion(truth[slides == s], masks[slides == s], self.spec.C) for s in sorted(set(slides))}
+
+    def zero_shot(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+        """Main class of each patch by its mask, and the class of its nearest prototype, (n,) each. Table 6, notebook 07.
+
+        The paper does not say how it turns similarities into classes: this is ours. A patch of ignore alone is left out.
+        """
+        patches, C = self.data(split), self.spec.C
+        area = np.stack([(np.asarray(patches.masks) == c).sum((1, 2)) for c in range(C)], axis=1)  # (n, C) px
+        features = self.bank.normalize(encoders.embed(self.encoder, patches))  # (n, D) unit rows
+        nearest = (features @ self.bank.prototypes.T).argmax(1) // self.preset.K
+        return area.argmax(1)[area.any(1)], nearest[area.any(1)]
 
     def record(self, methods: tuple[str, ...] = tuple(results.METHODS)) -> dict:
         """The run's results.json on the test split, written and returned: see results.record. Notebook 06."""

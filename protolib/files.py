@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -33,13 +34,18 @@ def write_text(path: str | Path, text: str) -> None:
         handle.write(text.encode("utf-8"))
 
 
-def write_json(path: str | Path, obj: Any) -> None:
+def write_json(path: str | Path, obj: Any, lines: str = "") -> None:
     """Write JSON, whole or not at all.
 
-    numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
+    lines: the key of a list that gets one line an entry, so that a long file stays short and its changes readable. numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
     TypeError for what JSON cannot hold, before anything is written.
     """
-    write_text(path, json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    plain, line = _plain(obj), partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    text = line(plain | {lines: []} if lines else plain, indent=1)
+    if lines:
+        entries = ",\n  ".join(map(line, plain[lines]))
+        text = text.replace(f'"{lines}": []', f'"{lines}": [\n  {entries}\n ]')
+    write_text(path, text + "\n")
 
 
 def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:

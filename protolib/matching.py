@@ -38,13 +38,24 @@ def pool_foreground(maps: Tensor, delta: float, shared: bool = False) -> Tensor:
     return maps >= delta * maps.amax((-3, -2, -1) if shared else (-2, -1), keepdim=True)
 
 
-def weights(maps: Tensor, delta: float, shared: bool = False) -> tuple[Tensor, Tensor]:
+def regions(maps: Tensor, delta: float, threshold: str) -> tuple[Tensor, Tensor]:
+    """Which cells may be foreground, and which background: two bool tensors like maps. Eq. (4), notebook 03.
+
+    threshold: one per "map" or per "image", see pool_foreground; "none": every cell may be both (Table 5 without AT).
+    """
+    if threshold == "none":
+        return torch.ones_like(maps, dtype=torch.bool), torch.ones_like(maps, dtype=torch.bool)
+    b = pool_foreground(maps, delta, threshold == "image")
+    return b, ~b
+
+
+def weights(maps: Tensor, delta: float, threshold: str = "map") -> tuple[Tensor, Tensor]:
     """How much of each pixel is foreground, b*M, and background, (1-b)*(1-M): two tensors like maps. Eq. (4, 5), notebook 03.
 
     maps: (..., h, w) float in [0, 1]. The gradient reaches them through the products; the threshold passes none.
     """
-    b = pool_foreground(maps, delta, shared)
-    return b * maps, ~b * (1 - maps)
+    fg, bg = regions(maps, delta, threshold)
+    return fg * maps, bg * (1 - maps)
 
 
 def keep(images: Tensor, weight: Tensor, fill: str) -> Tensor:
@@ -143,12 +154,12 @@ def cut_out(
     """
     image, unit = chosen.nonzero(as_tuple=True)  # (P,), (P,)
     M = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=align_corners)  # (B, U, H, W)
-    X, shared = images[image], threshold == "image"  # (P, 3, H, W)
+    X = images[image]  # (P, 3, H, W)
     if fill == "minmax":  # the released code encodes black images too, and so does this
-        M, b = M[image, unit], pool_foreground(M, delta, shared)[image, unit]  # (P, H, W) twice
-        pictures = torch.cat([rescale(X, M, b), rescale(X, 1 - M, ~b)])  # (2P, 3, H, W)
+        M, fg, bg = (part[image, unit] for part in (M, *regions(M, delta, threshold)))  # (P, H, W) each
+        pictures = torch.cat([rescale(X, M, fg), rescale(X, 1 - M, bg)])  # (2P, 3, H, W)
         return pictures, torch.ones(len(pictures), dtype=torch.bool, device=X.device)
-    w = torch.cat([part[image, unit] for part in weights(M, delta, shared)])  # (2P, H, W)
+    w = torch.cat([part[image, unit] for part in weights(M, delta, threshold)])  # (2P, H, W)
     full = w.detach().amax((1, 2)) > 0  # (2P,)
     return keep(X.repeat(2, 1, 1, 1)[full], w[full], fill), full
 

@@ -1,14 +1,16 @@
 """What the settings of a run mean; their values, each with its source, stand in presets.toml."""
 
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 CHOICES = {
     "order": ("rgb", "bgr"),
-    "prototypes": ("nearest_mean", "centre", "learnable"),
+    "prototypes": ("nearest_mean", "random_mean", "centre", "learnable"),
     "kmeans_start": ("plusplus", "rows"),
-    "similarity": ("cosine", "half"),
+    "similarity": ("cosine", "half", "convolution"),
     "merge": ("mean", "softmax"),
     "merge_test": ("mean", "softmax"),
     "pool": ("maps", "logits"),
@@ -16,7 +18,7 @@ CHOICES = {
     "match_maps": ("fused", "last"),
     "pairs": ("classes", "subclasses"),
     "span": ("stretch", "share", "raw"),
-    "threshold": ("map", "image"),
+    "threshold": ("map", "image", "none"),
     "fill": ("black", "mean", "minmax"),
     "negatives": ("classes", "all"),
     "pooling": ("pair", "batch"),
@@ -44,7 +46,7 @@ class Preset:
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
     K: int  # sub-classes per class
     N: int  # images per sub-class
-    prototypes: str  # mean of the N nearest, cluster centre, or parameters that are learned
+    prototypes: str  # mean of the N nearest, of N at random, cluster centre, or parameters that are learned
     single_class: bool  # cluster patches of exactly one class, or every patch that shows the class
     white_limit: float  # drop a patch with more than this share of white pixels
     standardise: bool  # bring each feature to mean 0 and scale 1 over the training set first
@@ -59,7 +61,7 @@ class Preset:
     cam_levels: tuple[int, ...]  # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
     cam_fusion: tuple[float, ...]
     hidden: int  # width of the hidden layer that projects prototypes; 0: the level's own
-    similarity: str  # Eq. (2): cosine, or half of it, only the cells normalised
+    similarity: str  # Eq. (2): cosine, half of it, only the cells normalised, or a 1x1 convolution in its place
     scale: float  # of the similarities when training begins
     scale_learned: bool
     bias: bool  # a learned threshold for "present", per level and class
@@ -71,7 +73,7 @@ class Preset:
     match_maps: str  # the maps that cut foreground from background
     pairs: str  # of an image with each present class, or with its chosen sub-classes
     span: str  # how logits become maps
-    threshold: str  # one per map, Eq. (4), or one per image
+    threshold: str  # one per map, Eq. (4), one per image, or none: the maps weigh, nothing is cut
     delta: float  # foreground is at least this share of the maximum, Eq. (4)
     fill: str  # what hides the rest, Eq. (5)
     negatives: str  # prototypes of the other classes, or all others, siblings too
@@ -129,14 +131,28 @@ class Preset:
                 f"preset {self.name}: with K = 1 no sub-class is above the mean of its class, so pairs = 'subclasses' selects "
                 "nothing (the released code crashes there); raise K or choose pairs = 'classes'"
             )
+        if self.pairs == "subclasses" and self.similarity == "convolution":
+            raise ValueError(f"preset {self.name}: a convolution has no sub-classes; choose pairs = 'classes'")
         if self.prototypes == "learnable" and self.beta:
             raise ValueError(
                 f"preset {self.name}: learnable prototypes have no images to match; set beta = 0 and use the diversity loss"
             )
 
 
-def _frozen(value):
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+def changed(p: Preset, settings: Mapping) -> Preset:
+    """A preset with other values for some of its fields, checked; lists become tuples. Notebook 07.
+
+    Raises ValueError for a field that a preset does not have, with the ones that it has.
+    """
+    if unknown := settings.keys() - {f.name for f in fields(Preset)} | settings.keys() & {"name"}:
+        known = ", ".join(f.name for f in fields(Preset) if f.name != "name")
+        raise ValueError(f"a preset has no field {', '.join(sorted(unknown))} to change; it has {known}")
+    return replace(p, **{field: frozen(value) for field, value in settings.items()})
+
+
+def frozen(value: Any) -> Any:
+    """A value of a TOML file as a preset holds it: lists become tuples. Notebook 00."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
@@ -151,7 +167,7 @@ def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
                 f"preset {name}: without value {sorted(wanted - set(merged[name]))}, unknown "
                 f"{sorted(set(merged[name]) - wanted)}, without source {bare}; give every field as [value, source]"
             )
-        values = {f: _frozen(value) for f, (value, _) in entries}
+        values = {f: frozen(value) for f, (value, _) in entries}
         made[name] = Preset(name=name, **values), {f: source for f, (_, source) in entries}
     return made
 

@@ -62,8 +62,7 @@ def bare(net: nn.Module) -> nn.Module:
 def cam_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
     """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq. (7, 8), notebook 04."""
     logits = bare(net).logits(net(batch["image"]))  # (L, B, C)
-    plain = bare(net).prototypes is None
-    return {"loss": classification_loss(logits, batch["label"], (1.0,) * len(logits) if plain else preset.level_weights)}
+    return {"loss": classification_loss(logits, batch["label"], preset.level_weights)}
 
 
 def lpd_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
@@ -84,7 +83,8 @@ def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder
     maps = net(images)
     cls = classification_loss(inner.logits(maps), labels, preset.level_weights)
     prototypes = images.new_tensor(bank.prototypes)  # (S, D)
-    project = inner.heads[-1].project if preset.space == "projected" else lambda features: features
+    projected = preset.space == "projected" and preset.similarity != "convolution"  # which has no MLP
+    project = inner.heads[-1].project if projected else lambda features: features
     # as released, the encoder sees what the network saw, stretched; else its own preparation of the part of the image
     seen, look = (inner.prepare(images), encoder.features) if preset.fill == "minmax" else (images, encoder)
     units = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
@@ -160,14 +160,15 @@ def fit(
     warmup_ratio: float = 0.0,
     key: str = "",
     device: str = "auto",
+    watch: Callable[[nn.Module], dict[str, float]] | None = None,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Train `net` in place; returns the history, one row per epoch with the mean of each loss. Notebook 04.
 
     loss_fn(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from 0. warmup: epochs,
-    see poly_lr. folder: receives history.csv and checkpoint.pt
-    after every epoch; a checkpoint with the same `key` there is continued. Raises FloatingPointError at the first loss that
-    is not finite and leaves the batch in non_finite_batch.pt.
+    see poly_lr. watch(net): more numbers for the row of an epoch, such as IoU on val; they steer nothing and their time is not
+    counted. folder: receives history.csv and checkpoint.pt after every epoch; a checkpoint with the same `key` is continued.
+    Raises FloatingPointError at the first loss that is not finite and leaves the batch in non_finite_batch.pt.
     """
     accelerator = Accelerator(cpu=device == "cpu")
     optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=lr, weight_decay=weight_decay)
@@ -199,6 +200,8 @@ def fit(
             bar.update()
         history.append({"epoch": epoch + 1} | {k: v / len(loader) for k, v in sums.items()})
         history[-1]["seconds"] = time.perf_counter() - began
+        if watch:
+            history[-1] |= watch(bare(model))
         if accelerator.is_main_process:
             save(folder, key, net, optimizer, history)
         if on_epoch:

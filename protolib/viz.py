@@ -1,7 +1,7 @@
 """Figures of the notebooks: colours that all readers can tell apart, a letter for every tissue, one way to save."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -179,16 +179,20 @@ class LivePlot:
         fig, axes = plt.subplots(1, len(self.histories), figsize=(3.4 * len(self.histories), 2.8), sharey=True,
                                  squeeze=False, layout="constrained")  # fmt: skip
         for ax, (title, history) in zip(axes[0], self.histories.items()):
-            parts = history.columns.drop(["epoch", "seconds"], errors="ignore")
-            for name, marker, colour in zip(parts, "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])):
+            for name, marker, colour in zip(self.losses(history), "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])):
                 ax.plot(history["epoch"], history[name], marker=marker, color=colour, label=name)
                 ax.legend(fontsize=8)
             ax.set(title=title, xlabel="epoch", xlim=(0.5, max(len(history), 1) + 0.5))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        losses = [h.drop(columns=["epoch", "seconds"]).max(axis=None) for h in self.histories.values() if len(h)]
+        losses = [h[self.losses(h)].max(axis=None) for h in self.histories.values() if len(h)]
         ax.set_ylim(0, 1.1 * max(losses, default=1))  # of all panels: they share the axis
         axes[0, 0].set_ylabel("loss (nats)")
         return fig
+
+    @staticmethod
+    def losses(history: pd.DataFrame) -> list[str]:
+        """The columns of a history that hold losses. Notebook 04."""
+        return [name for name in history if name not in ("epoch", "seconds") and not name.startswith("IoU ")]
 
     def __call__(self, title: str, history: pd.DataFrame) -> None:
         self.histories[title] = history
@@ -198,6 +202,31 @@ class LivePlot:
         else:
             self.shown.update(fig)
         plt.close(fig)
+
+
+def curves(curve: Mapping, spec: DatasetSpec, band: Mapping | None = None) -> Figure:
+    """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
+
+    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: {"loss": (3, E), "iou": (3, E, C)}, the mean, lowest and highest of
+    the reference runs, see ledger.band. A run of other length is drawn as it is: its epochs are what it is compared by.
+    """
+    fig, axes = plt.subplots(1, 1 + spec.C, figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
+    inks = [(0.0, 0.0, 0.0), *colours(spec)[:-1]]
+    own, reference = ([np.asarray(c["loss"], float)[..., None], 100 * np.asarray(c["iou"], float)] if c else None
+                      for c in (curve, band))  # fmt: skip
+    for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
+        part, c = (0, 0) if i == 0 else (1, i - 1)
+        if reference:
+            mean, low, high = reference[part][..., c]
+            epochs = np.arange(1, len(mean) + 1)
+            ax.fill_between(epochs, low, high, color=ink, alpha=0.25, lw=0, label="reference, lowest to highest")
+            ax.plot(epochs, mean, color=ink, ls="--", lw=1, label="reference, mean")
+        ax.plot(np.arange(1, len(own[part]) + 1), own[part][:, c], color=ink, marker="os^DvP"[i % 6], mec="black", label="this run")
+        ax.set(title=title, xlabel="epoch", ylabel="loss (nats)" if i == 0 else "IoU on val (%)" if i == 1 else "")
+        ax.set_ylim(*((0, None) if i == 0 else (0, 100)))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes[0].legend(fontsize=7)
+    return fig
 
 
 def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:

@@ -136,6 +136,20 @@ def test_a_class_that_the_white_filter_would_empty_keeps_its_patches_and_says_so
     assert made.candidates.tolist() == [0, 1, 2, 4, 5]  # of B, only the white one is dropped
 
 
+def test_a_random_bank_is_n_patches_of_the_class_by_the_seed():
+    dataset, features, made = built("random_mean", N=2)
+    X = made.normalize(features)
+    A, B = {"p0", "p1", "p2"}, {"p3", "p4", "p5"}
+    for names, own, prototype in zip(made.members, (A, B), made.prototypes):
+        assert len(set(names)) == 2 and set(names) <= own
+        np.testing.assert_allclose(prototype, unit(X[[int(n[1]) for n in names]].mean(0)), atol=1e-6)
+    p = replace(PRESETS["quick"], K=1, N=2, prototypes="random_mean")
+    draws = {bank.build(dataset, features, p, seed).members for seed in range(20)}
+    assert len(draws) > 4 and built("random_mean", N=2)[2].members == made.members
+    with pytest.raises(ValueError, match="A has 3 candidates, N = 4 are to be drawn; lower N"):
+        built("random_mean", N=4)
+
+
 def test_thin_subclasses_are_reported():
     assert built()[2].thin == {"A 1": 2, "B 1": 2}
 

@@ -20,8 +20,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def network(stride: int = 16, levels: tuple = (2, 3, 4), C: int = 2, prototypes: torch.Tensor | None = None, **more):
     torch.manual_seed(0)
     equal = (1 / len(levels),) * len(levels)
-    names = ("levels", "fusion", "level_weights") if prototypes is not None else ("cam_levels", "cam_fusion")
-    chosen = dict(zip(names, (levels, equal, equal))) | {"stride": stride, "merge": "mean", "merge_test": "mean"}
+    chosen = dict(levels=levels, fusion=equal, level_weights=equal, stride=stride, merge="mean", merge_test="mean")
     return ClassNet(replace(presets.PRESETS["quick"], **chosen | more), C, prototypes)
 
 

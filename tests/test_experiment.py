@@ -134,3 +134,52 @@ def test_learned_prototypes_need_no_matching_and_move_apart(published, tmp_path,
     assert 0 < first < 0.5 * history["diversity"][0] * (steps - 0.5) / steps
     assert run.net("pbip_stage1").prototypes.shape == (4 * learned.K, 512)
     assert not (tmp_path / "bank").exists()
+
+
+def test_settings_change_any_field_and_the_cache_may_be_shared(folder, tmp_path):
+    run = open_run(tmp_path, settings={"beta": 0.1, "K": 2}, cache=folder / "cache")
+    assert run.preset == replace(TINY, beta=0.1, K=2) and run.key != open_run(folder, K=2).key
+    assert run.data("val").folder.parent == folder / "cache" and not (tmp_path / "cache").exists()
+    with pytest.raises(ValueError, match="a preset has no field betta"):
+        open_run(tmp_path, settings={"betta": 1})
+
+
+def test_the_history_of_stage_1_ends_with_the_iou_that_its_masks_have_on_val(folder):
+    run = open_run(folder)
+    last = run.history("cam").iloc[-1]
+    assert [last[f"IoU {c}"] for c in run.spec.classes] == pytest.approx(run.scores("cam", "val")["iou"], nan_ok=True)
+
+
+def test_the_counts_of_the_slides_add_up_to_the_scores(folder):
+    run = open_run(folder)
+    counts = run.slide_counts("cam")
+    assert list(counts) == sorted(set(run.data("test").slides))
+    total = metrics.scores(sum(counts.values()))
+    assert total["miou"] == run.scores("cam")["miou"] and total["iou"] == run.scores("cam")["iou"]
+    first = np.array(run.data("test").slides) == min(counts)
+    oracle = run.slide_counts("cam", image_labels="oracle")[min(counts)]
+    truth, said = np.asarray(run.data("test").masks)[first], run.masks("cam", "test", "oracle")[first]
+    np.testing.assert_array_equal(oracle, metrics.confusion(truth, said, 4))
+
+
+def test_zero_shot_gives_each_patch_the_class_of_its_nearest_prototype(folder, monkeypatch):
+    run = open_run(folder)
+    truth, said = run.zero_shot()
+    features = run.bank.normalize(experiment.encoders.embed(run.encoder, run.data("test")))
+    for n, mask in enumerate(run.data("test").masks):
+        assert truth[n] == max(range(4), key=lambda c: (mask == c).sum())
+        assert said[n] == int(np.argmax([features[n] @ p for p in run.bank.prototypes])) // TINY.K
+    blank = np.array(run.data("test").masks)
+    blank[2] = 4
+    monkeypatch.setattr(run.data("test"), "masks", blank)
+    assert np.array_equal(run.zero_shot()[0], np.delete(truth, 2))  # a patch of ignore alone has no main class
+
+
+def test_convolutions_in_the_place_of_similarities_still_learn_from_the_matching_loss(folder, tmp_path):
+    run = open_run(tmp_path, settings={"similarity": "convolution"}, cache=folder / "cache")
+    net, history = run.net("pbip_stage1"), run.history("pbip_stage1")
+    assert net.prototypes is None and net.levels == TINY.levels and [h.weight.shape[0] for h in net.heads] == [4] * 3
+    assert history["matching"][0] > 0 and run.bank.K == TINY.K
+    assert history["loss"][0] == pytest.approx(TINY.alpha * history["classification"][0] + TINY.beta * history["matching"][0])
+    plain = open_run(folder).net("cam")
+    assert plain.levels == TINY.cam_levels and len(plain.heads) == len(TINY.cam_levels)

@@ -158,6 +158,14 @@ def test_the_weights_of_foreground_and_background_of_a_hand_made_map():
     torch.testing.assert_close(stacked[1][1], torch.tensor([[0, 0], [0.8, 1.0]]))
 
 
+def test_without_a_threshold_the_maps_weigh_both_sides_and_cut_neither():
+    M = torch.tensor([[1.0, 0.6], [0.4, 0.0]])
+    fg, bg = weights(M, 0.5, "none")
+    assert torch.equal(fg, M) and torch.equal(bg, 1 - M)
+    both = torch.stack([M, M / 4])[None]  # (1, 2, 2, 2): one threshold for the image is half of 1
+    assert weights(both, 0.5, "image")[0][0, 1].eq(0).all() and weights(both, 0.5, "map")[0][0, 1, 0, 0] == 0.25
+
+
 def test_black_keeps_the_weighted_image_and_nothing_else():
     image = torch.tensor([1.0, 0.5, 0.2])[:, None, None].expand(3, 2, 2)[None]
     weight = torch.tensor([[[1.0, 0.6], [0, 0]]])

@@ -8,7 +8,7 @@ from protolib import presets
 
 
 def test_presets_by_name_and_their_sizes():
-    assert list(presets.PRESETS) == ["quick", "smoke", "recommended", "paper_text", "released_code", "lpd"]
+    assert list(presets.PRESETS) == ["quick", "smoke", "lean", "recommended", "paper_text", "released_code", "lpd"]
     assert all(p.name == name and p.size % 16 == 0 for name, p in presets.PRESETS.items())
 
 
@@ -48,7 +48,7 @@ def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, recommended, paper_text, released_code, lpd"):
+    with pytest.raises(ValueError, match="preset 'quik' is not known; choose one of quick, smoke, lean, recommended, paper_text, released_code, lpd"):
         presets.preset("quik")
 
 
@@ -57,15 +57,26 @@ def test_unknown_preset_lists_the_known_ones():
     [
         ({"merge": "max"}, "merge = 'max'; choose mean or softmax"),
         ({"fill": "white"}, "fill = 'white'; choose black or mean or minmax"),
-        ({"prototypes": "median"}, "prototypes = 'median'; choose nearest_mean or centre or learnable"),
+        ({"prototypes": "median"}, "prototypes = 'median'; choose nearest_mean or random_mean or centre or learnable"),
         ({"delta": 1.0}, "give 0 < delta < 1"),
         ({"levels": (3, 4)}, "2 levels need as many weights, not 3"),
         ({"K": 0}, "all must be positive"),
         ({"tau": 0.0}, "all must be positive"),
         ({"K": 1, "pairs": "subclasses"}, "with K = 1 no sub-class is above the mean of its class"),
+        ({"similarity": "convolution", "pairs": "subclasses"}, "a convolution has no sub-classes; choose pairs = 'classes'"),
         ({"prototypes": "learnable"}, "learnable prototypes have no images to match; set beta = 0"),
     ],
 )
 def test_wrong_fields_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(presets.PRESETS["quick"], **change)
+
+
+def test_a_changed_preset_is_checked_and_holds_tuples():
+    made = presets.changed(presets.PRESETS["quick"], {"beta": 0.1, "levels": [1, 2, 3]})
+    assert made == replace(presets.PRESETS["quick"], beta=0.1, levels=(1, 2, 3))
+    for unknown in ("betta", "name"):
+        with pytest.raises(ValueError, match=f"a preset has no field {unknown} to change; it has size, patches, order"):
+            presets.changed(made, {unknown: 1})
+    with pytest.raises(ValueError, match="delta = 2"):
+        presets.changed(made, {"delta": 2})

@@ -50,6 +50,15 @@ def test_write_and_read_back(tmp_path):
     assert os.listdir(path.parent) == ["a.json"]
 
 
+def test_a_list_of_json_gets_one_line_an_entry(tmp_path):
+    value = {"label": "µ", "cells": [{"a": [1, 2], "b": math.nan}, {"cells": []}], "n": 1}
+    write_json(tmp_path / "x.json", value, lines="cells")
+    assert (tmp_path / "x.json").read_text("utf-8").splitlines() == [
+        "{", ' "label": "µ",', ' "cells": [', '  {"a": [1, 2], "b": null},', '  {"cells": []}', " ],", ' "n": 1', "}"]
+    write_json(tmp_path / "y.json", {"cells": []}, lines="cells")
+    assert read_json(tmp_path / "y.json") == {"cells": []}
+
+
 @pytest.mark.parametrize("value, error", [(math.inf, ValueError), (object(), TypeError)])
 def test_refused_json_leaves_the_old_file(tmp_path, value, error):
     path = tmp_path / "a.json"

@@ -120,6 +120,22 @@ def test_steps_are_adamw_under_the_falling_learning_rate(tmp_path):
     assert net.weight.item() == pytest.approx(w, abs=1e-6)
 
 
+def test_what_is_watched_stands_in_the_history_and_steers_nothing(tmp_path):
+    seen = []
+
+    def watch(net):
+        net.eval()  # as a prediction does: the next epoch must train again
+        seen.append(net.conv.weight.detach().clone())
+        torch.rand(3)  # draws of its own
+        return {"IoU A": len(seen) / 4}
+
+    watched, history = trained(tmp_path / "a", watch=watch)
+    plain, bare = trained(tmp_path / "b")
+    assert history["IoU A"].tolist() == [0.25, 0.5, 0.75] and losses(history.drop(columns="IoU A")) == losses(bare)
+    assert same_weights(watched, plain) and torch.equal(seen[-1], plain.conv.weight)
+    assert pd.read_csv(tmp_path / "a" / "history.csv")["IoU A"].tolist() == [0.25, 0.5, 0.75]
+
+
 def test_history_holds_the_mean_of_each_loss(tmp_path):
     seen = []
 
