@@ -78,8 +78,8 @@ def run(notebooks: Path, settings: Mapping[str, Any], run_dir: Path | None = Non
                             if old and path.stem in old["notebooks"]},
               "peak_rss_mb": old["peak_rss_mb"] if old else None}
     _point_latest(runs, run_dir)
-    _use_own_kernel()
-    print(f"run: {_short(run_dir)}", flush=True)
+    use_own_kernel()
+    print(f"run: {short(run_dir)}", flush=True)
     status = _execute_all(story, run_dir, record)
     return report(run_dir) if status == 0 else status
 
@@ -94,7 +94,7 @@ def report(run_dir: Path) -> int:
         print("", results.table(scores, record["classes"]), sep="\n")
     else:
         print("no results.json: the notebooks of this run wrote no scores")
-    print(f"report: {_short(page.write(run_dir, record['titles']))}")
+    print(f"report: {short(page.write(run_dir, record['titles']))}")
     return 0
 
 
@@ -106,7 +106,7 @@ def find(runs: Path, name: str) -> Path:
     for folder in ([] if name == "latest" else [Path(name)]) + [runs / name]:
         if (folder / "run.json").is_file():
             return folder.resolve()
-    raise ValueError(f"no run '{name}' with a run.json in {_short(runs)}; start one with: python -m protolib run")
+    raise ValueError(f"no run '{name}' with a run.json in {short(runs)}; start one with: python -m protolib run")
 
 
 def _story(notebooks: Path) -> dict[Path, list[str]]:
@@ -118,7 +118,7 @@ def _story(notebooks: Path) -> dict[Path, list[str]]:
         except Exception as error:  # papermill passes on whatever nbformat, json or a missing kernelspec raise
             raise ValueError(f"{path.name} is no notebook that papermill can read: {error!r}") from error
     if not story:
-        raise ValueError(f"no notebook 0*.ipynb in {_short(notebooks)}; pass --notebooks DIR")
+        raise ValueError(f"no notebook 0*.ipynb in {short(notebooks)}; pass --notebooks DIR")
     return story
 
 
@@ -142,7 +142,7 @@ def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict
     record = files.read_json(run_dir / "run.json")
     for name in IDENTITY:
         if settings and name in settings and settings[name] != record["parameters"][name]:
-            raise ValueError(f"{_short(run_dir)} was run with {OPTIONS[name]} {record['parameters'][name]}, not "
+            raise ValueError(f"{short(run_dir)} was run with {OPTIONS[name]} {record['parameters'][name]}, not "
                              f"{settings[name]}: that is another run; leave --resume away to start it")
     return record
 
@@ -168,7 +168,7 @@ def _point_latest(runs: Path, run_dir: Path) -> None:
         files.write_text(runs / "latest.txt", target + "\n")
 
 
-def _use_own_kernel() -> None:
+def use_own_kernel() -> None:
     """Put the kernels of this environment before those that the user has elsewhere under the same name."""
     own, others = str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
     os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *(path for path in others if path not in ("", own))])
@@ -203,9 +203,9 @@ def _execute(path: Path, copy: Path, parameters: dict, entry: dict, run_dir: Pat
                                           progress_bar=False, config=KERNEL, shutdown_kernel="immediate")
         entry["state"] = "done"
     except KeyboardInterrupt:
-        entry["state"], problem = "interrupted", f"{path.stem}: interrupted; what it made is kept in {_short(run_dir)}"
+        entry["state"], problem = "interrupted", f"{path.stem}: interrupted; what it made is kept in {short(run_dir)}"
     except Exception as error:  # a failed cell, a lost kernel, a full disk: all end the run the same way
-        entry["state"], problem = "failed", _explain(error, path, copy)
+        entry["state"], problem = "failed", explain(error, path, copy)
     entry["seconds"] = round(time.monotonic() - start, 2)
     peaks = [peak for peak in (record["peak_rss_mb"], results.peak_rss_mb()) if peak and math.isfinite(peak)]
     record["peak_rss_mb"] = max(peaks, default=math.nan)
@@ -215,7 +215,7 @@ def _execute(path: Path, copy: Path, parameters: dict, entry: dict, run_dir: Pat
     return problem
 
 
-def _explain(error: Exception, path: Path, copy: Path) -> str:
+def explain(error: Exception, path: Path, copy: Path) -> str:
     """Notebook, cell, line and cause of a failure, on one screen."""
     lines = []
     if isinstance(error, PapermillExecutionError):
@@ -225,7 +225,7 @@ def _explain(error: Exception, path: Path, copy: Path) -> str:
     else:
         where, cause = f"cell In [{_cells_started(copy)}] was not finished", f"{type(error).__name__}: {error}"
     shown = [line[:200] for line in cause.splitlines()[:20]]
-    return "\n".join([f"{path.name}: {where}", *lines, *shown, f"executed so far: {_short(copy)}"])
+    return "\n".join([f"{path.name}: {where}", *lines, *shown, f"executed so far: {short(copy)}"])
 
 
 def _cells_started(copy: Path) -> int:
@@ -239,12 +239,12 @@ def _but_place(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resume_line(run_dir: Path, notebooks: Path) -> str:
-    python = _short(Path(os.path.abspath(sys.executable)))
-    place = [] if notebooks == NOTEBOOKS else ["--notebooks", _short(notebooks)]
-    return shlex.join([python, "-m", "protolib", "run", "--resume", _short(run_dir), *place])
+    python = short(Path(os.path.abspath(sys.executable)))
+    place = [] if notebooks == NOTEBOOKS else ["--notebooks", short(notebooks)]
+    return shlex.join([python, "-m", "protolib", "run", "--resume", short(run_dir), *place])
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """The path from here where it is below, else the whole."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

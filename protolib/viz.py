@@ -204,16 +204,15 @@ class LivePlot:
         plt.close(fig)
 
 
-def curves(curve: Mapping, spec: DatasetSpec, band: Mapping | None = None) -> Figure:
+def curves(curve: Mapping, spec: DatasetSpec, band: "ledger.Band | None" = None) -> Figure:
     """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
 
-    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: {"loss": (3, E), "iou": (3, E, C)}, the mean, lowest and highest of
-    the reference runs, see ledger.band. A run of other length is drawn as it is: its epochs are what it is compared by.
+    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the reference runs, see ledger.band.
     """
     fig, axes = plt.subplots(1, 1 + spec.C, figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
     inks = [(0.0, 0.0, 0.0), *colours(spec)[:-1]]
-    own, reference = ([np.asarray(c["loss"], float)[..., None], 100 * np.asarray(c["iou"], float)] if c else None
-                      for c in (curve, band))  # fmt: skip
+    own = [np.asarray(curve["loss"], float)[:, None], 100 * np.asarray(curve["iou"], float)]  # (E, 1), (E, C)
+    reference = [band.loss[..., None], 100 * band.iou] if band else None  # (3, E, 1), (3, E, C)
     for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
         part, c = (0, 0) if i == 0 else (1, i - 1)
         if reference:
