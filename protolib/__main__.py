@@ -1,5 +1,6 @@
-"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows a run again."""
+"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows what came of it."""
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,21 +24,31 @@ def parser() -> argparse.ArgumentParser:
                        help="go on with the newest run, or with this one")
     where.add_argument("--run-dir", metavar="DIR", type=Path,
                        help="write the run here, not in a new folder under runs/")
-    report = commands.add_parser("report", help="print the results of a run and write its report.html again")
-    report.add_argument("run_dir", metavar="RUN_DIR", nargs="?", default="latest", help="default: the newest run")
+    report = commands.add_parser("report", help="the paper's tables with ours beside them, or the results of a run",
+                                 description="Print the paper's tables with ours beside them, from results/; or, with "
+                                             "RUN_DIR, the results of a run, whose report.html is written again.")
+    report.add_argument("run_dir", metavar="RUN_DIR", nargs="?", help="a run, or latest: the newest")
+    kind = report.add_mutually_exclusive_group()
+    kind.add_argument("--html", metavar="FILE", type=Path, help="write the tables, with figures, as a page")
+    kind.add_argument("--json", action="store_true", help="print the tables as one JSON list of rows")
     for command in (run, report):
         command.add_argument("--notebooks", metavar="DIR", type=Path,
-                             help="folder with 0*.ipynb; runs/ stands beside it")
+                             help="folder with 0*.ipynb; runs/ and results/ stand beside it")
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130 interrupted."""
     args = parser().parse_args(argv)
-    from protolib import runner  # after parsing: --help and a misspelt option answer at once
-
-    notebooks = (args.notebooks or runner.NOTEBOOKS).resolve()
     try:
+        if args.command == "report" and args.run_dir is None:
+            beside = args.notebooks or Path(__file__).parent  # protolib/ and notebooks/ stand side by side
+            return show(beside.resolve().parent / "results", args.html, args.json)
+        if args.command == "report" and (args.html or args.json):
+            raise ValueError(f"--html and --json show the paper's tables, not the run {args.run_dir}; leave one away")
+        from protolib import runner  # after parsing: --help and a misspelt option answer at once
+
+        notebooks = (args.notebooks or runner.NOTEBOOKS).resolve()
         if args.command == "report":
             return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
         given = {"preset": args.preset, "dataset": args.dataset, "data_root": args.data and str(args.data.resolve()),
@@ -47,6 +58,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"protolib: {error}", file=sys.stderr)
         return 2
+
+
+def show(folder: Path, html: Path | None = None, as_json: bool = False) -> int:
+    """Print the ledger of a folder of result files, as text or as JSON, or write it as a page. Returns 0."""
+    from protolib import account, ledger  # neither these nor the page load torch
+
+    found = ledger.read(folder)
+    if as_json:
+        print(json.dumps(ledger.rows(found), indent=1, ensure_ascii=False, allow_nan=False))
+    elif html:
+        from protolib import curves, files, page
+
+        figures = {name: (curves.png(curves.figure(found, name)), curves.CAPTION) for name in curves.PANELS}
+        files.write_text(html, page.ledger(found, figures))
+        print(f"ledger: {html}")
+    else:
+        print(account.text(found), end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from protolib import metrics, results
+from protolib.curves import OKABE_ITO
 from protolib.data import DatasetSpec
 from protolib.files import whole, write_text
 
-# Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
-OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
