@@ -15,8 +15,9 @@ L       levels of the backbone's pyramid
 ======  ==========================================================================================
 
 Reading order is the order of the data: files, presets, tissue, phantom, datasets, regions, data, weights, backbones,
-encoders, bank, classnet, matching, metrics, cams, training, segmentation, results, paper, experiment, grid; then viz and
-exercises for the notebooks, and page, runner and ablate for `python -m protolib`. A module imports only from those before it.
+encoders, bank, classnet, matching, metrics, cams, training, segmentation, results; then what the paper says and what our
+runs say of it: paper, compare, ledger, account, curves; then experiment and grid; viz and exercises for the notebooks, and
+page, runner and ablate for `python -m protolib`. A module imports only from those before it.
 """
 import platform
 

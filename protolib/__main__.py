@@ -1,5 +1,6 @@
-"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows a run again."""
+"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows what came of it."""
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,53 +31,85 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument("--preset", default="lean", help="default: lean, made for laptops; paper_text wants GPUs")
     ablate.add_argument("--dataset", metavar="NAME", default="phantom", help="as in run")
     ablate.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
-    ablate.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="default: 0,1,2")
-    ablate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    ablate.add_argument("--seeds", metavar="N,N", type=seeds, default=(0, 1, 2), help="default: 0,1,2")
+    ablate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     ablate.add_argument("--jobs", metavar="N", type=int, default=0,
                         help="cells at a time (default: one per GPU, or per core and 3 GB of free memory)")
-    report = commands.add_parser("report", help="print the results of a run and write its report.html again")
-    report.add_argument("run_dir", metavar="RUN_DIR", nargs="?", default="latest", help="default: the newest run")
+    report = commands.add_parser("report", help="the paper's tables with ours beside them, or the results of a run",
+                                 description="Print the paper's tables with ours beside them, from results/; or, with "
+                                             "RUN_DIR, the results of a run, whose report.html is written again.")
+    report.add_argument("run_dir", metavar="RUN_DIR", nargs="?", help="a run, or latest: the newest")
+    kind = report.add_mutually_exclusive_group()
+    kind.add_argument("--html", metavar="FILE", type=Path, help="write the tables, with figures, as a page")
+    kind.add_argument("--json", action="store_true", help="print the tables as one JSON list of rows")
     for command in (run, ablate, report):
         command.add_argument("--notebooks", metavar="DIR", type=Path,
-                             help="folder with 0*.ipynb; runs/ stands beside it")
+                             help="folder with 0*.ipynb; runs/ and results/ stand beside it")
     return top
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def seeds(text: str) -> tuple[int, ...]:
+    """The seeds of "0,1,2", each once; raises ValueError for anything else."""
     return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130 interrupted."""
     args = parser().parse_args(argv)
-    from protolib import runner  # after parsing: --help and a misspelt option answer at once
-
-    if args.command == "ablate":
-        return _ablate(args, (args.notebooks or runner.NOTEBOOKS).resolve())
-
-    notebooks = (args.notebooks or runner.NOTEBOOKS).resolve()
+    notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
     try:
-        if args.command == "report":
-            return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
-        given = {"preset": args.preset, "dataset": args.dataset, "data_root": args.data and str(args.data.resolve()),
-                 "seed": args.seed, "device": args.device}
-        settings = {name: value for name, value in given.items() if value is not None} | runner.parse(args.pairs)
-        return runner.run(notebooks, settings, run_dir=args.run_dir, resume=args.resume)
+        return {"run": _run, "ablate": _ablate, "report": _report}[args.command](args, notebooks)
     except ValueError as error:
         print(f"protolib: {error}", file=sys.stderr)
         return 2
+
+
+# each command imports what it needs: --help and a misspelt option answer at once, and the ledger does not wait for torch
+
+
+def _run(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib import runner
+
+    given = {"preset": args.preset, "dataset": args.dataset, "data_root": args.data and str(args.data.resolve()),
+             "seed": args.seed, "device": args.device}
+    settings = {name: value for name, value in given.items() if value is not None} | runner.parse(args.pairs)
+    return runner.run(notebooks, settings, run_dir=args.run_dir, resume=args.resume)
 
 
 def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
-    from protolib import ablate  # torch with it, which the other commands do not need
+    from protolib import ablate
 
     names = TABLES if "all" in args.tables else args.tables
     root = str(args.data.resolve()) if args.data else ""
-    try:
-        return ablate.run(notebooks, names, args.dataset, root, args.preset, args.seeds, args.device, args.jobs)
-    except ValueError as error:
-        print(f"protolib: {error}", file=sys.stderr)
-        return 2
+    return ablate.run(notebooks, names, args.dataset, root, args.preset, args.seeds, args.device, args.jobs)
+
+
+def _report(args: argparse.Namespace, notebooks: Path) -> int:
+    if args.run_dir is None:
+        return show(notebooks.parent / "results", args.html, args.json)
+    if args.html or args.json:
+        raise ValueError(f"--html and --json show the paper's tables, not the run {args.run_dir}; leave one away")
+    from protolib import runner
+
+    return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
+
+
+def show(folder: Path, html: Path | None = None, as_json: bool = False) -> int:
+    """Print the ledger of a folder of result files, as text or as JSON, or write it as a page. Returns 0."""
+    from protolib import account, ledger  # neither these nor the page load torch
+
+    found = ledger.read(folder)
+    if as_json:
+        print(json.dumps(ledger.rows(found), indent=1, ensure_ascii=False, allow_nan=False))
+    elif html:
+        from protolib import curves, files, page
+
+        figures = {name: (curves.png(curves.figure(found, name)), curves.CAPTION) for name in curves.PANELS}
+        files.write_text(html, page.ledger(found, figures))
+        print(f"ledger: {html}")
+    else:
+        print(account.text(found), end="")
+    return 0
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ A score without its protocol says little, for two choices move it by many points
 that are absent, and what becomes of the pixels marked ignore. Masks hold classes 0..C-1 and C for ignore (white
 background).
 """
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from scipy import ndimage
+
+if TYPE_CHECKING:  # takes tensors and calls their methods: whoever only reads scores need not wait for torch
+    import torch
 
 IMAGE_LABELS = {"predicted": "predicted image labels", "oracle": "oracle image labels", "none": "no image labels"}
 IGNORE = {"dropped": "ignore pixels dropped", "counted": "ignore pixels counted"}
@@ -205,7 +210,7 @@ class Scorer:
 
 def _masks(truth, prediction, C: int) -> tuple[np.ndarray, np.ndarray]:
     """Both masks as arrays, once they fit each other and C."""
-    truth, prediction = (m.detach().cpu().numpy() if isinstance(m, torch.Tensor) else np.asarray(m)
+    truth, prediction = (m.detach().cpu().numpy() if hasattr(m, "detach") else np.asarray(m)
                          for m in (truth, prediction))
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}; expected the same: "

@@ -1,4 +1,4 @@
-"""report.html: one page with the tables and figures of a run, readable without network, on a phone and in the dark."""
+"""Pages with tables and figures, readable without network, on a phone and in the dark: a run's, and the ledger's."""
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-import nbformat
-
-from protolib import files, results
+from protolib import account, files, results
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -31,6 +29,8 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 0; padding-top: 1rem; border-top: 1px s
 figure { margin: 1.5rem 0; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .5rem 0; }
 figcaption p { margin: .2rem 0; }
+p, li { max-width: 46rem; }
+.warning { font-weight: 600; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
       border-radius: 6px; }
 .wide { overflow-x: auto; }
@@ -42,12 +42,7 @@ tbody tr:nth-child(even) { background: var(--band); }
 </head>
 <body>
 <h1>$title</h1>
-<p class="from">$run</p>
-<h2>Scores on the test split</h2>
-$scores
-$figures
-<h2>Time and memory</h2>
-$cost
+$body
 </body>
 </html>
 """)
@@ -64,10 +59,48 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
     run = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}.".format_map(record) if record else ""
     scores = [_table(results.table(record, titles, oracle)) for oracle in (False, True)] if record else [
         "<p>The notebooks of this run wrote no scores.</p>"]
-    files.write_text(path, PAGE.substitute(
-        title=escape(f"protolib on {record.get('dataset', run_dir.name)}"), run=escape(run), scores="\n".join(scores),
-        figures="\n".join(_figures(run_dir)), cost=_table(_cost(record))))
+    body = [f'<p class="from">{escape(run)}</p>', "<h2>Scores on the test split</h2>", *scores, *_figures(run_dir),
+            "<h2>Time and memory</h2>", _table(_cost(record))]
+    title = escape(f"protolib on {record.get('dataset', run_dir.name)}")
+    files.write_text(path, PAGE.substitute(title=title, body="\n".join(body)))
     return path
+
+
+def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | None = None) -> str:
+    """The ledger as one page: what account.text says, with figures under the tables that they belong to.
+
+    found: as ledger.read returns them; figures: {name of the table, "figure3" say: (bytes of a PNG, caption)}. Raises
+    ValueError for a figure of no table.
+    """
+    parts, figures = account.sections(found), dict(figures or {})
+    if unknown := [name for name in figures if name not in parts]:
+        raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(parts)}")
+    title, head = parts.pop("head").removeprefix("# ").split("\n\n", 1)
+    body = [_html(head)]
+    for name, part in parts.items():
+        body += [_html(part), *([_figure(*figures[name])] if name in figures else [])]
+    return PAGE.substitute(title=escape(title), body="\n".join(body))
+
+
+def _html(markdown: str) -> str:
+    """HTML of the Markdown that account.py writes; the paragraph before a table becomes its caption."""
+    made, before = [], ""
+    for block in [*markdown.split("\n\n"), ""]:
+        if block.startswith("|"):
+            made.append(_table(f"{before}\n{block}"))
+            before = ""
+            continue
+        if before:
+            made.append(f"<p{' class=warning' * before.startswith('WARNING')}>{escape(before)}</p>")
+        before = ""
+        if block.startswith("## "):
+            made.append(f"<h2>{escape(block[3:])}</h2>")
+        elif block.startswith("- "):
+            items = "".join(f"<li>{escape(line[2:])}</li>\n" for line in block.splitlines())
+            made.append(f"<ul>\n{items}</ul>")
+        else:
+            before = block
+    return "\n".join(made)
 
 
 def _figures(run_dir: Path) -> Iterator[str]:
@@ -80,13 +113,19 @@ def _figures(run_dir: Path) -> Iterator[str]:
         for picture in group:
             note = picture.with_suffix(".txt")
             caption = note.read_text("utf-8").strip() if note.is_file() else picture.stem[3:].replace("_", " ")
-            data = base64.b64encode(picture.read_bytes()).decode("ascii")
-            yield (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
-                   f"<figcaption>{escape(caption)}</figcaption></figure>")
+            yield _figure(picture.read_bytes(), caption)
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode("ascii")
+    return (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
 
 
 def _heading(notebook: Path | None) -> str:
     """The notebook's own first heading, without Markdown's marks."""
+    import nbformat  # here, so that the ledger's page need not wait for it
+
     cells = nbformat.read(notebook, as_version=4).cells if notebook else []
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     found = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)

@@ -15,12 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import metrics, results
+from protolib import ledger, metrics, results
+from protolib.curves import OKABE_ITO
 from protolib.data import DatasetSpec
 from protolib.files import whole, write_text
 
-# Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
-OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
@@ -204,7 +203,7 @@ class LivePlot:
         plt.close(fig)
 
 
-def curves(curve: Mapping, spec: DatasetSpec, band: "ledger.Band | None" = None) -> Figure:
+def curves(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
     """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
 
     curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the reference runs, see ledger.band.
