@@ -109,6 +109,18 @@ def gated(scores, labels):
     return out
 
 
+def interval(ours, theirs, t=3.182446305284263, share=4, ddof=1):
+    """t: of 95 % and 3 degrees of freedom, from a table."""
+    d = np.subtract(ours, theirs)
+    half = t * d.std(ddof=ddof) / math.sqrt(share)
+    return d.mean() - half, d.mean() + half
+
+
+def unpaired(a, b):
+    half = 3.182446305284263 * math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 4)
+    return (a - b).mean() - half, (a - b).mean() + half
+
+
 SOLVED = [
     (exercises.check_image_label, image_label),
     (exercises.check_white_share, white_share),
@@ -120,9 +132,16 @@ SOLVED = [
     (exercises.check_fuse_levels, fuse_levels),
     (exercises.check_iou_from_confusion, iou),
     (exercises.check_protocol_gate, gated),
+    (exercises.check_paired_interval, interval),
 ]
 
 SLIPS = [
+    (exercises.check_paired_interval, lambda a, b: interval(a, b, t=1.96), "many seeds"),
+    (exercises.check_paired_interval, lambda a, b: interval(a, b, share=1), "divide by sqrt"),
+    (exercises.check_paired_interval, lambda a, b: interval(a, b, ddof=0), "n - 1"),
+    (exercises.check_paired_interval, unpaired, "paired"),
+    (exercises.check_paired_interval, lambda a, b: interval(b, a), "the sign"),
+    (exercises.check_paired_interval, lambda a, b: interval(a, b)[::-1], "low comes first"),
     (exercises.check_image_label, lambda m, C: image_label(m, C + 1), "ignore is no class"),
     (exercises.check_image_label, lambda m, C: [(m == c).sum() for c in range(C)], "counts pixels"),
     (exercises.check_image_label, lambda m, C: np.eye(C)[np.bincount(m.flatten())[:C].argmax()], "largest only"),
