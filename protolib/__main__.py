@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument("--seeds", metavar="N,N", type=seeds, default=(0, 1, 2), help="default: 0,1,2")
     ablate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     ablate.add_argument("--jobs", metavar="N", type=int, default=0,
-                        help="cells at a time (default: one per GPU, or per core and 3 GB of free memory)")
+                        help="cells at a time (default: one per GPU, or per core and 4 GB of free memory)")
     report = commands.add_parser("report", help="the paper's tables with ours beside them, or the results of a run",
                                  description="Print the paper's tables with ours beside them, from results/; or, with "
                                              "RUN_DIR, the results of a run, whose report.html is written again.")

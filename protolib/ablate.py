@@ -22,7 +22,7 @@ from protolib import bank, datasets, files, grid, presets, runner
 from protolib.experiment import Run
 
 NOTEBOOK = "cell.ipynb"
-MEMORY = 3e9  # bytes that one cell may take on a CPU: quick takes 2, of which a third is torch
+MEMORY = 4e9  # bytes that one cell may take on a CPU: the peak of preset quick with a matching loss
 
 
 def run(notebooks: Path, names: Sequence[str], dataset: str, data_root: str, preset: str, seeds: Sequence[int],
@@ -30,7 +30,7 @@ def run(notebooks: Path, names: Sequence[str], dataset: str, data_root: str, pre
     """Run every cell of these tables that results/<data>-<preset>.json does not hold yet. Notebook 07.
 
     notebooks: the folder of cell.ipynb; runs/ and results/ stand beside it. names: tables of grid.toml. jobs: cells at a time,
-    0: one per GPU, or per CPU core and 3 GB of free memory. A cell that is done is in the file before the next one begins, so a
+    0: one per GPU, or per CPU core and 4 GB of free memory. A cell that is done is in the file before the next one begins, so a
     run that was stopped goes on where it was. On a CPU each cell has one thread: the scores do not depend on the machine's load.
     Returns the exit status: 0 done, 1 a cell failed, 130 interrupted. Raises ValueError before any work for what cannot be.
     """

@@ -164,7 +164,7 @@ def test_data_is_called_by_its_folder_unless_it_is_the_published_set_in_full(tmp
 
 def test_as_many_cells_at_a_time_as_there_is_room_for(monkeypatch):
     monkeypatch.setattr(ablate.os, "sched_getaffinity", lambda _: range(16), raising=False)
-    monkeypatch.setattr(ablate.psutil, "virtual_memory", lambda: SimpleNamespace(available=10e9))
+    monkeypatch.setattr(ablate.psutil, "virtual_memory", lambda: SimpleNamespace(available=13e9))
     monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 0)
     assert ablate._devices("auto", 0) == ["cpu"] * 3 and ablate._devices("cpu", 7) == ["cpu"] * 7
     monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 2)
