@@ -115,7 +115,7 @@ def _run(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Iterato
            f"{dataset}, {data}, protocol not stated. Run id: {result['label']}-{result['preset']}/<cell>/seed <n>.")
     yield _ours(table, result, own)
     if few := dict.fromkeys(f"{e['row']} ({e['seeds']})" for e in own if e["seeds"] < compare.FEW_SEEDS):
-        yield f"WARNING: fewer than {compare.FEW_SEEDS} seeds on {name}, too few for any conclusion: {'; '.join(few)}."
+        yield f"WARNING: fewer than {compare.FEW_SEEDS} seeds on {name}, which tells little: {'; '.join(few)}."
     found = findings(table, result)
     lines = [f"- {_sentence(table, result, finding)}" for finding in found if finding.ours]
     if blank := [finding for finding in found if not finding.ours]:

@@ -36,7 +36,9 @@ img { display: block; max-width: 100%; height: auto; background: #fff; border: 1
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; min-width: 8.5rem; }
+td { white-space: nowrap; }
+th:first-child, td:first-child { min-width: 8.5rem; }
+.text { text-align: left; }
 tbody tr:nth-child(even) { background: var(--band); }
 </style>
 </head>
@@ -142,13 +144,14 @@ def _cost(record: Mapping) -> str:
 
 def _table(markdown: str) -> str:
     """HTML of one Markdown table; the lines before it become its caption, so page and terminal say the same."""
-    lines = [line for line in markdown.splitlines() if line.strip()]
-    head, _, *body = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines if line.startswith("|")]
+    lines = [line.strip() for line in markdown.splitlines() if line.strip()]
+    head, rule, *body = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]
+    kinds = ["" if mark.endswith(":") else ' class="text"' for mark in rule]  # what is not set right is no number
     caption = "".join(f"<p>{escape(line)}</p>" for line in lines if not line.startswith("|"))
-    rows = "\n".join(_row(cells, "td") for cells in body)
-    return (f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n<thead>{_row(head, "th")}</thead>\n'
-            f"<tbody>{rows}</tbody>\n</table></div></figure>")
+    rows = "\n".join(_row(cells, "td", kinds) for cells in body)
+    return (f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
+            f'<thead>{_row(head, "th", kinds)}</thead>\n<tbody>{rows}</tbody>\n</table></div></figure>')
 
 
-def _row(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _row(cells: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds)) + "</tr>"
