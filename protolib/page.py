@@ -74,10 +74,10 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
     found: as ledger.read returns them; figures: {name of the table, "figure3" say: (bytes of a PNG, caption)}. Raises
     ValueError for a figure of no table.
     """
-    parts, figures = account.sections(found), dict(figures or {})
+    parts, figures = account.sections(found), figures or {}
+    title, head = parts.pop("head").removeprefix("# ").split("\n\n", 1)
     if unknown := [name for name in figures if name not in parts]:
         raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(parts)}")
-    title, head = parts.pop("head").removeprefix("# ").split("\n\n", 1)
     body = [_html(head)]
     for name, part in parts.items():
         body += [_html(part), *([_figure(*figures[name])] if name in figures else [])]

@@ -47,7 +47,7 @@ def test_files_are_read_whole_and_published_data_comes_first(both, tmp_path):
     assert cell["slides"]["S3"]["oracle"].tolist() == wanted["slides"]["S3"]["oracle"]
     np.testing.assert_array_equal(cell["curve"]["iou"][2], [.5, .25, math.nan, .2 + .01])
     np.testing.assert_array_equal(cell["scores"]["predicted"]["iou"], wanted["scores"]["predicted"]["iou"])
-    assert both[1]["cells"][-1]["scores"]["f1"]["f1_NEC"] == .82
+    assert both[1]["cells"][-1]["scores"]["f1"]["f1_NEC"] == .8 + .02
     assert ledger.read(tmp_path) == ledger.read(tmp_path / "nowhere") == []
 
 
