@@ -24,6 +24,7 @@ EMPTY = ("No results yet: `python -m protolib ablate table2 --dataset phantom` m
 class Finding(NamedTuple):
     """One conclusion of the paper and what the runs of one result file say of it; differences in the table's unit."""
     claim: paper.Claim
+    rows: tuple[str, str]  # that were compared: the claim's, or in Figure 4 those that stand in for them
     printed: float  # the difference of the paper's own numbers
     verdict: str  # see compare.verdict; "not run" where a row is missing
     ours: compare.Paired | None = None  # over the seeds that both rows have
@@ -41,23 +42,40 @@ def findings(table: paper.Table, result: Mapping) -> list[Finding]:
 
 
 def _finding(table: paper.Table, result: Mapping, claim: paper.Claim) -> Finding:
-    pair = claim.better, claim.than
+    pair = _run_rows(table, result, claim)
     better, than = ({cell["seed"]: cell for cell in ledger.cells_of(result, table.name, row)} for row in pair)
-    a, b = (paper.value(table.name, row, claim.dataset, claim.metric).mean for row in pair)
+    a, b = (paper.value(table.name, row, claim.dataset, claim.metric).mean for row in (claim.better, claim.than))
     seeds = [seed for seed in better if seed in than]
     if not seeds:
-        return Finding(claim, a - b, "not run: no seed in common" if better and than else "not run")
+        return Finding(claim, pair, a - b, "not run: no seed in common" if better and than else "not run")
     first, scale = better[seeds[0]], ledger.scale(table)
     protocol = next(iter(first["scores"]))
     ours = compare.paired(*([scale * of[seed]["scores"][protocol][claim.metric] for seed in seeds]
                             for of in (better, than)))
     if claim.metric != "miou" or not (first["slides"] and than[seeds[0]]["slides"]):
-        return Finding(claim, a - b, compare.verdict(ours), ours)
+        return Finding(claim, pair, a - b, compare.verdict(ours), ours)
     matrices = (np.array([[slide[protocol] for slide in of[seed]["slides"].values()] for seed in seeds])
                 for of in (better, than))
     ignore = first["scores"][protocol]["protocol"].rsplit(" ", 1)[-1]
     low, high = (scale * end for end in compare.over_slides(*matrices, ignore))
-    return Finding(claim, a - b, compare.verdict(ours, (low, high)), ours, (low, high), len(first["slides"]))
+    return Finding(claim, pair, a - b, compare.verdict(ours, (low, high)), ours, (low, high), len(first["slides"]))
+
+
+def _run_rows(table: paper.Table, result: Mapping, claim: paper.Claim) -> tuple[str, str]:
+    """The two rows of a claim; where Figure 4's banks are larger than the data, the largest smaller ones that were run.
+
+    Clustering is compared with chance at one size, for that is what the claim is about.
+    """
+    asked = claim.better, claim.than
+    if table.name != "figure4" or all(ledger.cells_of(result, table.name, row) for row in asked):
+        return asked
+    run = {ledger.point(row) for row in result["tables"].get(table.name, {}) if ledger.cells_of(result, table.name, row)}
+    (first, top), (second, at) = map(ledger.point, asked)
+    sizes = [n for kind, n in run if kind == first and n <= top
+             and ((second, at) in run and n > at if first == second else (second, n) in run)]
+    if not sizes:
+        return asked
+    return f"{first}, {max(sizes):g} images", f"{second}, {at if first == second else max(sizes):g} images"
 
 
 def text(results: Sequence[Mapping]) -> str:
@@ -111,7 +129,8 @@ def _run(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Iterato
     said = " / ".join(p for p in protocols if "oracle" not in p)
     oracle = "".join(f"; oracle mIoU: {p}" for p in protocols if "oracle" in p)
     data = "the same data" if ledger.same(table, result) else "other data, so no difference is taken"
-    yield (f"{name} ({patches}), preset {result['preset']}. Protocol: {said}{oracle}. The paper: {table.source}, "
+    budget = f" ({result['size']} px, {result['epochs']} epochs)" if "size" in result else ""
+    yield (f"{name} ({patches}), preset {result['preset']}{budget}. Protocol: {said}{oracle}. The paper: {table.source}, "
            f"{dataset}, {data}, protocol not stated. Run id: {result['label']}-{result['preset']}/<cell>/seed <n>.")
     yield _ours(table, result, own)
     if few := dict.fromkeys(f"{e['row']} ({e['seeds']})" for e in own if e["seeds"] < compare.FEW_SEEDS):
@@ -159,7 +178,9 @@ def _origin(table: paper.Table, result: Mapping, row: str, mine: Sequence[Mappin
 
 def _claim(table: paper.Table, finding: Finding) -> str:
     claim, printed = finding.claim, _signed(table, finding.printed)
-    return f"{claim.text} ({claim.better} over {claim.than}; the paper {printed} on {claim.dataset})"
+    asked = claim.better, claim.than
+    other = "" if finding.rows == asked else f" with {claim.better} over {claim.than}"
+    return f"{claim.text} ({finding.rows[0]} over {finding.rows[1]}; the paper {printed} on {claim.dataset}{other})"
 
 
 def _sentence(table: paper.Table, result: Mapping, finding: Finding) -> str:

@@ -94,7 +94,7 @@ def test_f1_is_compared_over_seeds_alone(read):
 
 
 def test_a_sentence_holds_everything_it_rests_on(mosaic, parts):
-    ours, slides = account.findings(TABLES["table2"], mosaic[0])[0][3:5]
+    ours, slides = account.findings(TABLES["table2"], mosaic[0])[0][4:6]
     assert (f"- supported on {WORDS}: both matching losses together help (CLS + FGS + BGS over CLS; the paper +5.46 on "
             f"bcss-wsss). Ours {ours.difference:+.2f} mIoU points; over 3 seeds {ours.low:+.2f} to {ours.high:+.2f}, "
             f"p = {ours.p:.2g}, d = {ours.d:.1f}; over 3 slides (WARNING: only 10 different resamples, too narrow) "
@@ -199,3 +199,24 @@ def test_text_is_all_parts_in_lines_for_a_terminal(mosaic, parts):
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "#"))] == []
     columns = [line for line in parts["table2"].splitlines() if line.startswith("|")]
     assert len({len(line) for line in columns}) == 1  # padded
+
+
+def test_smaller_banks_stand_in_for_those_of_figure_4_where_the_data_has_no_more(read, mosaic):
+    clustering, more = account.findings(TABLES["figure4"], mosaic[0])
+    assert (clustering.claim.better, clustering.claim.than) == ("clustering, 100 images", "random, 100 images")
+    assert clustering.rows == ("clustering, 8 images", "random, 8 images") and clustering.verdict == "supported"  # 70 and 64
+    assert more.rows == (more.claim.better, more.claim.than) and more.verdict == "not run"  # nothing at 5 images
+    result = copy.deepcopy(fake_results.result(slides=3))
+    rows = result["tables"]["figure4"]
+    rows["random, 5 images"] = rows.pop("random, 1 images")
+    more = account.findings(TABLES["figure4"], read(result)[0])[1]
+    assert more.rows == ("random, 8 images", "random, 5 images") and more.ours.difference > 0
+    said = account.sections(read(result))["figure4"]
+    assert "(random, 8 images over random, 5 images; the paper +2.40 on bcss-wsss with random, 500 images over random, 5 images)" in said
+    rows["random, 100 images"] = rows["random, 8 images"]
+    assert account.findings(TABLES["figure4"], read(result)[0])[0].rows == ("clustering, 100 images", "random, 100 images")
+
+
+def test_the_budget_of_a_preset_stands_in_the_caption(read):
+    said = account.sections(read(fake_results.result() | {"size": 64, "epochs": 3}))["table2"]
+    assert "preset lean (64 px, 3 epochs). Protocol" in " ".join(said.split())
