@@ -88,8 +88,11 @@ def _todo(book: Results, p: presets.Preset, cells: dict[str, grid.Cell], runs: S
     owners = [bank.candidates(run.data("train"), 1, p.white_limit, p.single_class)[1] for run in runs]
     pure = {name: min(int((o == c).sum()) for o in owners) for c, name in enumerate(runs[0].spec.classes)}
     book.head["not_run"] = {name: why for name, cell in cells.items() if (why := grid.refusal(p, cell, pure))}
-    for why, count in Counter(book.head["not_run"].values()).items():
+    reasons = Counter(book.head["not_run"].values()).most_common()
+    for why, count in reasons[:5]:
         print(f"not run, {count} {'cells' if count > 1 else 'cell'}: {why}", flush=True)
+    if rest := sum(count for _, count in reasons[5:]):
+        print(f"not run, {rest} more cells for such reasons: python -m protolib report tells each", flush=True)
     wanted = [(cell, run, grid.key(p, cell, run.seed, run.data("train").fingerprint))
               for run in runs for name, cell in cells.items() if name not in book.head["not_run"]]  # fmt: skip
     todo = [(cell, run, key) for cell, run, key in wanted if not book.has(cell.name, run.seed, key)]
