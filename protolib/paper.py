@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The paper concludes, and its numbers agree, that one row of a table beats another."""
+    """The paper's numbers say that row `better` of a table beats row `than`."""
 
     table: str
     text: str

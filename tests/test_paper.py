@@ -191,8 +191,8 @@ def test_window_runs_from_a_rerun_to_the_papers_highest_stage_1():
 
 def test_contradictions_by_their_numbers():
     sentences = dict(paper.contradictions())
-    numbers = {title: re.findall(r"[+-]?\d+\.\d+|\d+ of \d+|(?<=point in )\d+", text) for title, text in sentences.items()}
-    assert numbers == {
+    number = r"[+-]?\d+\.\d+|\d+ of \d+|(?<=point in )\d+"
+    assert {title: re.findall(number, text) for title, text in sentences.items()} == {
         "One model, several scores": ["67.54", "68.01", "69.55", "69.60", "69.54", "-0.06", "+2.00"],
         "Dice follows from mIoU": ["32 of 40", "34", "+0.15", "+0.31", "-0.93", "+3.07", "+1.36", "-0.47"],
         "PBIP does not lead everywhere": ["30.71", "30.64", "22.34", "21.40", "55.34", "55.28", "56.72", "56.30"],
@@ -226,7 +226,8 @@ def test_a_row_of_every_kind_of_cell():
     assert values == [
         ("t", "a", "gcss", "miou", 1.5, None, None, None, ""), ("t", "a", "gcss", "dice", 2.5, .5, None, None, ""),
         ("t", "a", "bcss", "dice", 3.0, None, 2.0, 4.0, ""),
-        ("t", "b", "gcss", "miou", 1.0, None, None, None, "typo?; n"), ("t", "b", "bcss", "dice", 9.5, None, None, None, "n")]
+        ("t", "b", "gcss", "miou", 1.0, None, None, None, "typo?; n"),
+        ("t", "b", "bcss", "dice", 9.5, None, None, None, "n")]
 
 
 @pytest.mark.parametrize("entries, message", [
