@@ -89,8 +89,9 @@ def test_f1_is_compared_over_seeds_alone(read):
     finding = account.findings(TABLES["table6"], found[0])[-1]
     assert (finding.verdict, finding.slides, finding.n_slides) == ("supported", None, 0)
     assert finding.ours.difference == pytest.approx(.11, rel=1e-12)
+    said = account.sections(found)["table6"]
     assert (f"- supported on {WORDS}: images prompt PLIP better than MedCLIP (image, PLIP over image, MedCLIP; the "
-            "paper +0.065 on bcss-wsss). Ours +0.110 F1; over 3 seeds +0.085 to +0.135, p = 0.0027, d = 11.0.") in account.sections(found)["table6"]
+            "paper +0.065 on bcss-wsss). Ours +0.110 F1; over 3 seeds +0.085 to +0.135, p = 0.0027, d = 11.0.") in said
 
 
 def test_a_sentence_holds_everything_it_rests_on(mosaic, parts):
@@ -124,12 +125,14 @@ def test_the_table_has_ours_beside_the_papers_and_names_the_data(mosaic, parts):
     entry, oracle = [e for e in ledger.rows(mosaic)
                      if (e["table"], e["row"], e["metric"]) == ("table2", "CLS", "miou")]
     assert rows[0][:3] == ["CLS", f"{entry['ours_mean']:.2f} ± {entry['ours_std']:.1f}", "62.08 ± 0.3"]
-    assert rows[0][-4:] == [f"{oracle['ours_mean']:.2f} ± {oracle['ours_std']:.1f}", "3", "0.06", "pbip_stage1 beta=0.0"]
+    assert rows[0][-4:] == [f"{oracle['ours_mean']:.2f} ± {oracle['ours_std']:.1f}", "3", "0.06",
+                            "pbip_stage1 beta=0.0"]
     assert rows[2] == ["CLS + BGS", "", "50.23 ± 2.4", "", "52.11 ± 1.7", "", "19.20 ± 0.7", "", "66.87 ± 2.7", "", "",
                        "", "not run"]
     assert (f"{WORDS} (train 390, val 65, test 130), preset lean. Protocol: predicted image labels, ignore pixels "
-            "dropped; oracle mIoU: oracle image labels, ignore pixels dropped. The paper: Table 2, bcss-wsss, other data, so no "
-            "difference is taken, protocol not stated. Run id: mosaic-lean/<cell>/seed <n>.\n\n|") in parts["table2"]
+            "dropped; oracle mIoU: oracle image labels, ignore pixels dropped. The paper: Table 2, bcss-wsss, other "
+            "data, so no difference is taken, protocol not stated. Run id: mosaic-lean/<cell>/seed <n>.\n\n|"
+            ) in parts["table2"]
 
 
 def test_a_number_that_is_missing_says_which_seed(read):
