@@ -131,7 +131,7 @@ def _run(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Iterato
     data = "the same data" if ledger.same(table, result) else "other data, so no difference is taken"
     budget = f" ({result['size']} px, {result['epochs']} epochs)" if "size" in result else ""
     yield (f"{name} ({patches}), preset {result['preset']}{budget}. Protocol: {said}{oracle}. The paper: {table.source}, "
-           f"{dataset}, {data}, protocol not stated. Run id: {result['label']}-{result['preset']}/<cell>/seed <n>.")
+           f"{dataset}, {data}, protocol not stated. Run id: {result['label']}-{result['preset']}/CELL/seed N.")
     yield _ours(table, result, own)
     if few := dict.fromkeys(f"{e['row']} ({e['seeds']})" for e in own if e["seeds"] < compare.FEW_SEEDS):
         yield f"WARNING: fewer than {compare.FEW_SEEDS} seeds on {name}, which tells little: {'; '.join(few)}."

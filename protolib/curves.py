@@ -1,13 +1,16 @@
-"""The paper's curves and ours: mIoU over K (Table 4), weights of the losses (Figure 3) and images (Figure 4)."""
+"""Curves: the paper's and ours over K (Table 4), loss weights (Figure 3) and images (Figure 4); a training's over its epochs."""
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from protolib import account, ledger, paper
+from protolib.datasets import DatasetSpec
 
 # Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
 OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -35,13 +38,14 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
     """The paper's curves and ours, mIoU in %, of "table4", "figure3" or "figure4".
 
     results: as ledger.read returns them. Ours is mean ± std over seeds under predicted image labels. Runs on the
-    paper's own data stand in the paper's panel; those on other data have panels of their own that say so. Raises
-    ValueError for another name. Notebook 07.
+    paper's own data stand in the paper's panel; those on other data have panels of their own that say so. Runs with fewer than
+    three values, such as those of other tables that share a cell, are left out. Raises ValueError for another name.
+    Notebook 07.
     """
     if name not in PANELS:
         raise ValueError(f"figure {name!r} is unknown; expected one of {', '.join(PANELS)}")
     table, columns = paper.TABLES[name], PANELS[name]
-    run = [(result, curves) for result in results if (curves := _ours(table, result))]
+    run = [(result, curves) for result in results if _enough(curves := _ours(table, result), columns)]
     beside = [curve for result, curves in run if ledger.same(table, result) for curve in curves]
     panels = [("published data: the paper" + " and ours" * bool(beside), [*_paper(table), *beside])]
     panels += [(f"ours on {ledger.name(result)}\nother data than the paper's: heights do not compare", curves)
@@ -57,6 +61,37 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
             _draw(ax, [c for c in curves if c.sweep in sweeps], positions, name_sweeps=len(sweeps) > 1)
             ax.set_title(title, fontsize=9)
             ax.set(xlabel=label, ylabel="mIoU (%)")
+    return fig
+
+
+def _enough(curves: Sequence[Curve], columns: Mapping[tuple[str, ...], str]) -> bool:
+    """Whether some panel has three values to draw a curve through."""
+    return any(len({x for curve in curves if curve.sweep in sweeps for x in curve.x}) > 2 for sweeps in columns)
+
+
+def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
+    """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
+
+    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the reference runs, see ledger.band.
+    """
+    fig = Figure(figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
+    axes = fig.subplots(1, 1 + spec.C)
+    inks = ["black", *(OKABE_ITO[c % len(OKABE_ITO)] for c in range(spec.C))]
+    own = [np.asarray(curve["loss"], float)[:, None], 100 * np.asarray(curve["iou"], float)]  # (E, 1), (E, C)
+    reference = [band.loss[..., None], 100 * band.iou] if band else None  # (3, E, 1), (3, E, C)
+    for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
+        part, c = (0, 0) if i == 0 else (1, i - 1)
+        if reference:
+            mean, low, high = reference[part][..., c]
+            epochs = np.arange(1, len(mean) + 1)
+            ax.fill_between(epochs, low, high, color=ink, alpha=0.25, lw=0, label="reference, lowest to highest")
+            ax.plot(epochs, mean, color=ink, ls="--", lw=1, label="reference, mean")
+        epochs = np.arange(1, len(own[part]) + 1)
+        ax.plot(epochs, own[part][:, c], color=ink, marker="os^DvP"[i % 6], mec="black", label="this run")
+        ax.set(title=title, xlabel="epoch", ylabel="loss (nats)" if i == 0 else "IoU on val (%)" if i == 1 else "")
+        ax.set_ylim(*((0, None) if i == 0 else (0, 100)))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes[0].legend(fontsize=7)
     return fig
 
 

@@ -238,25 +238,18 @@ def check_protocol_gate(mine: Callable) -> bool:
 
 
 def check_paired_interval(mine: Callable) -> bool:
-    """Whether mine(ours, theirs) is the 95 % t interval of the mean paired difference, as in compare.paired. Notebook 07.
-
-    mine: two arrays (n,) of scores of the same seeds -> (low, high).
-    """
+    """Whether mine(ours, theirs), (n,) scores of the same seeds each, is (low, high) of compare.paired. Notebook 07."""
     ours, theirs = np.array([62.0, 66.5, 61.0, 70.5]), np.array([60.0, 65.0, 60.5, 66.0])
     wanted, apart, n = compare.paired(ours, theirs), ours - theirs, len(ours)
     half, error = (wanted.high - wanted.low) / 2, apart.std(ddof=1) / np.sqrt(n)
     both = np.sqrt((ours.var(ddof=1) + theirs.var(ddof=1)) / n)
-
-    def around(width: float) -> np.ndarray:
-        return apart.mean() + np.array([-width, width])
-
+    around = lambda width: apart.mean() + np.array([-width, width])
     slips = [
         (around(1.96 * error), "1.96 is for many seeds; with n of them it is scipy.stats.t.ppf(0.975, n - 1)"),
         (around(half * np.sqrt(n)), "the mean of n differences varies less than one of them: divide by sqrt(n)"),
         (around(half * np.sqrt((n - 1) / n)), "the deviation of a sample divides by n - 1: std(ddof=1)"),
         (around(half * both / error), "the seeds are paired: take the differences first, then their deviation"),
         (-around(half)[::-1], "the sign: ours - theirs"),
-        (around(half)[::-1], "low comes first"),
     ]
     return _judge(lambda: mine(ours.copy(), theirs.copy()), np.array([wanted.low, wanted.high]), slips,
                   "d = ours - theirs; mean(d) -+ t * std(d, ddof=1) / sqrt(n), t = scipy.stats.t.ppf(0.975, n - 1)")  # fmt: skip

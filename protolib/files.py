@@ -37,7 +37,8 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, obj: Any, lines: str = "") -> None:
     """Write JSON, whole or not at all.
 
-    lines: the key of a list that gets one line an entry, so that a long file stays short and its changes readable. numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
+    lines: the key of a list that gets one line an entry, so that a long file stays short and its changes readable.
+    numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
     TypeError for what JSON cannot hold, before anything is written.
     """
     plain, line = _plain(obj), partial(json.dumps, ensure_ascii=False, allow_nan=False)

@@ -1,7 +1,7 @@
 """Figures of the notebooks: colours that all readers can tell apart, a letter for every tissue, one way to save."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import ledger, metrics, results
+from protolib import metrics, results
 from protolib.curves import OKABE_ITO
 from protolib.data import DatasetSpec
 from protolib.files import whole, write_text
@@ -201,30 +201,6 @@ class LivePlot:
         else:
             self.shown.update(fig)
         plt.close(fig)
-
-
-def curves(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
-    """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
-
-    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the reference runs, see ledger.band.
-    """
-    fig, axes = plt.subplots(1, 1 + spec.C, figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
-    inks = [(0.0, 0.0, 0.0), *colours(spec)[:-1]]
-    own = [np.asarray(curve["loss"], float)[:, None], 100 * np.asarray(curve["iou"], float)]  # (E, 1), (E, C)
-    reference = [band.loss[..., None], 100 * band.iou] if band else None  # (3, E, 1), (3, E, C)
-    for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
-        part, c = (0, 0) if i == 0 else (1, i - 1)
-        if reference:
-            mean, low, high = reference[part][..., c]
-            epochs = np.arange(1, len(mean) + 1)
-            ax.fill_between(epochs, low, high, color=ink, alpha=0.25, lw=0, label="reference, lowest to highest")
-            ax.plot(epochs, mean, color=ink, ls="--", lw=1, label="reference, mean")
-        ax.plot(np.arange(1, len(own[part]) + 1), own[part][:, c], color=ink, marker="os^DvP"[i % 6], mec="black", label="this run")
-        ax.set(title=title, xlabel="epoch", ylabel="loss (nats)" if i == 0 else "IoU on val (%)" if i == 1 else "")
-        ax.set_ylim(*((0, None) if i == 0 else (0, 100)))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes[0].legend(fontsize=7)
-    return fig
 
 
 def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:

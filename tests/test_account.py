@@ -131,7 +131,7 @@ def test_the_table_has_ours_beside_the_papers_and_names_the_data(mosaic, parts):
                        "", "not run"]
     assert (f"{WORDS} (train 390, val 65, test 130), preset lean. Protocol: predicted image labels, ignore pixels "
             "dropped; oracle mIoU: oracle image labels, ignore pixels dropped. The paper: Table 2, bcss-wsss, other "
-            "data, so no difference is taken, protocol not stated. Run id: mosaic-lean/<cell>/seed <n>.\n\n|"
+            "data, so no difference is taken, protocol not stated. Run id: mosaic-lean/CELL/seed N.\n\n|"
             ) in parts["table2"]
 
 

@@ -1,5 +1,6 @@
 """The figures of the ledger: what is drawn where, with which words."""
 import statistics
+from types import SimpleNamespace
 
 import fake_results
 import numpy as np
@@ -98,3 +99,24 @@ def test_figures_are_those_of_one_metric_over_a_sweep():
     assert sweeps == {sweep for panels in curves.PANELS.values() for together in panels for sweep in together}
     with pytest.raises(ValueError, match="figure 'table2' is unknown; expected one of table4, figure3, figure4"):
         curves.figure([], "table2")
+
+
+def test_a_file_of_two_values_draws_no_panel(tmp_path):
+    result = fake_results.result()
+    few = result | {"label": "phantom", "tables": {"figure3": {"beta/alpha = 0": "pbip_stage1 beta=0.0", "beta/alpha = 0.5": "pbip_stage1"}}}
+    fake_results.write(tmp_path, few, result)
+    titles = [ax.get_title() for ax in curves.figure(ledger.read(tmp_path), "figure3").axes]
+    assert len(titles) == 4 and not any("phantom" in title for title in titles)
+
+
+def test_a_training_is_drawn_on_the_band_of_its_reference():
+    spec = SimpleNamespace(C=2, titles=("tumour", "stroma"))
+    band = ledger.Band((0, 1), np.array([[2.0, 1.0], [1.5, 0.5], [2.5, 1.5]]), np.full((3, 2, 2), 0.5) + np.array([0, -0.1, 0.1])[:, None, None])
+    fig = curves.history({"loss": [2.0, 1.2], "iou": [[0.25, 0.5], [0.75, None]]}, spec, band)
+    loss, tumour, stroma = fig.axes
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[2.0, 1.0], [2.0, 1.2]]  # mean of the reference, this run
+    assert tumour.lines[1].get_ydata().tolist() == [25.0, 75.0] and np.isnan(stroma.lines[1].get_ydata()[1])
+    low, high = (f(tumour.collections[0].get_paths()[0].vertices[:, 1]) for f in (min, max))
+    assert (low, high) == (pytest.approx(40), pytest.approx(60)) and tumour.get_ylim() == (0, 100)
+    assert [ax.get_title() for ax in fig.axes] == ["loss", "tumour", "stroma"] and loss.get_ylabel() == "loss (nats)"
+    assert len(curves.history({"loss": [1.0], "iou": [[0.5, 0.5]]}, spec).axes[1].lines) == 1

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -160,3 +161,13 @@ def test_save_keeps_the_old_picture_when_drawing_fails(tmp_path):
         viz.save(fig, tmp_path, "01_line", "Second.")
     assert (tmp_path / "figures" / "01_line.png").read_bytes() == old
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["01_line.png", "01_line.txt"]
+
+
+def test_the_live_plot_draws_losses_and_leaves_out_what_was_watched():
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "half": [1.0, 0.5], "seconds": [9.0, 9.0], "IoU TUM": [80.0, 90.0]})
+    assert viz.LivePlot.losses(history) == ["loss", "half"]
+    live = viz.LivePlot(["net"])
+    live.histories["net"] = history
+    [ax] = live.figure().axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[2.0, 1.0], [1.0, 0.5]] and ax.get_ylim() == (0, pytest.approx(2.2))
+    plt.close("all")
