@@ -63,7 +63,7 @@ class Results:
             "label": label, "official": official, "dataset": run.dataset,
             "patches": {split: len(run.data(split)) for split in ("train", "val", "test")},
             "preset": run.preset.name, "size": run.preset.size, "epochs": run.preset.epochs,
-            "classes": run.spec.classes, "not_run": {},
+            "classes": run.spec.classes, "not_run": old.get("not_run", {}),
             "tables": {name: {row: cell.name for row, cell in rows.items()} for name, rows in tables.items()},
         }  # fmt: skip
 
@@ -72,8 +72,11 @@ class Results:
         return self.cells.get((cell, seed), {}).get("key") == key
 
     def add(self, made: dict) -> None:
-        """Take in a cell and write the file."""
+        """Take in a cell and write the file; what other code made of the same cell goes: a mean must not mix the two."""
         with self.lock:
+            other = [k for k, c in self.cells.items() if k[0] == made["cell"] and c.get("code") != made.get("code")]
+            for place in other:
+                del self.cells[place]
             self.cells[made["cell"], made["seed"]] = made
             self.write()
 
@@ -87,14 +90,15 @@ def _todo(book: Results, p: presets.Preset, cells: dict[str, grid.Cell], runs: S
     """Cells with their seed, run and key that are still to be run; what cannot be is noted with its reason."""
     owners = [bank.candidates(run.data("train"), 1, p.white_limit, p.single_class)[1] for run in runs]
     pure = {name: min(int((o == c).sum()) for o in owners) for c, name in enumerate(runs[0].spec.classes)}
-    book.head["not_run"] = {name: why for name, cell in cells.items() if (why := grid.refusal(p, cell, pure))}
-    reasons = Counter(book.head["not_run"].values()).most_common()
+    not_run = {name: why for name, cell in cells.items() if (why := grid.refusal(p, cell, pure))}
+    book.head["not_run"] = {name: why for name, why in book.head["not_run"].items() if name not in cells} | not_run
+    reasons = Counter(not_run.values()).most_common()
     for why, count in reasons[:5]:
         print(f"not run, {count} {'cells' if count > 1 else 'cell'}: {why}", flush=True)
     if rest := sum(count for _, count in reasons[5:]):
         print(f"not run, {rest} more cells for such reasons: python -m protolib report tells each", flush=True)
     wanted = [(cell, run, grid.key(p, cell, run.seed, run.data("train").fingerprint))
-              for run in runs for name, cell in cells.items() if name not in book.head["not_run"]]  # fmt: skip
+              for run in runs for name, cell in cells.items() if name not in not_run]  # fmt: skip
     todo = [(cell, run, key) for cell, run, key in wanted if not book.has(cell.name, run.seed, key)]
     print(f"{len(wanted)} cells, {len(wanted) - len(todo)} done before", flush=True)
     book.write()

@@ -28,7 +28,7 @@ if settings.get("threshold") == os.environ.get("BREAK", "-"): raise RuntimeError
 (own / "pbip_stage1" / "checkpoint.pt").write_text("large")
 value = (len(method) + len(settings) + seed) / 20
 (own / "cell.json").write_text(json.dumps({"scores": {"predicted": {"miou": value}}, "seconds": 1.5, "device": device,
-                                           "threads": int(os.environ["OMP_NUM_THREADS"]), "given": [preset, dataset, method, settings, seed]}))
+                                           "code": os.environ.get("CODE", "a"), "threads": int(os.environ["OMP_NUM_THREADS"]), "given": [preset, dataset, method, settings, seed]}))
 """
 
 
@@ -130,6 +130,16 @@ def test_a_cell_of_other_code_is_run_again_and_what_cannot_run_is_noted(project,
     assert "not run, 1 cell: too few\n2 cells, 0 done before" in capsys.readouterr().out
     assert runs_of(project) == {"pbip_stage1, seed 0": 2, "pbip_stage1 similarity=convolution, seed 0": 2, "pbip_stage1 threshold=none, seed 0": 1}
     assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
+    assert main(command("table4", "--seeds", "0")) == 0  # another table: what is known of this one stays
+    assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
+
+
+def test_a_mean_never_mixes_the_seeds_of_two_codes(project, monkeypatch):
+    assert main(command("table5", "--seeds", "0,1")) == 0
+    monkeypatch.setattr(grid, "CODE", "other")
+    monkeypatch.setenv("CODE", "b")
+    assert main(command("table5", "--seeds", "1")) == 0
+    assert {(c["seed"], c["code"]) for c in results_of(project)["cells"]} == {(1, "b")} and len(results_of(project)["cells"]) == 3
 
 
 def test_refused_before_any_work(project, capsys):
