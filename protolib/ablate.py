@@ -143,6 +143,8 @@ def _one(book: Results, notebook: Path, folder: Path, free: queue.SimpleQueue, c
     place, own, began = free.get(), folder / cell.name / f"seed {run.seed}", time.monotonic()
     try:
         own.mkdir(parents=True, exist_ok=True)
+        # made anew, also after a kill: building it moves the random numbers that the initial weights are drawn from, loading does not
+        shutil.rmtree(own / "bank", ignore_errors=True)
         parameters = {
             "preset": run.preset.name, "dataset": run.dataset, "data_root": run.data_root, "run_dir": str(own), "seed": run.seed,
             "device": place, "method": cell.method, "settings": cell.settings, "cache": str(run.cache),

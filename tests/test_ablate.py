@@ -25,10 +25,11 @@ own = Path(run_dir)
 with open(own / "count.txt", "a") as count: count.write("x")
 if settings.get("threshold") == os.environ.get("BREAK", "-"): raise RuntimeError("the disk is full")
 (own / "pbip_stage1").mkdir(exist_ok=True)
+left = sorted(p.name for p in own.iterdir() if p.is_dir())
 (own / "pbip_stage1" / "checkpoint.pt").write_text("large")
 value = (len(method) + len(settings) + seed) / 20
 (own / "cell.json").write_text(json.dumps({"scores": {"predicted": {"miou": value}}, "seconds": 1.5, "device": device,
-                                           "code": os.environ.get("CODE", "a"), "threads": int(os.environ["OMP_NUM_THREADS"]), "given": [preset, dataset, method, settings, seed]}))
+                                           "code": os.environ.get("CODE", "a"), "left": left, "threads": int(os.environ["OMP_NUM_THREADS"]), "given": [preset, dataset, method, settings, seed]}))
 """
 
 
@@ -132,6 +133,14 @@ def test_a_cell_of_other_code_is_run_again_and_what_cannot_run_is_noted(project,
     assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
     assert main(command("table4", "--seeds", "0")) == 0  # another table: what is known of this one stays
     assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
+
+
+def test_a_cell_that_was_killed_keeps_its_training_but_builds_its_bank_again(project):
+    own = project / "runs" / "ablations" / "phantom-smoke" / "pbip_stage1" / "seed 0"
+    for step in ("bank", "prototypes"):  # left by a kill
+        (own / step).mkdir(parents=True)
+    assert main(command("table5", "--seeds", "0")) == 0
+    assert results_of(project)["cells"][0]["left"] == ["pbip_stage1", "prototypes"]
 
 
 def test_a_mean_never_mixes_the_seeds_of_two_codes(project, monkeypatch):
