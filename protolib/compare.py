@@ -46,7 +46,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
 
 
 def miou(matrices: np.ndarray, ignore: str = "dropped") -> np.ndarray:
-    """Mean IoU of many confusion matrices at once: metrics.scores without torch.
+    """Mean IoU of many confusion matrices at once, where metrics.scores takes one: a bootstrap asks for 10,000.
 
     matrices (..., C+1, C+1), see metrics.confusion; ignore "dropped" or "counted", see metrics.Protocol. Returns (...)
     float64 in [0, 1]; a class in neither truth nor prediction is left out of the mean, NaN where none is left. Raises

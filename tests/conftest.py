@@ -1,15 +1,29 @@
 """What every test may ask for."""
+from collections.abc import Callable
 from pathlib import Path
 
+import fake_results
 import pytest
 import torch
 from huggingface_hub import constants
+
+from protolib import ledger
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def read(tmp_path_factory) -> Callable[..., list[dict]]:
+    """Results of fake_results as the ledger reads them from their files."""
+    def of(*results: dict) -> list[dict]:
+        folder = tmp_path_factory.mktemp("results")
+        fake_results.write(folder, *results)
+        return ledger.read(folder)
+    return of
 
 
 @pytest.fixture

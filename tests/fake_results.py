@@ -1,5 +1,7 @@
 """Result files as `python -m protolib ablate` writes them, made of a formula: no network was trained."""
+import copy
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -71,6 +73,20 @@ def result(label: str = "mosaic", official: bool = False, dataset: str = "bcss-w
     return {"label": label, "official": official, "dataset": dataset, "patches": {"train": 390, "val": 65, "test": 130},
             "preset": preset, "classes": CLASSES, "tables": TABLES, "not_run": NOT_RUN,
             "cells": cells + [zero_shot(seed, prefix) for seed in seeds]}
+
+
+def changed(values: dict, way: Sequence, value) -> dict:
+    """A copy of nested values with one entry replaced, or dropped where value is None."""
+    values = copy.deepcopy(values)
+    *path, last = way
+    entry = values
+    for key in path:
+        entry = entry[key]
+    if value is None:
+        del entry[last]
+    else:
+        entry[last] = value
+    return values
 
 
 def write(folder, *results: dict) -> None:

@@ -13,15 +13,6 @@ TABLES = paper.TABLES
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
-    def of(*results: dict) -> list[dict]:
-        folder = tmp_path_factory.mktemp("results")
-        fake_results.write(folder, *results)
-        return ledger.read(folder)
-    return of
-
-
-@pytest.fixture(scope="module")
 def mosaic(read):
     return read(fake_results.result(slides=3))
 

@@ -12,10 +12,9 @@ WORDS = "ours on mosaic, not an official benchmark\nother data than the paper's:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
-    fake_results.write(folder, fake_results.result(), fake_results.result("bcss-wsss", True, preset="paper_text"))
-    return {result["label"]: result for result in ledger.read(folder)}
+def results(read):
+    found = read(fake_results.result(), fake_results.result("bcss-wsss", True, preset="paper_text"))
+    return {result["label"]: result for result in found}
 
 
 def lines(ax) -> dict[str, dict[str, float]]:
@@ -101,11 +100,10 @@ def test_figures_are_those_of_one_metric_over_a_sweep():
         curves.figure([], "table2")
 
 
-def test_a_file_of_two_values_draws_no_panel(tmp_path):
+def test_a_file_of_two_values_draws_no_panel(read):
     result = fake_results.result()
     few = result | {"label": "phantom", "tables": {"figure3": {"beta/alpha = 0": "pbip_stage1 beta=0.0", "beta/alpha = 0.5": "pbip_stage1"}}}
-    fake_results.write(tmp_path, few, result)
-    titles = [ax.get_title() for ax in curves.figure(ledger.read(tmp_path), "figure3").axes]
+    titles = [ax.get_title() for ax in curves.figure(read(few, result), "figure3").axes]
     assert len(titles) == 4 and not any("phantom" in title for title in titles)
 
 

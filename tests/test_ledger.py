@@ -18,15 +18,6 @@ PREDICTED, ORACLE = fake_results.PROTOCOLS.values()
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
-    def of(*results: dict) -> list[dict]:
-        folder = tmp_path_factory.mktemp("results")
-        fake_results.write(folder, *results)
-        return ledger.read(folder)
-    return of
-
-
-@pytest.fixture(scope="module")
 def both(read):
     return read(MOSAIC, OFFICIAL)
 
@@ -187,16 +178,7 @@ def test_the_files_of_these_tests_hold_scores_that_follow_from_their_slides():
     (["cells", 1, "seed"], 0, "cells: 'cam' stands there twice with seed 0"),
 ], ids=lambda x: "-".join(map(str, x)) if isinstance(x, list) else None)
 def test_a_malformed_file_is_named_with_the_key(tmp_path, way, value, words):
-    result = copy.deepcopy(MOSAIC)
-    *path, last = way
-    entry = result
-    for key in path:
-        entry = entry[key]
-    if value is None:
-        del entry[last]
-    else:
-        entry[last] = value
-    write_json(tmp_path / "mosaic-lean.json", result)
+    write_json(tmp_path / "mosaic-lean.json", fake_results.changed(MOSAIC, way, value))
     with pytest.raises(ValueError, match=f"^mosaic-lean.json: .*{words}"):
         ledger.read(tmp_path)
 
