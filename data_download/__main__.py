@@ -1,4 +1,5 @@
 """Command line: `python -m data_download list | get NAME | verify NAME | status`."""
+
 import argparse
 import shlex
 import sys
@@ -8,34 +9,60 @@ from pathlib import Path
 
 def parser() -> argparse.ArgumentParser:
     """The options of each command."""
-    top = argparse.ArgumentParser(prog="python -m data_download",
-                                  description="the published data sets and weights, whole or not at all")
+    top = argparse.ArgumentParser(
+        prog="python -m data_download",
+        description="the published data sets and weights, whole or not at all",
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    add = {name: commands.add_parser(name, help=text, description=text) for name, text in (
-        ("list", "what there is, under which licence, from where"),
-        ("get", "download, unpack, arrange and verify; repeat it after any interruption"),
-        ("verify", "check what is there"),
-        ("status", "how far each is"))}
+    add = {
+        name: commands.add_parser(name, help=text, description=text)
+        for name, text in (
+            ("list", "what there is, under which licence, from where"),
+            ("get", "download, unpack, arrange and verify; repeat it after any interruption"),
+            ("verify", "check what is there"),
+            ("status", "how far each is"),
+        )
+    }
     for name in ("get", "verify"):
         add[name].add_argument("name", metavar="NAME", help="one of those that `list` shows")
     for name in ("get", "verify", "status"):
-        add[name].add_argument("--to", metavar="DIR", type=Path,
-                               help="the folder it ends in (default: data/NAME; weights: where protolib looks)")
+        add[name].add_argument(
+            "--to",
+            metavar="DIR",
+            type=Path,
+            help="the folder it ends in (default: data/NAME; weights: where protolib looks)",
+        )
     where = add["get"].add_mutually_exclusive_group()
-    where.add_argument("--mirror", metavar="M", default="", help="only from this one of its mirrors")
-    where.add_argument("--from-local", metavar="ARCHIVE_OR_FOLDER", type=Path,
-                       help="not from the network but from what you have; it is left as it is")
-    add["get"].add_argument("--accept-licence", action="store_true", help="you have read its licence and accept it")
-    add["verify"].add_argument("--fix", action="store_true", help="put what is wrong into a quarantine, delete nothing")
+    where.add_argument(
+        "--mirror", metavar="M", default="", help="only from this one of its mirrors"
+    )
+    where.add_argument(
+        "--from-local",
+        metavar="ARCHIVE_OR_FOLDER",
+        type=Path,
+        help="not from the network but from what you have; it is left as it is",
+    )
+    add["get"].add_argument(
+        "--accept-licence", action="store_true", help="you have read its licence and accept it"
+    )
+    add["verify"].add_argument(
+        "--fix", action="store_true", help="put what is wrong into a quarantine, delete nothing"
+    )
     for command in add.values():
-        command.add_argument("--registry", metavar="FILE", type=Path, help="another registry: your institution's")
+        command.add_argument(
+            "--registry", metavar="FILE", type=Path, help="another registry: your institution's"
+        )
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 refused or problems found, 130 interrupted."""
+    """Run one command; returns the exit status: 0 done, 1 refused or problems found, 130
+    interrupted."""
     args = parser().parse_args(argv)
-    from data_download import fetch, registry   # after parsing: --help and a misspelt option answer at once
+    from data_download import (  # after parsing: --help and a misspelt option answer at once
+        fetch,
+        registry,
+    )
 
     try:
         entries = registry.load(args.registry or registry.OWN)
@@ -52,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (registry.Refused, ValueError) as error:
         print(f"data_download: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, EOFError):     # Ctrl-C, or Ctrl-D at the question
-        again = shlex.join(["python", "-m", "data_download", *(sys.argv[1:] if argv is None else argv)])
+    except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at the question
+        again = shlex.join(
+            ["python", "-m", "data_download", *(sys.argv[1:] if argv is None else argv)]
+        )
         print(f"\ndata_download: stopped; what came is kept. Go on with: {again}", file=sys.stderr)
         return 130
 

@@ -1,11 +1,13 @@
-"""The folder that a download ends in: its lock against others, its record, and the steps on the way there.
+"""The folder that a download ends in: its lock against others, its record, and the steps on the way
+there.
 
-    FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256; enforced ever after
-    FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so nothing is downloaded twice
-    FOLDER/.download/NAME/unpacked/    all of it unpacked; there only when complete
-    FOLDER/.download/NAME/tree/        being arranged
-    FOLDER/.download/NAME/ready/       complete; its contents are renamed into FOLDER
+FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256; enforced ever after
+FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so nothing is downloaded twice
+FOLDER/.download/NAME/unpacked/    all of it unpacked; there only when complete
+FOLDER/.download/NAME/tree/        being arranged
+FOLDER/.download/NAME/ready/       complete; its contents are renamed into FOLDER
 """
+
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,17 +25,20 @@ STAGE = ".download"
 
 
 class Folder:
-    """Where entry `name` is brought to under `root`; the record of other entries in the same folder is left alone."""
+    """Where entry `name` is brought to under `root`; the record of other entries in the same folder
+    is left alone."""
 
     def __init__(self, root: Path, name: str):
         self.root, self.name = root, name
         self.stage = root / STAGE / name
         self.files, self.unpacked, self.tree, self.ready = (
-            self.stage / step for step in ("files", "unpacked", "tree", "ready"))
+            self.stage / step for step in ("files", "unpacked", "tree", "ready")
+        )
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep others out; the system lets go of the lock when its holder dies, so none is ever stale.
+        """Keep others out; the system lets go of the lock when its holder dies, so none is ever
+        stale.
 
         Raises Refused, naming the process that holds it, or why the folder cannot be written.
         """
@@ -42,26 +47,35 @@ class Folder:
             holder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / STAGE / "lock", timeout=0):
                 holder.write_text(f"{os.getpid()}\n")
-                for litter in self.root.glob(f".{LOCK}.*.part"):    # of a run that was killed as it wrote the record
+                for litter in self.root.glob(
+                    f".{LOCK}.*.part"
+                ):  # of a run that was killed as it wrote the record
                     litter.unlink()
                 yield
                 holder.unlink(missing_ok=True)
         except Timeout as error:
             who = holder.read_text().strip() if holder.is_file() else "?"
-            raise Refused(f"process {who} is downloading into {self.root}: wait for it, or end it") from error
+            raise Refused(
+                f"process {who} is downloading into {self.root}: wait for it, or end it"
+            ) from error
         except OSError as error:
-            raise Refused(f"{error.filename or self.root} cannot be written: {error.strerror}; choose another folder "
-                          "with --to") from error
+            raise Refused(
+                f"{error.filename or self.root} cannot be written: {error.strerror}; choose another folder "
+                "with --to"
+            ) from error
 
     def record(self) -> dict[str, Any]:
-        """What is recorded of this entry, {} if nothing; raises Refused if the record cannot be read."""
+        """What is recorded of this entry, {} if nothing; raises Refused if the record cannot be
+        read."""
         try:
             return files.read_json(self.root / LOCK).get(self.name, {})
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
-            raise Refused(f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it and trust "
-                          "the next download as the first") from error
+            raise Refused(
+                f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it and trust "
+                "the next download as the first"
+            ) from error
 
     def note(self, **changes: Any) -> None:
         """Write into the record, whole or not at all."""
@@ -80,7 +94,9 @@ class Folder:
     def complete(self) -> bool:
         """Whether all that was ever put into the folder for this entry is still there."""
         record = self.record()
-        return bool(record.get("complete")) and all((self.root / name).exists() for name in record["contents"])
+        return bool(record.get("complete")) and all(
+            (self.root / name).exists() for name in record["contents"]
+        )
 
     def foreign(self) -> list[str]:
         """What lies in the folder and is not of any download here."""
@@ -90,7 +106,9 @@ class Folder:
             everything = {}
         ours = {STAGE, LOCK}.union(*(known.get("contents", ()) for known in everything.values()))
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        return sorted(name for name in there - ours if not name.startswith(f".{LOCK}."))   # half a record, of a kill
+        return sorted(
+            name for name in there - ours if not name.startswith(f".{LOCK}.")
+        )  # half a record, of a kill
 
     def forget(self) -> None:
         """Go back to what was downloaded: the steps after it are made anew."""
@@ -99,22 +117,30 @@ class Folder:
         self.note(complete=False)
 
     def publish(self) -> None:
-        """Give everything in `ready` its final name, one rename each; goes on where an earlier run was killed.
+        """Give everything in `ready` its final name, one rename each; goes on where an earlier run
+        was killed.
 
         Raises Refused, before the first rename, if a name is taken.
         """
         contents = sorted(path.name for path in self.ready.iterdir())
-        if taken := [name for name in contents if (self.root / name).exists() or name in (STAGE, LOCK)]:
-            raise Refused(f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this again; all "
-                          "that was downloaded is kept")
+        if taken := [
+            name for name in contents if (self.root / name).exists() or name in (STAGE, LOCK)
+        ]:
+            raise Refused(
+                f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this again; all "
+                "that was downloaded is kept"
+            )
         if contents:
-            self.note(contents=sorted({*self.record().get("contents", ()), *contents}), complete=False)
+            self.note(
+                contents=sorted({*self.record().get("contents", ()), *contents}), complete=False
+            )
         for name in contents:
             os.rename(self.ready / name, self.root / name)
         self.note(complete=True)
 
     def tidy(self, keep: Callable[[Path], bool]) -> int:
-        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns their bytes.
+        """Remove all steps on the way but those downloaded files that `keep` says yes to; returns
+        their bytes.
 
         `ready` goes last: while it is there, something may be left to tidy.
         """

@@ -1,8 +1,11 @@
-"""What a place of publication holds: every kind of mirror turned into a list of files with URL, size and hash.
+"""What a place of publication holds: every kind of mirror turned into a list of files with URL,
+size and hash.
 
-All through one transport rather than one library for each place (gdown, huggingface_hub): so resuming, limits of time
-and the checks are the same for all, and each is tested against a local stand-in (`base` in the registry).
+All through one transport rather than one library for each place (gdown, huggingface_hub): so
+resuming, limits of time and the checks are the same for all, and each is tested against a local
+stand-in (`base` in the registry).
 """
+
 import json
 import re
 from collections.abc import Callable
@@ -17,12 +20,18 @@ from data_download.part import MirrorFailed, Remote
 from data_download.registry import Entry, Mirror, inside
 from data_download.transport import Patience, listing
 
-DEPTH = 6       # folders within folders; a Drive folder may hold a link to itself
-HOSTS = {"drive-folder": "https://drive.google.com", "drive-file": "https://drive.usercontent.google.com",
-         "zenodo": "https://zenodo.org", "huggingface": "https://huggingface.co",
-         "figshare": "https://api.figshare.com"}
-QUOTA = ("the quota that Google Drive sets for this file is used up: try again in a day, choose another place with "
-         "--mirror, or get the file in a browser that is signed in to Google and give it with --from-local FILE")
+DEPTH = 6  # folders within folders; a Drive folder may hold a link to itself
+HOSTS = {
+    "drive-folder": "https://drive.google.com",
+    "drive-file": "https://drive.usercontent.google.com",
+    "zenodo": "https://zenodo.org",
+    "huggingface": "https://huggingface.co",
+    "figshare": "https://api.figshare.com",
+}
+QUOTA = (
+    "the quota that Google Drive sets for this file is used up: try again in a day, choose another place with "
+    "--mirror, or get the file in a browser that is signed in to Google and give it with --from-local FILE"
+)
 Listed = list[Remote]
 
 
@@ -31,8 +40,11 @@ def address(mirror: Mirror) -> str:
     return mirror.id if mirror.kind in ("http", "pointer") else _host(mirror) + "/"
 
 
-def remotes(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience = Patience()) -> Listed:
-    """The files that a mirror holds; size and SHA-256 are the registry's where it knows them, else the mirror's own.
+def remotes(
+    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience = Patience()
+) -> Listed:
+    """The files that a mirror holds; size and SHA-256 are the registry's where it knows them, else
+    the mirror's own.
 
     Raises MirrorFailed if it does not answer, lists nothing, or lacks what the registry asks of it.
     """
@@ -40,8 +52,10 @@ def remotes(entry: Entry, mirror: Mirror, client: requests.Session, patience: Pa
     if mirror.file:
         found = [remote for remote in found if remote.name == mirror.file]
     if not found:
-        raise MirrorFailed(f"{mirror.name} shows no {mirror.file or 'file'}: it is empty, closed to strangers, or its "
-                           "pages have changed")
+        raise MirrorFailed(
+            f"{mirror.name} shows no {mirror.file or 'file'}: it is empty, closed to strangers, or its "
+            "pages have changed"
+        )
     if mirror.save and len(found) == 1:
         found = [replace(found[0], name=mirror.save)]
     return [_known(entry, replace(remote, name=inside(remote.name))) for remote in found]
@@ -50,9 +64,15 @@ def remotes(entry: Entry, mirror: Mirror, client: requests.Session, patience: Pa
 def _known(entry: Entry, remote: Remote) -> Remote:
     known = (entry.files or {}).get(remote.name, {})
     if not known:
-        return replace(remote, told_by="as the mirror itself says") if remote.size or remote.hash else remote
+        return (
+            replace(remote, told_by="as the mirror itself says")
+            if remote.size or remote.hash
+            else remote
+        )
     hash = f"sha256:{known['sha256']}" if known.get("sha256") else remote.hash
-    return replace(remote, size=known.get("size", remote.size), hash=hash, told_by="as registry.toml says")
+    return replace(
+        remote, size=known.get("size", remote.size), hash=hash, told_by="as registry.toml says"
+    )
 
 
 def _host(mirror: Mirror) -> str:
@@ -68,7 +88,8 @@ def _json(url: str, client: requests.Session, patience: Patience) -> tuple[Any, 
 
 
 def _http(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
-    """One URL, or, where it ends in "/", the files that the registry lists for this entry below it."""
+    """One URL, or, where it ends in "/", the files that the registry lists for this entry below
+    it."""
     if not mirror.id.endswith("/"):
         return [Remote(unquote(urlsplit(mirror.id).path.rsplit("/", 1)[-1]), mirror.id)]
     return [Remote(name, mirror.id + quote(name)) for name in entry.files or {}]
@@ -84,40 +105,70 @@ def _pointer(entry: Entry, mirror: Mirror, client: requests.Session, patience: P
 
 def _zenodo(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
     record, _ = _json(f"{_host(mirror)}/api/records/{mirror.id}", client, patience)
-    return [Remote(file["key"], file["links"]["self"], file["size"], file.get("checksum", ""))
-            for file in record.get("files") or []]
+    return [
+        Remote(file["key"], file["links"]["self"], file["size"], file.get("checksum", ""))
+        for file in record.get("files") or []
+    ]
 
 
 def _figshare(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
-    found, _ = _json(f"{_host(mirror)}/v2/articles/{mirror.id}/files?page_size=1000", client, patience)
-    return [Remote(file["name"], file["download_url"], file["size"],
-                   f"md5:{file['computed_md5']}" if file.get("computed_md5") else "") for file in found]
+    found, _ = _json(
+        f"{_host(mirror)}/v2/articles/{mirror.id}/files?page_size=1000", client, patience
+    )
+    return [
+        Remote(
+            file["name"],
+            file["download_url"],
+            file["size"],
+            f"md5:{file['computed_md5']}" if file.get("computed_md5") else "",
+        )
+        for file in found
+    ]
 
 
-def _huggingface(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
-    """Every file of the repository's main branch but git's own; large ones come with their SHA-256."""
+def _huggingface(
+    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience
+) -> Listed:
+    """Every file of the repository's main branch but git's own; large ones come with their
+    SHA-256."""
     host, found = _host(mirror), []
     url = f"{host}/api/{mirror.id}/tree/main?recursive=true"
     while url:
         rows, url = _json(url, client, patience)
-        found += [row for row in rows if row["type"] == "file" and not row["path"].startswith(".git")]
+        found += [
+            row for row in rows if row["type"] == "file" and not row["path"].startswith(".git")
+        ]
     place = f"{host}/{mirror.id.removeprefix('models/')}/resolve/main/"
-    return [Remote(row["path"], place + quote(row["path"]), row["size"],
-                   f"sha256:{row['lfs']['oid']}" if row.get("lfs") else "") for row in found]
+    return [
+        Remote(
+            row["path"],
+            place + quote(row["path"]),
+            row["size"],
+            f"sha256:{row['lfs']['oid']}" if row.get("lfs") else "",
+        )
+        for row in found
+    ]
 
 
-def _drive_file(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
+def _drive_file(
+    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience
+) -> Listed:
     return [_drive_remote(mirror.save or mirror.id, mirror.id, _host(mirror))]
 
 
-def _drive_folder(entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience) -> Listed:
-    """The files of a shared folder and of those in it; Google's own documents have no file to download."""
+def _drive_folder(
+    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience
+) -> Listed:
+    """The files of a shared folder and of those in it; Google's own documents have no file to
+    download."""
     host = _host(mirror)
     download = mirror.base or HOSTS["drive-file"]
 
     def walk(folder: str, prefix: str, depth: int) -> Listed:
         found = []
-        for href, name in _links(listing(f"{host}/embeddedfolderview?id={folder}", client, patience)[0]):
+        for href, name in _links(
+            listing(f"{host}/embeddedfolderview?id={folder}", client, patience)[0]
+        ):
             path, name = urlsplit(href).path, name.replace("/", "_")
             if file := re.search(r"/file/d/([\w-]+)", path):
                 found.append(_drive_remote(prefix + name, file[1], download))
@@ -138,10 +189,16 @@ def _drive_onward(text: str, url: str) -> str:
     form = _Form()
     form.feed(text)
     if form.action is not None:
-        return urljoin(url, form.action) + ("&" if "?" in form.action else "?") + urlencode(form.hidden)
+        return (
+            urljoin(url, form.action)
+            + ("&" if "?" in form.action else "?")
+            + urlencode(form.hidden)
+        )
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
         raise MirrorFailed(QUOTA)
-    raise MirrorFailed(f"Google Drive sent a web page, not the file: it may be gone or not shared any more; see {url}")
+    raise MirrorFailed(
+        f"Google Drive sent a web page, not the file: it may be gone or not shared any more; see {url}"
+    )
 
 
 class _Form(HTMLParser):
@@ -157,7 +214,12 @@ class _Form(HTMLParser):
         given = dict(attrs)
         if tag == "form" and given.get("id") == "download-form":
             self.action = given.get("action") or ""
-        elif tag == "input" and given.get("type") == "hidden" and self.action is not None and given.get("name"):
+        elif (
+            tag == "input"
+            and given.get("type") == "hidden"
+            and self.action is not None
+            and given.get("name")
+        ):
             self.hidden[given["name"]] = given.get("value") or ""
 
 
@@ -190,6 +252,11 @@ def _links(text: str) -> list[tuple[str, str]]:
 
 
 LISTERS: dict[str, Callable[[Entry, Mirror, requests.Session, Patience], Listed]] = {
-    "http": _http, "pointer": _pointer, "drive-folder": _drive_folder, "drive-file": _drive_file,
-    "zenodo": _zenodo, "huggingface": _huggingface, "figshare": _figshare,
+    "http": _http,
+    "pointer": _pointer,
+    "drive-folder": _drive_folder,
+    "drive-file": _drive_file,
+    "zenodo": _zenodo,
+    "huggingface": _huggingface,
+    "figshare": _figshare,
 }

@@ -1,4 +1,6 @@
-"""A file on its way: the bytes that are here, their hash, and a note that says what they are bytes of."""
+"""A file on its way: the bytes that are here, their hash, and a note that says what they are bytes
+of."""
+
 import hashlib
 import json
 import os
@@ -12,8 +14,8 @@ from pathlib import Path
 
 from data_download.registry import Refused
 
-CHUNK = 1 << 20     # bytes per read: with 64 KiB the interpreter, not the wire, sets the pace
-AHEAD = 4           # chunks that may wait for the hash: memory stays flat, and they are still in the cache
+CHUNK = 1 << 20  # bytes per read: with 64 KiB the interpreter, not the wire, sets the pace
+AHEAD = 4  # chunks that may wait for the hash: memory stays flat, and they are still in the cache
 
 
 class MirrorFailed(Refused):
@@ -21,7 +23,8 @@ class MirrorFailed(Refused):
 
 
 class Again(Exception):
-    """The attempt broke off in a way that the next one need not; wait: seconds that the server asks for."""
+    """The attempt broke off in a way that the next one need not; wait: seconds that the server asks
+    for."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -32,12 +35,14 @@ class Again(Exception):
 class Remote:
     """A file as a mirror announces it."""
 
-    name: str                   # relative, forward slashes
+    name: str  # relative, forward slashes
     url: str
-    size: int | None = None     # bytes; None = not told
-    hash: str = ""              # "sha256:hex" or "md5:hex"; "" = not told
-    told_by: str = ""           # who says size and hash, for the message when they differ
-    onward: Callable[[str], str] | None = None   # web page sent in place of the file -> URL to try, or MirrorFailed
+    size: int | None = None  # bytes; None = not told
+    hash: str = ""  # "sha256:hex" or "md5:hex"; "" = not told
+    told_by: str = ""  # who says size and hash, for the message when they differ
+    onward: Callable[[str], str] | None = (
+        None  # web page sent in place of the file -> URL to try, or MirrorFailed
+    )
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -47,7 +52,8 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 class Digest:
-    """Hashes of what streams by, computed in a thread beside it: hashlib lets the other core work meanwhile."""
+    """Hashes of what streams by, computed in a thread beside it: hashlib lets the other core work
+    meanwhile."""
 
     def __init__(self, algorithms: Iterable[str]):
         self._hashes = {name: hashlib.new(name) for name in algorithms}
@@ -77,14 +83,18 @@ class Digest:
 
 
 class Part:
-    """`path`.part and its note `path`.part.json; bytes of an earlier run are kept if they are known to be this file's.
+    """`path`.part and its note `path`.part.json; bytes of an earlier run are kept if they are known
+    to be this file's.
 
-    They are if the URL is the same and the server's ETag or date, or a hash, vouches for them. Raises OSError.
+    They are if the URL is the same and the server's ETag or date, or a hash, vouches for them.
+    Raises OSError.
     """
 
     def __init__(self, path: Path, remote: Remote):
         self.path, self.remote = path, remote
-        self._part, self._note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
+        self._part, self._note = (
+            path.with_name(path.name + end) for end in (".part", ".part.json")
+        )
         self._algorithm, _, self._wanted = remote.hash.partition(":")
         self._known = self._read_note()
         self._file = open(self._part, "ab")
@@ -101,50 +111,72 @@ class Part:
     def _read_note(self) -> dict:
         try:
             return json.loads(self._note.read_text("utf-8"))
-        except (OSError, ValueError):     # no note: nothing tells what the bytes are, so they count for nothing
+        except (
+            OSError,
+            ValueError,
+        ):  # no note: nothing tells what the bytes are, so they count for nothing
             return {}
 
     def headers(self) -> dict[str, str]:
-        """What a request needs in order to bring only the bytes that are missing, of the same version of the file."""
+        """What a request needs in order to bring only the bytes that are missing, of the same
+        version of the file."""
         if not self.size:
             return {}
         validator = self._known.get("validator")
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, status: int, headers: Mapping[str, str]) -> int | None:
-        """Make the part fit a response of 200 or 206, note what it is of, and return the whole size, None if not told.
+        """Make the part fit a response of 200 or 206, note what it is of, and return the whole
+        size, None if not told.
 
-        Raises Again for another range than asked, MirrorFailed for another size than announced or none that could
-        betray a cut, Refused where the disk is too small: all before a byte is written.
+        Raises Again for another range than asked, MirrorFailed for another size than announced or
+        none that could betray a cut, Refused where the disk is too small: all before a byte is
+        written.
         """
         if status == 206:
             total = self._total_of(headers)
         else:
             if self.size:
-                self.restart()          # the server knows no ranges, or has a new version
+                self.restart()  # the server knows no ranges, or has a new version
             length = headers.get("Content-Length", "")
             total = int(length) if length.isdigit() else None
         name, wanted = self.remote.name, self.remote.size
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise MirrorFailed(f"{name} comes packed as {headers['Content-Encoding']}, though plain was asked for")
+            raise MirrorFailed(
+                f"{name} comes packed as {headers['Content-Encoding']}, though plain was asked for"
+            )
         if None not in (total, wanted) and total != wanted:
-            raise MirrorFailed(f"{name} has {total:,} bytes at {self.remote.url}, expected {wanted:,}"
-                               f"{self._teller()}; nothing of it is saved")
-        if total is None and wanted is None and not self._wanted and headers.get("Transfer-Encoding") != "chunked":
-            raise MirrorFailed(f"{self.remote.url} does not say how long {name} is, so a cut could not be noticed")
+            raise MirrorFailed(
+                f"{name} has {total:,} bytes at {self.remote.url}, expected {wanted:,}"
+                f"{self._teller()}; nothing of it is saved"
+            )
+        if (
+            total is None
+            and wanted is None
+            and not self._wanted
+            and headers.get("Transfer-Encoding") != "chunked"
+        ):
+            raise MirrorFailed(
+                f"{self.remote.url} does not say how long {name} is, so a cut could not be noticed"
+            )
         total = wanted if total is None else total
         free = shutil.disk_usage(self.path.parent).free
         if total is not None and free < total - self.size:
-            raise Refused(f"{name} needs {total - self.size:,} more bytes, {free:,} are free in {self.path.parent}: "
-                          "make room or choose another folder with --to; what is here is kept")
+            raise Refused(
+                f"{name} needs {total - self.size:,} more bytes, {free:,} are free in {self.path.parent}: "
+                "make room or choose another folder with --to; what is here is kept"
+            )
         known = {"url": self.remote.url, "total": total, "validator": _validator(headers)}
         if known != self._known:
             self._known = known
-            self._note.write_text(json.dumps(known), "utf-8")       # a torn note counts as none, so it needs no care
+            self._note.write_text(
+                json.dumps(known), "utf-8"
+            )  # a torn note counts as none, so it needs no care
         return total
 
     def _total_of(self, headers: Mapping[str, str]) -> int:
-        """The whole size that a 206 tells, if its range follows on what is here and is of the same version."""
+        """The whole size that a 206 tells, if its range follows on what is here and is of the same
+        version."""
         content_range = headers.get("Content-Range", "")
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
         if not match or int(match[1]) != self.size:
@@ -152,7 +184,9 @@ class Part:
             raise Again(f"the server sent the range {content_range!r}, not the one asked for")
         total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
         before = self._known.get("total"), self._known.get("validator")
-        if before[0] not in (None, total) or _validator(headers) != before[1]:      # some servers ignore If-Range
+        if (
+            before[0] not in (None, total) or _validator(headers) != before[1]
+        ):  # some servers ignore If-Range
             self.restart()
             raise Again("the server's file is not the one of before")
         return total

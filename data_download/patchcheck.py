@@ -1,4 +1,6 @@
-"""Check one patch: its bytes, its pixels, its mask, its name, and whether they agree with each other."""
+"""Check one patch: its bytes, its pixels, its mask, its name, and whether they agree with each
+other."""
+
 import hashlib
 from io import BytesIO
 from pathlib import Path
@@ -7,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from protolib import datasets, regions
-from protolib.datasets import DatasetSpec
+from protolib.data import regions, specs
+from protolib.data.specs import DatasetSpec
 
-IEND = b"\0\0\0\0IEND\xaeB`\x82"   # the last chunk of a PNG file
+IEND = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of a PNG file
 
 
 class Fault(NamedTuple):
@@ -22,7 +24,8 @@ class Fault(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, a mask without a class."""
+    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, a mask
+    without a class."""
 
     faults: list[Fault]
     digest: str = ""
@@ -31,16 +34,18 @@ class Seen(NamedTuple):
 
 
 def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bool) -> Seen:
-    """Read a patch and its mask whole, and compare them with the spec, the name and each other; either may be missing.
+    """Read a patch and its mask whole, and compare them with the spec, the name and each other;
+    either may be missing.
 
-    labelled: the name of the image must end in an image-level label, as those of training patches do.
+    labelled: the name of the image must end in an image-level label, as those of training patches
+    do.
     """
     faults, label, counts, size, digest, codes, pixels = [], None, None, None, "", None, None
     if labelled and image:
         label = _label(spec, image, faults)
     if mask and (codes := _decode(mask, faults)):
         counts = _count_pixels(spec, codes, mask, faults)
-    classless = counts is not None and not counts[:spec.C].any()
+    classless = counts is not None and not counts[: spec.C].any()
     if image and (pixels := _decode(image, faults)):
         size = pixels.size
         digest = _look(pixels, image, label, counts is not None and not classless, faults)
@@ -53,18 +58,25 @@ def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bo
 
 
 def _decode(path: Path, faults: list[Fault]) -> Image.Image | None:
-    """Read every byte of a file, compare its checksums and decode every pixel; None where that cannot be done."""
+    """Read every byte of a file, compare its checksums and decode every pixel; None where that
+    cannot be done."""
     try:
         content = path.read_bytes()
         with Image.open(BytesIO(content)) as image:
             form = image.format
-            image.verify()   # compares the checksum of every chunk: decoding does not
+            image.verify()  # compares the checksum of every chunk: decoding does not
         image = Image.open(BytesIO(content))
         image.load()
     except UnidentifiedImageError:
-        faults.append(Fault("unreadable", path, f"no image: {len(content)} bytes, which begin with {content[:16]!r}"))
+        faults.append(
+            Fault(
+                "unreadable",
+                path,
+                f"no image: {len(content)} bytes, which begin with {content[:16]!r}",
+            )
+        )
         return None
-    except Exception as error:   # Pillow passes on whatever a broken file makes its parsers raise
+    except Exception as error:  # Pillow passes on whatever a broken file makes its parsers raise
         faults.append(Fault("unreadable", path, f"{type(error).__name__}: {error}"))
         return None
     if form != "PNG":
@@ -76,55 +88,92 @@ def _decode(path: Path, faults: list[Fault]) -> Image.Image | None:
 
 def _label(spec: DatasetSpec, image: Path, faults: list[Fault]) -> tuple[int, ...] | None:
     try:
-        label = datasets.parse_label(image.name, spec.C)
+        label = specs.parse_label(image.name, spec.C)
     except ValueError as error:
         faults.append(Fault("label", image, str(error)))
         return None
-    spelling = "spaced" if " " in image.name[image.name.rindex("["):] else "joined"
+    spelling = "spaced" if " " in image.name[image.name.rindex("[") :] else "joined"
     if spec.C > 1 and spec.spelling not in ("", spelling):
-        faults.append(Fault("spelling", image, f"the label is {spelling}, that of {spec.name} is {spec.spelling}"))
+        faults.append(
+            Fault(
+                "spelling",
+                image,
+                f"the label is {spelling}, that of {spec.name} is {spec.spelling}",
+            )
+        )
     return label
 
 
-def _look(image: Image.Image, path: Path, label: tuple[int, ...] | None, masked: bool, faults: list[Fault]) -> str:
-    """Judge an image by its pixels; gives their SHA-256, "" where all are alike: glass may well be there twice."""
+def _look(
+    image: Image.Image, path: Path, label: tuple[int, ...] | None, masked: bool, faults: list[Fault]
+) -> str:
+    """Judge an image by its pixels; gives their SHA-256, "" where all are alike: glass may well be
+    there twice."""
     if image.mode != "RGB" and not (image.mode == "RGBA" and image.getextrema()[3] == (255, 255)):
         faults.append(Fault("mode", path, f"mode {image.mode}, expected RGB"))
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     classes = masked or any(label or ())
     if all(low == high for low, high in rgb.getextrema()):
         colour = rgb.getpixel((0, 0))
-        if classes or not regions.white_share(np.full((1, 1, 1, 3), colour))[0]:   # glass without a class is in order
+        if (
+            classes or not regions.white_share(np.full((1, 1, 1, 3), colour))[0]
+        ):  # glass without a class is in order
             faults.append(Fault("blank", path, f"every pixel is {colour}"))
         return ""
     if label and not classes and (white := regions.white_share(np.asarray(rgb)[None])[0]) < 0.5:
-        faults.append(Fault("no class", path, f"the label names no class, and only {white:.0%} of the patch is white"))
+        faults.append(
+            Fault(
+                "no class",
+                path,
+                f"the label names no class, and only {white:.0%} of the patch is white",
+            )
+        )
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
 
 
-def _count_pixels(spec: DatasetSpec, mask: Image.Image, path: Path, faults: list[Fault]) -> np.ndarray | None:
+def _count_pixels(
+    spec: DatasetSpec, mask: Image.Image, path: Path, faults: list[Fault]
+) -> np.ndarray | None:
     """Count the pixels of each class in a mask, (C + 1,); None where they cannot be told."""
     if mask.mode in ("P", "L"):
-        histogram = np.array(mask.histogram())   # (256,)
+        histogram = np.array(mask.histogram())  # (256,)
         codes, known = np.flatnonzero(histogram).tolist(), {*spec.codes, *spec.ignored}
         for code in codes if spec.ignored else ():
             if code not in known:
-                faults.append(Fault("code", path, f"{histogram[code]} pixels of {code}, no code of {spec.name}"))
+                faults.append(
+                    Fault(
+                        "code", path, f"{histogram[code]} pixels of {code}, no code of {spec.name}"
+                    )
+                )
         palette = mask.getpalette("RGB") or []
-        colours = {code: tuple(palette[3 * code:3 * code + 3]) for code in codes if code in known and mask.mode == "P"}
+        colours = {
+            code: tuple(palette[3 * code : 3 * code + 3])
+            for code in codes
+            if code in known and mask.mode == "P"
+        }
         for code, colour in colours.items():
             if colour != (expected := spec.palette[spec.lookup[code]]):
-                faults.append(Fault("palette", path, f"code {code} has the colour {colour}, not {expected}"))
+                faults.append(
+                    Fault("palette", path, f"code {code} has the colour {colour}, not {expected}")
+                )
                 break
         return np.bincount(spec.lookup, histogram, spec.C + 1)
     if mask.mode not in ("RGB", "RGBA"):
-        faults.append(Fault("mask mode", path, f"mode {mask.mode}, expected codes (P, L) or colours (RGB)"))
+        faults.append(
+            Fault("mask mode", path, f"mode {mask.mode}, expected codes (P, L) or colours (RGB)")
+        )
         return None
     found = mask.convert("RGB").getcolors(256)
     outside = [colour for _, colour in found or () if colour not in spec.palette]
     if found is None or outside:
-        what = f"{len(outside)} colours outside the palette, first {outside[0]}" if outside else "more than 256 colours"
-        faults.append(Fault("colour", path, f"{what}; a mask that was resized or saved as JPEG has many"))
+        what = (
+            f"{len(outside)} colours outside the palette, first {outside[0]}"
+            if outside
+            else "more than 256 colours"
+        )
+        faults.append(
+            Fault("colour", path, f"{what}; a mask that was resized or saved as JPEG has many")
+        )
         return None
     counts = np.zeros(spec.C + 1)
     for n, colour in found:
@@ -132,10 +181,17 @@ def _count_pixels(spec: DatasetSpec, mask: Image.Image, path: Path, faults: list
     return counts
 
 
-def _compare(spec: DatasetSpec, label: tuple[int, ...], share: np.ndarray, path: Path, faults: list[Fault]) -> None:
-    """Find where label and mask cannot both be right; a label may leave out small areas, so half a patch must speak."""
+def _compare(
+    spec: DatasetSpec, label: tuple[int, ...], share: np.ndarray, path: Path, faults: list[Fault]
+) -> None:
+    """Find where label and mask cannot both be right; a label may leave out small areas, so half a
+    patch must speak."""
     for name, bit, part in zip(spec.classes, label, share):
         if bit and not part:
             faults.append(Fault("label or mask", path, f"the label has {name}, the mask has none"))
         elif not bit and part >= 0.5:
-            faults.append(Fault("label or mask", path, f"{part:.0%} of the mask is {name}, the label has none"))
+            faults.append(
+                Fault(
+                    "label or mask", path, f"{part:.0%} of the mask is {name}, the label has none"
+                )
+            )

@@ -1,4 +1,5 @@
 """What can be had, from where, under which licence: registry.toml, read and checked."""
+
 import tomllib
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,29 +18,33 @@ class Refused(Exception):
 class Mirror:
     """One place of publication, as a line under `mirrors` in registry.toml describes it."""
 
-    name: str        # what --mirror takes
-    kind: str        # one of KINDS, read by mirrors.py
-    id: str          # Drive id, Zenodo record, datasets/OWNER/NAME, figshare article, or a URL (http, pointer)
-    file: str = ""   # the one file wanted out of a hub's repository; "" = all
-    save: str = ""   # the name that a single file gets here; "" = its own
-    base: str = ""   # another host that speaks the kind's language: an institution's copy, a test
+    name: str  # what --mirror takes
+    kind: str  # one of KINDS, read by mirrors.py
+    # Drive id, Zenodo record, datasets/OWNER/NAME, figshare article, or a URL (http, pointer)
+    id: str
+    file: str = ""  # the one file wanted out of a hub's repository; "" = all
+    save: str = ""  # the name that a single file gets here; "" = its own
+    base: str = ""  # another host that speaks the kind's language: an institution's copy, a test
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set or weight file; registry.toml gives these keys, the first five always. Shown in notebook 01."""
+    """A data set or weight file; registry.toml gives these keys, the first five always. Shown in
+    notebook 01."""
 
     name: str
     title: str
-    licence: str                                # as stated; "none stated" where nobody does
-    licence_source: str                         # who states it
+    licence: str  # as stated; "none stated" where nobody does
+    licence_source: str  # who states it
     citation: str
-    mirrors: tuple[Mirror, ...]                 # in the order of trying
-    kind: str = "data"                          # "data": archives are unpacked; "weights": files stay as they are
-    spec: str = ""                              # data set of protolib.datasets it is arranged and verified as
-    size: int = 0                               # bytes in all, about; 0 = not known
-    files: dict[str, dict[str, Any]] | None = None          # name -> size and sha256, where known
-    expected: dict[str, tuple[int, ...]] | None = None      # pattern in the finished folder -> numbers of files
+    mirrors: tuple[Mirror, ...]  # in the order of trying
+    kind: str = "data"  # "data": archives are unpacked; "weights": files stay as they are
+    spec: str = ""  # data set of protolib.datasets it is arranged and verified as
+    size: int = 0  # bytes in all, about; 0 = not known
+    files: dict[str, dict[str, Any]] | None = None  # name -> size and sha256, where known
+    expected: dict[str, tuple[int, ...]] | None = (
+        None  # pattern in the finished folder -> numbers of files
+    )
 
     @property
     def free(self) -> bool:
@@ -50,13 +55,16 @@ class Entry:
 def load(path: str | Path = OWN) -> dict[str, Entry]:
     """Read a registry; the path may be another one, an institution's or a test's.
 
-    Raises Refused naming the file, the entry and the key that is missing, unknown or of no known kind.
+    Raises Refused naming the file, the entry and the key that is missing, unknown or of no known
+    kind.
     """
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Refused(f"the registry {path} cannot be read: {error}; give another with --registry FILE") from error
+        raise Refused(
+            f"the registry {path} cannot be read: {error}; give another with --registry FILE"
+        ) from error
     return {name: _entry(name, table, f"{path.name}, [{name}]") for name, table in tables.items()}
 
 
@@ -70,12 +78,19 @@ def find(entries: dict[str, Entry], name: str) -> Entry:
 def inside(name: str) -> str:
     """A relative path with forward slashes that stays in its folder on every system.
 
-    Raises Refused for an absolute path, a drive, "..", an empty name or a control character: names come from strangers.
+    Raises Refused for an absolute path, a drive, "..", an empty name or a control character: names
+    come from strangers.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     windows = PureWindowsPath(name)
-    if (not path.parts or path.is_absolute() or windows.drive or windows.root or ".." in path.parts
-            or any(ord(letter) < 32 for letter in name)):
+    if (
+        not path.parts
+        or path.is_absolute()
+        or windows.drive
+        or windows.root
+        or ".." in path.parts
+        or any(ord(letter) < 32 for letter in name)
+    ):
         raise Refused(f"the name {name!r} would leave its folder, so nothing under it is written")
     return str(path)
 
@@ -88,13 +103,18 @@ def _entry(name: str, table: dict[str, Any], where: str) -> Entry:
     for key, place in table["mirrors"].items():
         _check_keys(Mirror, place, f"{where}, mirror {key}", given=("name",))
         if place["kind"] not in KINDS:
-            raise Refused(f"{where}, mirror {key}: kind is {place['kind']!r}, expected one of {', '.join(KINDS)}")
+            raise Refused(
+                f"{where}, mirror {key}: kind is {place['kind']!r}, expected one of {', '.join(KINDS)}"
+            )
         mirrors.append(Mirror(name=inside(key), **place))
     if not mirrors:
         raise Refused(f"{where}: no mirror, so it can be had from nowhere")
     files = {inside(file): known for file, known in table.get("files", {}).items()}
     expected = {pattern: tuple(counts) for pattern, counts in table.get("expected", {}).items()}
-    return Entry(name=inside(name), **table | {"mirrors": tuple(mirrors), "files": files, "expected": expected})
+    return Entry(
+        name=inside(name),
+        **table | {"mirrors": tuple(mirrors), "files": files, "expected": expected},
+    )
 
 
 def _check_keys(of: type, table: dict[str, Any], where: str, given: tuple[str, ...]) -> None:
@@ -102,5 +122,7 @@ def _check_keys(of: type, table: dict[str, Any], where: str, given: tuple[str, .
     required = {field.name for field in keys if field.default is MISSING}
     missing, unknown = required - set(table), set(table) - {field.name for field in keys}
     if missing or unknown:
-        raise Refused(f"{where}: keys missing: {sorted(missing)}, unknown: {sorted(unknown)}; "
-                      f"known: {', '.join(field.name for field in keys)}")
+        raise Refused(
+            f"{where}: keys missing: {sorted(missing)}, unknown: {sorted(unknown)}; "
+            f"known: {', '.join(field.name for field in keys)}"
+        )

@@ -1,8 +1,10 @@
-"""One URL into one file, and listings: with retries, resumed, and never a web page in place of data."""
+"""One URL into one file, and listings: with retries, resumed, and never a web page in place of
+data."""
+
 import itertools
 import queue
-import re
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,18 +18,27 @@ import urllib3
 from data_download.part import CHUNK, Again, MirrorFailed, Part, Remote
 from data_download.registry import Refused
 
-LISTING = 16 << 20      # bytes; no listing and no error page is longer
+LISTING = 16 << 20  # bytes; no listing and no error page is longer
 MARKUP = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
-BROKEN = (Again, requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
-          urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+BROKEN = (
+    Again,
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait: seconds to connect, seconds without a byte, seconds before each further try.
+    """How long to wait: seconds to connect, seconds without a byte, seconds before each further
+    try.
 
-    A try that brought the file further starts the waits anew: only a server that gives nothing at all uses them up.
+    A try that brought the file further starts the waits anew: only a server that gives nothing at
+    all uses them up.
     """
 
     connect: float = 4.0
@@ -36,18 +47,25 @@ class Patience:
 
 
 def session() -> requests.Session:
-    """A session that says who asks and wants bytes as they are stored; proxies come from the environment."""
+    """A session that says who asks and wants bytes as they are stored; proxies come from the
+    environment."""
     client = requests.Session()
     client.headers.update({"User-Agent": "protolib data_download", "Accept-Encoding": "identity"})
     return client
 
 
-def get(remote: Remote, path: Path, client: requests.Session, patience: Patience = Patience(),
-        moved: Callable[[int, int | None], None] = lambda have, total: None) -> str:
+def get(
+    remote: Remote,
+    path: Path,
+    client: requests.Session,
+    patience: Patience = Patience(),
+    moved: Callable[[int, int | None], None] = lambda have, total: None,
+) -> str:
     """Bring one file to `path`, from where an earlier run stopped, and return its SHA-256 (hex).
 
-    moved(have, total): called for every chunk; bytes. Until size and hash agree the file is `path`.part; that stays
-    when the network fails and goes when its hash is wrong. Raises MirrorFailed (this place), Refused (this machine).
+    moved(have, total): called for every chunk; bytes. Until size and hash agree the file is
+    `path`.part; that stays when the network fails and goes when its hash is wrong. Raises
+    MirrorFailed (this place), Refused (this machine).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +73,9 @@ def get(remote: Remote, path: Path, client: requests.Session, patience: Patience
         try:
             _fill(part, client, patience, moved)
             resumed = part.resumed
-            if (wrong := part.wrong()) and resumed:    # the piece of the earlier run may be what is broken
+            if (
+                wrong := part.wrong()
+            ) and resumed:  # the piece of the earlier run may be what is broken
                 _fill(part, client, patience, moved)
                 wrong = part.wrong()
             if wrong:
@@ -68,17 +88,21 @@ def get(remote: Remote, path: Path, client: requests.Session, patience: Patience
 
 
 def listing(url: str, client: requests.Session, patience: Patience = Patience()) -> tuple[str, str]:
-    """A page that lists files: its text, and the URL of the next page or "". Raises MirrorFailed."""
+    """A page that lists files: its text, and the URL of the next page or "". Raises
+    MirrorFailed."""
+
     def attempt() -> tuple[str, str]:
         with client.get(url, stream=True, timeout=(patience.connect, patience.stall)) as response:
             _check(response)
             text = _text(response.iter_content(CHUNK))
             return text, response.links.get("next", {}).get("url", "")
+
     return _patiently(attempt, patience, lambda: 0, url)
 
 
 def someone_answers(urls: Iterable[str], client: requests.Session, seconds: float = 6.0) -> bool:
-    """Whether any of these hosts takes a connection, asked all at once: a missing network is known within `seconds`.
+    """Whether any of these hosts takes a connection, asked all at once: a missing network is known
+    within `seconds`.
 
     In threads, since the look-up of a host's name has no limit of its own.
     """
@@ -101,7 +125,12 @@ def someone_answers(urls: Iterable[str], client: requests.Session, seconds: floa
         return False
 
 
-def _fill(part: Part, client: requests.Session, patience: Patience, moved: Callable[[int, int | None], None]) -> None:
+def _fill(
+    part: Part,
+    client: requests.Session,
+    patience: Patience,
+    moved: Callable[[int, int | None], None],
+) -> None:
     """Try until the part holds all bytes, by way of a confirm page if there is one."""
     url = part.remote.url
 
@@ -109,17 +138,27 @@ def _fill(part: Part, client: requests.Session, patience: Patience, moved: Calla
         nonlocal url
         while onward := _stream(url, part, client, patience, moved):
             if url != part.remote.url:
-                raise MirrorFailed(f"{part.remote.name}: one web page leads to the next, and none to the file")
+                raise MirrorFailed(
+                    f"{part.remote.name}: one web page leads to the next, and none to the file"
+                )
             url = onward
 
     _patiently(attempt, patience, lambda: part.most, part.remote.name)
 
 
-def _stream(url: str, part: Part, client: requests.Session, patience: Patience,
-            moved: Callable[[int, int | None], None]) -> str:
-    """One request, read to its end; returns the URL that a web page sent in place of the file leads to, "" if none."""
+def _stream(
+    url: str,
+    part: Part,
+    client: requests.Session,
+    patience: Patience,
+    moved: Callable[[int, int | None], None],
+) -> str:
+    """One request, read to its end; returns the URL that a web page sent in place of the file leads
+    to, "" if none."""
     remote = part.remote
-    with client.get(url, headers=part.headers(), stream=True, timeout=(patience.connect, patience.stall)) as response:
+    with client.get(
+        url, headers=part.headers(), stream=True, timeout=(patience.connect, patience.stall)
+    ) as response:
         if response.status_code == 416:
             if part.is_all(response.headers.get("Content-Range", "")):
                 return ""
@@ -132,7 +171,9 @@ def _stream(url: str, part: Part, client: requests.Session, patience: Patience,
             if remote.onward:
                 return remote.onward(text)
             _check(response)
-            raise MirrorFailed(f"{url} sent a web page{_title(text)} where {remote.name} is expected; nothing is saved")
+            raise MirrorFailed(
+                f"{url} sent a web page{_title(text)} where {remote.name} is expected; nothing is saved"
+            )
         _check(response)
         total = part.begin(response.status_code, response.headers)
         for chunk in itertools.chain([first], chunks):
@@ -146,7 +187,9 @@ def _stream(url: str, part: Part, client: requests.Session, patience: Patience,
     return ""
 
 
-def _patiently(attempt: Callable[[], T], patience: Patience, reached: Callable[[], int], what: str) -> T:
+def _patiently(
+    attempt: Callable[[], T], patience: Patience, reached: Callable[[], int], what: str
+) -> T:
     """Call until it succeeds; gives up after all waits without any progress."""
     failures, before = 0, reached()
     while True:
@@ -158,9 +201,12 @@ def _patiently(attempt: Callable[[], T], patience: Patience, reached: Callable[[
             failures = failures + 1 if reached() == before else 1
             before = reached()
             if failures > len(patience.waits):
-                raise MirrorFailed(f"{what}: gave up after {failures} tries: {_reason(error)}; what came is kept"
-                                   ) from error
-            wait = patience.waits[failures - 1] * random.uniform(0.5, 1.5)     # so that a class does not knock in step
+                raise MirrorFailed(
+                    f"{what}: gave up after {failures} tries: {_reason(error)}; what came is kept"
+                ) from error
+            wait = patience.waits[failures - 1] * random.uniform(
+                0.5, 1.5
+            )  # so that a class does not knock in step
             time.sleep(max(wait, getattr(error, "wait", 0.0)))
         except requests.RequestException as error:
             raise MirrorFailed(f"{what}: {_reason(error)}") from error
@@ -174,7 +220,9 @@ def _check(response: requests.Response) -> None:
         wait = min(float(after), 60.0) if after.isdigit() else 0.0
         raise Again(f"{response.url} answers {code} {response.reason}", wait)
     if code in (401, 403):
-        raise MirrorFailed(f"{response.url} answers {code} {response.reason}: its owner lets not everyone in")
+        raise MirrorFailed(
+            f"{response.url} answers {code} {response.reason}: its owner lets not everyone in"
+        )
     if code not in (200, 206):
         raise MirrorFailed(f"{response.url} answers {code} {response.reason}")
 
@@ -185,10 +233,12 @@ def _raw(response: requests.Response) -> Iterator[bytes]:
 
 
 def _is_page(response: requests.Response, first: bytes) -> bool:
-    if response.status_code >= 429:     # busy: whatever page it sends, it may be asked again
+    if response.status_code >= 429:  # busy: whatever page it sends, it may be asked again
         return False
     kind = response.headers.get("Content-Type", "")
-    return kind.startswith("text/html") or (response.status_code == 200 and bool(MARKUP.match(first)))
+    return kind.startswith("text/html") or (
+        response.status_code == 200 and bool(MARKUP.match(first))
+    )
 
 
 def _text(chunks: Iterable[bytes]) -> str:
@@ -208,9 +258,14 @@ def _title(text: str) -> str:
 def _reason(error: Exception) -> str:
     """The innermost cause in a few words: libraries wrap it three times over."""
     seen = [error]
-    while inner := seen[-1].__cause__ or seen[-1].__context__ or next(
-            (arg for arg in seen[-1].args if isinstance(arg, Exception)), None):
+    while (
+        inner := seen[-1].__cause__
+        or seen[-1].__context__
+        or next((arg for arg in seen[-1].args if isinstance(arg, Exception)), None)
+    ):
         if inner in seen:
             break
         seen.append(inner)
-    return re.sub(r"<[^>]*object at 0x[0-9a-f]+>:? ?", "", str(seen[-1]) or type(seen[-1]).__name__)[:200]
+    return re.sub(
+        r"<[^>]*object at 0x[0-9a-f]+>:? ?", "", str(seen[-1]) or type(seen[-1]).__name__
+    )[:200]

@@ -1,4 +1,6 @@
-"""Archives from strangers: unpacked whole or not at all; refused before anything is written outside their folder."""
+"""Archives from strangers: unpacked whole or not at all; refused before anything is written outside
+their folder."""
+
 import bz2
 import gzip
 import io
@@ -30,33 +32,41 @@ class Damaged(Refused):
 
 @dataclass(frozen=True)
 class Limits:
-    """What no honest archive of these data sets comes near; bytes, and bytes out per byte in once `floor` is passed.
+    """What no honest archive of these data sets comes near; bytes, and bytes out per byte in once
+    `floor` is passed.
 
-    The ratio is high because label matrices written as text pack well; a bomb of zeros comes to 1000.
+    The ratio is high because label matrices written as text pack well; a bomb of zeros comes to
+    1000.
     """
 
     entries: int = 200_000
     total: int = 200 << 30
     ratio: int = 500
     floor: int = 100 << 20
-    header: int = 4 << 20      # bytes of a tar between one file and the next: names, not data
+    header: int = 4 << 20  # bytes of a tar between one file and the next: names, not data
 
 
 def is_archive(path: Path) -> bool:
-    """Whether this is a zip or tar to unpack: by its suffix or, where it has none, by its first bytes."""
+    """Whether this is a zip or tar to unpack: by its suffix or, where it has none, by its first
+    bytes."""
     name = path.name.lower()
     if name.endswith((*SUFFIXES, ".rar", ".7z")):
         return True
     head = _head(path)
-    return not path.suffix and (head[:4] == b"PK\x03\x04" or head[257:262] == b"ustar"
-                                or any(head.startswith(magic) for magic in (*OPENERS, *OTHERS)))
+    return not path.suffix and (
+        head[:4] == b"PK\x03\x04"
+        or head[257:262] == b"ustar"
+        or any(head.startswith(magic) for magic in (*OPENERS, *OTHERS))
+    )
 
 
 def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
-    """Unpack a zip or tar (plain, gz, bz2, xz) into the new folder `to`; returns the number of files.
+    """Unpack a zip or tar (plain, gz, bz2, xz) into the new folder `to`; returns the number of
+    files.
 
-    It is built beside `to` and renamed when complete. Raises Refused for paths that lead out, links, devices, encrypted
-    or colliding entries and more than the limits allow; Damaged for an archive that is not whole. Both leave nothing.
+    It is built beside `to` and renamed when complete. Raises Refused for paths that lead out,
+    links, devices, encrypted or colliding entries and more than the limits allow; Damaged for an
+    archive that is not whole. Both leave nothing.
     """
     temporary = to.with_name(f".{to.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,26 +75,42 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
         head = _head(archive)
         for magic, kind in OTHERS.items():
             if head.startswith(magic):
-                raise Refused(f"{archive.name} is a {kind} archive, which Python cannot open: unpack it yourself and "
-                              "give the folder with --from-local")
+                raise Refused(
+                    f"{archive.name} is a {kind} archive, which Python cannot open: unpack it yourself and "
+                    "give the folder with --from-local"
+                )
         gate = _Gate(archive, temporary, limits)
         members = _zip(archive, gate) if head.startswith(b"PK") else _tar(archive, gate, head)
         count = sum(1 for _ in members)
         temporary.rename(to)
         return count
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, struct.error,
-            NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        struct.error,
+        NotImplementedError,
+    ) as error:
         raise Damaged(f"{archive.name} is damaged or no archive ({error}): get it again") from error
     except OSError as error:
-        if isinstance(error, gzip.BadGzipFile) or not error.errno:     # bz2 says so with a bare OSError
-            raise Damaged(f"{archive.name} is damaged or no archive ({error}): get it again") from error
-        raise Refused(f"{archive.name} cannot be unpacked into {to.parent}: {error.strerror}") from error
+        if (
+            isinstance(error, gzip.BadGzipFile) or not error.errno
+        ):  # bz2 says so with a bare OSError
+            raise Damaged(
+                f"{archive.name} is damaged or no archive ({error}): get it again"
+            ) from error
+        raise Refused(
+            f"{archive.name} cannot be unpacked into {to.parent}: {error.strerror}"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 class _Gate:
-    """Every entry passes here before it is written: its name, its kind, and what all of them together come to."""
+    """Every entry passes here before it is written: its name, its kind, and what all of them
+    together come to."""
 
     def __init__(self, archive: Path, folder: Path, limits: Limits):
         self.archive, self.folder, self.limits = archive, folder, limits
@@ -97,7 +123,7 @@ class _Gate:
 
     def check(self, name: str, size: int, regular: bool, directory: bool) -> Path:
         """Where the entry goes; raises Refused if it may not."""
-        if directory and PurePosixPath(name) == PurePosixPath("."):     # tar's "./", the folder itself
+        if directory and PurePosixPath(name) == PurePosixPath("."):  # tar's "./", the folder itself
             return self.folder
         try:
             path = self.folder / inside(name)
@@ -111,7 +137,9 @@ class _Gate:
         self._grow(size)
         folded = unicodedata.normalize("NFC", str(path)).casefold()
         if not directory and folded in self._names:
-            raise self.refuse(f"{name!r} is in it twice, or once more in other letters, which not every disk can hold")
+            raise self.refuse(
+                f"{name!r} is in it twice, or once more in other letters, which not every disk can hold"
+            )
         self._names.add(folded)
         return path
 
@@ -126,8 +154,10 @@ class _Gate:
     def room(self, size: int) -> None:
         """Raises Refused if the disk cannot take so many bytes."""
         if size > (free := shutil.disk_usage(self.folder).free):
-            raise Refused(f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make room or "
-                          "choose another folder with --to")
+            raise Refused(
+                f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make room or "
+                "choose another folder with --to"
+            )
 
     def write(self, source: BinaryIO, path: Path, size: int) -> None:
         """Copy `size` bytes, not one more than the entry announced."""
@@ -140,7 +170,9 @@ class _Gate:
                     raise self.refuse(f"{path.name!r} holds more bytes than it announces")
                 target.write(chunk)
         if left:
-            raise Damaged(f"{self.archive.name} is damaged: {left:,} bytes of {path.name!r} are missing; get it again")
+            raise Damaged(
+                f"{self.archive.name} is damaged: {left:,} bytes of {path.name!r} are missing; get it again"
+            )
 
 
 def _zip(archive: Path, gate: _Gate) -> Iterator[Path]:
@@ -153,7 +185,9 @@ def _zip(archive: Path, gate: _Gate) -> Iterator[Path]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.flag_bits & 1:
                 raise gate.refuse("it is encrypted")
-            path = gate.check(info.filename, info.file_size, kind in (0, stat.S_IFREG), info.is_dir())
+            path = gate.check(
+                info.filename, info.file_size, kind in (0, stat.S_IFREG), info.is_dir()
+            )
             plan.append((info, path))
         gate.room(gate.total)
         for info, path in plan:
@@ -166,7 +200,8 @@ def _zip(archive: Path, gate: _Gate) -> Iterator[Path]:
 
 
 def _entries(archive: Path) -> int:
-    """How many entries the directory of a zip lists, counted before zipfile builds an object for each."""
+    """How many entries the directory of a zip lists, counted before zipfile builds an object for
+    each."""
     with open(archive, "rb") as handle:
         size = handle.seek(0, io.SEEK_END)
         start = handle.seek(max(0, size - 65_557 - 76))
@@ -175,8 +210,11 @@ def _entries(archive: Path) -> int:
         if end < 0 or len(tail) < end + 22:
             raise zipfile.BadZipFile("its directory is missing")
         length = struct.unpack_from("<I", tail, end + 12)[0]
-        if end >= 76 and tail[end - 20:end - 16] + tail[end - 76:end - 72] == b"PK\x06\x07PK\x06\x06":
-            end -= 76               # a large zip keeps the numbers in a record before this one
+        if (
+            end >= 76
+            and tail[end - 20 : end - 16] + tail[end - 76 : end - 72] == b"PK\x06\x07PK\x06\x06"
+        ):
+            end -= 76  # a large zip keeps the numbers in a record before this one
             length = struct.unpack_from("<Q", tail, end + 40)[0]
         handle.seek(max(0, start + end - length))
         count, kept = 0, b""
@@ -188,15 +226,18 @@ def _entries(archive: Path) -> int:
 
 
 def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
-    """One pass, as nothing tells what a packed tar holds before it is read; `unpack` drops all if one is refused."""
+    """One pass, as nothing tells what a packed tar holds before it is read; `unpack` drops all if
+    one is refused."""
     opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), open)
     with opener(archive, "rb") as plain:
         meter = _Meter(plain, gate)
         with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK) as file:
             while (info := file.next()) is not None:
-                path = gate.check(info.name, info.size, info.isreg() and not info.issparse(), info.isdir())
+                path = gate.check(
+                    info.name, info.size, info.isreg() and not info.issparse(), info.isdir()
+                )
                 meter.allow(info.size)
-                file.members.clear()            # tarfile keeps every header it has read
+                file.members.clear()  # tarfile keeps every header it has read
                 if info.isdir():
                     path.mkdir(parents=True, exist_ok=True)
                     continue
@@ -207,7 +248,8 @@ def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
 
 
 class _Meter(io.RawIOBase):
-    """Lets a tar read no more than the entry at hand announces and a header's worth: headers, too, can be bombs."""
+    """Lets a tar read no more than the entry at hand announces and a header's worth: headers, too,
+    can be bombs."""
 
     def __init__(self, source: BinaryIO, gate: _Gate):
         super().__init__()

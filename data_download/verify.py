@@ -1,7 +1,10 @@
-"""Check a data folder file by file: what data.load would stumble over, and what it would not notice.
+"""Check a data folder file by file: what data.load would stumble over, and what it would not
+notice.
 
-A row of the report is a defect; a note is a fact to know, such as another number of patches than the paper's.
+A row of the report is a defect; a note is a fact to know, such as another number of patches than
+the paper's.
 """
+
 import hashlib
 import os
 import re
@@ -17,16 +20,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from data_download import patchcheck
-from protolib import datasets, regions
-from protolib.datasets import SPLITS, DatasetSpec
+from protolib.data import regions, specs
+from protolib.data.specs import SPLITS, DatasetSpec
 
 ASIDE = "quarantine"
-SHOWN = 10                                 # rows of one kind that the table shows
-KEPT = {"test": 0, "val": 1, "train": 2}   # of two equal patches the one for scoring stays
+SHOWN = 10  # rows of one kind that the table shows
+KEPT = {"test": 0, "val": 1, "train": 2}  # of two equal patches the one for scoring stays
 
 
 class Row(NamedTuple):
-    """One defect: its kind, split, file below the folder (or what splits share), what is wrong, what `fix` moves."""
+    """One defect: its kind, split, file below the folder (or what splits share), what is wrong,
+    what `fix` moves."""
 
     kind: str
     split: str
@@ -45,7 +49,13 @@ class Pair(NamedTuple):
 
     def row(self, folder: Path, kind: str, path: Path, detail: str) -> Row:
         """A defect of one of the two files; what is moved away is the pair."""
-        return Row(kind, self.split, _below(folder, path), detail, tuple(p for p in (self.image, self.mask) if p))
+        return Row(
+            kind,
+            self.split,
+            _below(folder, path),
+            detail,
+            tuple(p for p in (self.image, self.mask) if p),
+        )
 
 
 @dataclass
@@ -65,55 +75,89 @@ class Report:
         return all(row.files and set(row.files) <= set(self.moved) for row in self.rows)
 
     def table(self) -> str:
-        """Give the report as text: a head line, the defects by kind, the notes, and what was moved."""
+        """Give the report as text: a head line, the defects by kind, the notes, and what was
+        moved."""
         counts = ", ".join(f"{split} {n}" for split, n in self.counts.items())
         defects = "1 defect" if len(self.rows) == 1 else f"{len(self.rows) or 'no'} defects"
         lines, by_kind = [f"{self.name} in {self.folder}: {counts}; {defects}"], defaultdict(list)
         for row in self.rows:
             by_kind[row.kind].append(f"  {row.kind:<15} {row.split:<10} {row.name}: {row.detail}")
         for kind, rows in by_kind.items():
-            lines += rows[:SHOWN] + ([f"  {kind:<15} and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else [])
+            lines += rows[:SHOWN] + (
+                [f"  {kind:<15} and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
+            )
         lines += [f"  note: {note}" for note in self.notes]
-        lines += [f"  moved to {self.folder / ASIDE}: {len(self.moved)} files; none was deleted"] if self.moved else []
+        lines += (
+            [f"  moved to {self.folder / ASIDE}: {len(self.moved)} files; none was deleted"]
+            if self.moved
+            else []
+        )
         return "\n".join(lines)
 
 
-def verify(name: str, folder: str | Path, fix: bool = False, counts: Mapping[str, int] | None = None,
-           workers: int | None = None) -> Report:
+def verify(
+    name: str,
+    folder: str | Path,
+    fix: bool = False,
+    counts: Mapping[str, int] | None = None,
+    workers: int | None = None,
+) -> Report:
     """Check every file of a data folder, patches or published regions, and what its splits share.
 
-    name: as for spec_of. fix: move the files of every defect that has some into quarantine/, under the same names; none
-    is deleted, and slides that splits share stay: whose they are is a choice. counts: patches that must be there per
-    split. Another number is a defect, and so is one that differs from the counts in the folder's own dataset.toml; one
-    that differs from the paper is a note. workers: threads, None = one a core. Raises ValueError for an unknown name.
+    name: as for spec_of. fix: move the files of every defect that has some into quarantine/, under
+    the same names; none is deleted, and slides that splits share stay: whose they are is a choice.
+    counts: patches that must be there per split. Another number is a defect, and so is one that
+    differs from the counts in the folder's own dataset.toml; one that differs from the paper is a
+    note. workers: threads, None = one a core. Raises ValueError for an unknown name.
     """
     folder = Path(folder)
-    spec = datasets.spec_of(name, folder)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # Pillow, zlib and hashing let go of the lock
-        report = _verify_regions(spec, folder, pool) or _verify_patches(spec, folder, counts or {}, pool)
+    spec = specs.spec_of(name, folder)
+    with ThreadPoolExecutor(
+        workers or os.cpu_count()
+    ) as pool:  # Pillow, zlib and hashing let go of the lock
+        report = _verify_regions(spec, folder, pool) or _verify_patches(
+            spec, folder, counts or {}, pool
+        )
     if fix:
         _quarantine(report)
     return report
 
 
-def _verify_patches(spec: DatasetSpec, folder: Path, promised: Mapping[str, int], pool: ThreadPoolExecutor) -> Report:
+def _verify_patches(
+    spec: DatasetSpec, folder: Path, promised: Mapping[str, int], pool: ThreadPoolExecutor
+) -> Report:
     rows: list[Row] = []
     pairs = [pair for split in SPLITS for pair in _pairs(folder, split, rows)]
     rows += _strays(folder, pairs, movable=all(row.kind != "layout" for row in rows))
-    work = pool.map(lambda pair: patchcheck.check(spec, pair.image, pair.mask, pair.split == "train"), pairs)
+    work = pool.map(
+        lambda pair: patchcheck.check(spec, pair.image, pair.mask, pair.split == "train"), pairs
+    )
     seen = list(tqdm(work, total=len(pairs), desc=f"verify {spec.name}", leave=False))
     rows += [pair.row(folder, *fault) for pair, one in zip(pairs, seen) for fault in one.faults]
     rows += _sizes(folder, pairs, seen)
     rows += _duplicates(folder, pairs, [one.digest for one in seen])
     rows += _foreign(spec, folder, pairs) + _shared(spec, pairs)
-    counts = {split: sum(pair.split == split and pair.image is not None for pair in pairs) for split in SPLITS}
-    promised = {split: (n,) for split, n in promised.items()} or ({} if spec.name in datasets.SPECS else spec.counts)
-    rows += [Row("count", split, split, f"{counts[split]} patches, expected {_either(n)}")
-             for split, n in promised.items() if counts[split] not in n]
-    notes = [f"{split} has {counts[split]} patches, published are {_either(n)}"
-             for split, n in spec.counts.items() if split not in promised and counts[split] not in n]
+    counts = {
+        split: sum(pair.split == split and pair.image is not None for pair in pairs)
+        for split in SPLITS
+    }
+    promised = {split: (n,) for split, n in promised.items()} or (
+        {} if spec.name in specs.SPECS else spec.counts
+    )
+    rows += [
+        Row("count", split, split, f"{counts[split]} patches, expected {_either(n)}")
+        for split, n in promised.items()
+        if counts[split] not in n
+    ]
+    notes = [
+        f"{split} has {counts[split]} patches, published are {_either(n)}"
+        for split, n in spec.counts.items()
+        if split not in promised and counts[split] not in n
+    ]
     classless = [pair.name for pair, one in zip(pairs, seen) if one.classless]
-    notes += [f"{len(classless)} masks show no class at all, first {classless[0]}"] if classless else []
+    notes += (
+        [f"{len(classless)} masks show no class at all, first {classless[0]}"] if classless else []
+    )
     return Report(spec.name, folder, counts, rows, notes)
 
 
@@ -126,17 +170,23 @@ def _below(folder: Path, path: Path) -> str:
 
 
 def _pairs(folder: Path, split: str, rows: list[Row]) -> list[Pair]:
-    """The patches of one split, in any published folder; what is wrong with folders and pairs goes into rows."""
-    places = [folder / place for place in datasets.PLACES[split]]
+    """The patches of one split, in any published folder; what is wrong with folders and pairs goes
+    into rows."""
+    places = [folder / place for place in specs.PLACES[split]]
     filled = [place for place in places if _named(folder, split, place, [])]
     if len(filled) != 1:
-        names = ", ".join(datasets.PLACES[split])
-        rows.append(Row("layout", split, split, f"{len(filled)} of {names} hold PNG files, not one"))
+        names = ", ".join(specs.PLACES[split])
+        rows.append(
+            Row("layout", split, split, f"{len(filled)} of {names} hold PNG files, not one")
+        )
     if not filled:
         return []
     images = _named(folder, split, filled[0], rows)
-    masks = _named(folder, split, datasets.mask_folder(filled[0]), rows)
-    pairs = [Pair(split, name, images.get(name), masks.get(name)) for name in sorted(images.keys() | masks.keys())]
+    masks = _named(folder, split, specs.mask_folder(filled[0]), rows)
+    pairs = [
+        Pair(split, name, images.get(name), masks.get(name))
+        for name in sorted(images.keys() | masks.keys())
+    ]
     for pair in pairs:
         if pair.image is None:
             rows.append(pair.row(folder, "no image", pair.mask, "a mask without an image"))
@@ -151,28 +201,42 @@ def _named(folder: Path, split: str, place: Path, rows: list[Row]) -> dict[str, 
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         if path.suffix.lower() != ".png" or path.name.startswith("."):
             continue
-        name = datasets.patch_name(path)
+        name = specs.patch_name(path)
         if name in found:
             twin = found[name].name
-            rows.append(Row("named twice", split, _below(folder, path), f"the same patch as {twin}", (path,)))
+            rows.append(
+                Row(
+                    "named twice", split, _below(folder, path), f"the same patch as {twin}", (path,)
+                )
+            )
         else:
             found[name] = path
     return found
 
 
 def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
-    """Files that data.load would pass by: other files beside patches and masks, PNG files anywhere else."""
+    """Files that data.load would pass by: other files beside patches and masks, PNG files anywhere
+    else."""
     read, rows = {path.parent for pair in pairs for path in (pair.image, pair.mask) if path}, []
     for place, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != ASIDE)
-        if Path(place) == folder and (folder / datasets.CUT_RECORD).is_file():
-            below[:] = [name for name in below if name in SPLITS]   # the regions may well stand beside their patches
+        if Path(place) == folder and (folder / specs.CUT_RECORD).is_file():
+            below[:] = [
+                name for name in below if name in SPLITS
+            ]  # the regions may well stand beside their patches
             continue
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             if (path.suffix.lower() == ".png") != (path.parent in read):
                 name = _below(folder, path)
-                rows.append(Row("not read", name.split("/")[0], name, "no PNG file, or where none is looked for",
-                                (path,) if movable else ()))
+                rows.append(
+                    Row(
+                        "not read",
+                        name.split("/")[0],
+                        name,
+                        "no PNG file, or where none is looked for",
+                        (path,) if movable else (),
+                    )
+                )
     return rows
 
 
@@ -180,8 +244,13 @@ def _sizes(folder: Path, pairs: list[Pair], seen: list[patchcheck.Seen]) -> list
     """Patches of another size than most, and such that are not square."""
     sizes = Counter(one.size for one in seen if one.size)
     usual = sizes.most_common(1)[0][0] if sizes else ()
-    return [pair.row(folder, "size", pair.image, "{} x {} px, most are {} x {} px".format(*one.size, *usual))
-            for pair, one in zip(pairs, seen) if one.size and (one.size != usual or one.size[0] != one.size[1])]
+    return [
+        pair.row(
+            folder, "size", pair.image, "{} x {} px, most are {} x {} px".format(*one.size, *usual)
+        )
+        for pair, one in zip(pairs, seen)
+        if one.size and (one.size != usual or one.size[0] != one.size[1])
+    ]
 
 
 def _duplicates(folder: Path, pairs: list[Pair], digests: list[str]) -> list[Row]:
@@ -193,7 +262,11 @@ def _duplicates(folder: Path, pairs: list[Pair], digests: list[str]) -> list[Row
         first, *others = sorted(group, key=lambda pair: (KEPT.get(pair.split, 0), pair.name))
         for pair in others if digest else ():
             kind = "duplicate" if pair.split == first.split else "leak"
-            rows.append(pair.row(folder, kind, pair.image, f"the same pixels as {_below(folder, first.image)}"))
+            rows.append(
+                pair.row(
+                    folder, kind, pair.image, f"the same pixels as {_below(folder, first.image)}"
+                )
+            )
     return rows
 
 
@@ -201,8 +274,11 @@ def _foreign(spec: DatasetSpec, folder: Path, pairs: list[Pair]) -> list[Row]:
     """Patches whose name tells no slide where most names tell one: they come from elsewhere."""
     images = [pair for pair in pairs if pair.image]
     silent = [pair for pair in images if spec.slide and not re.search(spec.slide, pair.name)]
-    return [pair.row(folder, "name", pair.image, f"it tells no slide, as names of {spec.name} do")
-            for pair in silent if 2 * len(silent) < len(images)]
+    return [
+        pair.row(folder, "name", pair.image, f"it tells no slide, as names of {spec.name} do")
+        for pair in silent
+        if 2 * len(silent) < len(images)
+    ]
 
 
 def _shared(spec: DatasetSpec, pairs: list[Pair]) -> list[Row]:
@@ -213,19 +289,25 @@ def _shared(spec: DatasetSpec, pairs: list[Pair]) -> list[Row]:
         for pair in pairs if pattern else ():
             if pair.image and (match := re.search(pattern, pair.name)):
                 where[pair.split][match.group()] += 1
-        rows += [Row(kind, f"{a}/{b}", name, f"{where[a][name]} patches in {a}, {where[b][name]} in {b}")
-                 for a, b in combinations(where, 2) for name in sorted(where[a].keys() & where[b].keys())]
+        rows += [
+            Row(kind, f"{a}/{b}", name, f"{where[a][name]} patches in {a}, {where[b][name]} in {b}")
+            for a, b in combinations(where, 2)
+            for name in sorted(where[a].keys() & where[b].keys())
+        ]
     return rows
 
 
 def _verify_regions(spec: DatasetSpec, folder: Path, pool: ThreadPoolExecutor) -> Report | None:
-    """Check published regions: pairs, readable files, sizes, codes, duplicates; None for a folder of patches."""
-    if not spec.regions or (folder / datasets.CUT_RECORD).is_file():
+    """Check published regions: pairs, readable files, sizes, codes, duplicates; None for a folder
+    of patches."""
+    if not spec.regions or (folder / specs.CUT_RECORD).is_file():
         return None
     try:
-        layout = datasets.find_regions(spec, folder)
+        layout = specs.find_regions(spec, folder)
     except ValueError as error:
-        return Report(spec.name, folder, {"regions": 0}, [Row("layout", "regions", ".", str(error))], [])
+        return Report(
+            spec.name, folder, {"regions": 0}, [Row("layout", "regions", ".", str(error))], []
+        )
     if layout is None:
         return None
     pairs = [Pair("regions", *one) for one in zip(*layout)]
@@ -242,8 +324,11 @@ def _read_region(spec: DatasetSpec, folder: Path, pair: Pair) -> tuple[list[Row]
     except ValueError as error:
         return [pair.row(folder, "unreadable", pair.image, str(error))], ""
     known = {*spec.codes, *(spec.ignored or range(256))}
-    rows = [pair.row(folder, "code", pair.mask, f"{n} pixels of {code}, no code of {spec.name}")
-            for code, n in enumerate(np.bincount(codes.ravel())) if n and code not in known]
+    rows = [
+        pair.row(folder, "code", pair.mask, f"{n} pixels of {code}, no code of {spec.name}")
+        for code, n in enumerate(np.bincount(codes.ravel()))
+        if n and code not in known
+    ]
     return rows, hashlib.sha256(pixels).hexdigest()
 
 
@@ -253,7 +338,7 @@ def _quarantine(report: Report) -> None:
         target = first = report.folder / ASIDE / path.relative_to(report.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         n = 1
-        while os.path.lexists(target):   # an earlier repair put a file of this name there
+        while os.path.lexists(target):  # an earlier repair put a file of this name there
             n += 1
             target = first.with_name(f"{first.name}.{n}")
         path.rename(target)

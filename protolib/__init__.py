@@ -1,4 +1,5 @@
-"""Kernels of prototype-based image prompting for weakly supervised segmentation of histopathology images.
+"""Kernels of prototype-based image prompting for weakly supervised segmentation of histopathology
+images.
 
 The letters, the same in every module and notebook:
 
@@ -14,21 +15,31 @@ h, w    height and width of a feature or similarity map, cells
 L       levels of the backbone's pyramid
 ======  ==========================================================================================
 
-Reading order is the order of the data: files, presets, tissue, phantom, datasets, regions, data, weights, backbones,
-encoders, bank, classnet, matching, metrics, cams, training, segmentation, results; then what the paper says and what our
-runs say of it: paper, compare, ledger, account, curves; then experiment and grid; viz and exercises for the notebooks, and
-page, runner and ablate for `python -m protolib`. A module imports only from those before it.
+The kernels stand here, in the order of the data: files, presets, metrics, maps, bank, matching,
+losses, classnet, cams, segmentation, training; then results and experiment, one run. Four wings:
+data/ (what they read), nets/ (what they call), study/ (many runs beside the paper) and teach/
+(what only notebooks need). Nothing imports upwards: data and nets know no kernel but files, bank
+and metrics, kernels know neither study nor teach.
 """
+
 import platform
 
 __version__ = "0.1.0"
 
 
 def report() -> None:
-    """Print versions, device and threads on one line, as every notebook does first; no paths. Notebook 00."""
+    """Print versions, device and threads on one line, as every notebook does first; no paths.
+    Notebook 00."""
     import torch  # here, so that `import protolib` stays instant
 
     cpu = f"{torch.get_num_threads()} threads"
-    device = (f"cuda, {torch.cuda.get_device_name()}" if torch.cuda.is_available()
-              else f"mps, {cpu}" if torch.backends.mps.is_available() else f"cpu, {cpu}")
-    print(f"protolib {__version__}, Python {platform.python_version()}, torch {torch.__version__}; device: {device}")
+    device = (
+        f"cuda, {torch.cuda.get_device_name()}"
+        if torch.cuda.is_available()
+        else f"mps, {cpu}"
+        if torch.backends.mps.is_available()
+        else f"cpu, {cpu}"
+    )
+    print(
+        f"protolib {__version__}, Python {platform.python_version()}, torch {torch.__version__}; device: {device}"
+    )

@@ -1,50 +1,118 @@
-"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows what came of it."""
+"""Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows
+what came of it."""
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4")  # of grid.toml
+TABLES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "figure3",
+    "figure4",
+)  # of grid.toml
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `run` and `report`; one left out is None, so that a resumed run keeps its own."""
-    top = argparse.ArgumentParser(prog="python -m protolib", description="protolib's notebooks from the command line")
+    """The options of `run` and `report`; one left out is None, so that a resumed run keeps its
+    own."""
+    top = argparse.ArgumentParser(
+        prog="python -m protolib", description="protolib's notebooks from the command line"
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="execute the notebooks in order into a folder of their own under runs/")
-    run.add_argument("--preset", help="every setting under one name, see protolib/presets.toml (default: quick)")
-    run.add_argument("--dataset", metavar="NAME",
-                     help="phantom (default, no files needed), bcss-wsss, luad-histoseg, bcss, gcss or custom")
+    run = commands.add_parser(
+        "run", help="execute the notebooks in order into a folder of their own under runs/"
+    )
+    run.add_argument(
+        "--preset", help="every setting under one name, see protolib/presets.toml (default: quick)"
+    )
+    run.add_argument(
+        "--dataset",
+        metavar="NAME",
+        help="phantom (default, no files needed), bcss-wsss, luad-histoseg, bcss, gcss or custom",
+    )
     run.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
     run.add_argument("--seed", metavar="N", type=int, help="0, 1, 2, ... (default: 0)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
-    run.add_argument("-p", dest="pairs", metavar="NAME=VALUE", action="append", default=[],
-                     help="any other parameter of the notebooks; may be given several times")
+    run.add_argument(
+        "-p",
+        dest="pairs",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="any other parameter of the notebooks; may be given several times",
+    )
     where = run.add_mutually_exclusive_group()
-    where.add_argument("--resume", metavar="RUN_DIR", nargs="?", const="latest",
-                       help="go on with the newest run, or with this one")
-    where.add_argument("--run-dir", metavar="DIR", type=Path,
-                       help="write the run here, not in a new folder under runs/")
-    ablate = commands.add_parser("ablate", help="run the grid of the paper's tables, a notebook a cell, into results/")
-    ablate.add_argument("tables", metavar="TABLE", nargs="+", choices=("all", *TABLES), help=f"all, or some of {', '.join(TABLES)}")
-    ablate.add_argument("--preset", default="lean", help="default: lean, made for laptops; paper_text wants GPUs")
+    where.add_argument(
+        "--resume",
+        metavar="RUN_DIR",
+        nargs="?",
+        const="latest",
+        help="go on with the newest run, or with this one",
+    )
+    where.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        type=Path,
+        help="write the run here, not in a new folder under runs/",
+    )
+    ablate = commands.add_parser(
+        "ablate", help="run the grid of the paper's tables, a notebook a cell, into results/"
+    )
+    ablate.add_argument(
+        "tables",
+        metavar="TABLE",
+        nargs="+",
+        choices=("all", *TABLES),
+        help=f"all, or some of {', '.join(TABLES)}",
+    )
+    ablate.add_argument(
+        "--preset", default="lean", help="default: lean, made for laptops; paper_text wants GPUs"
+    )
     ablate.add_argument("--dataset", metavar="NAME", default="phantom", help="as in run")
     ablate.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
-    ablate.add_argument("--seeds", metavar="N,N", type=seeds, default=(0, 1, 2), help="default: 0,1,2")
-    ablate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    ablate.add_argument("--jobs", metavar="N", type=int, default=0,
-                        help="cells at a time (default: one per GPU, or per core and 4 GB of free memory)")
-    report = commands.add_parser("report", help="the paper's tables with ours beside them, or the results of a run",
-                                 description="Print the paper's tables with ours beside them, from results/; or, with "
-                                             "RUN_DIR, the results of a run, whose report.html is written again.")
-    report.add_argument("run_dir", metavar="RUN_DIR", nargs="?", help="a run, or latest: the newest")
+    ablate.add_argument(
+        "--seeds", metavar="N,N", type=seeds, default=(0, 1, 2), help="default: 0,1,2"
+    )
+    ablate.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+    )
+    ablate.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=0,
+        help="cells at a time (default: one per GPU, or per core and 4 GB of free memory)",
+    )
+    report = commands.add_parser(
+        "report",
+        help="the paper's tables with ours beside them, or the results of a run",
+        description="Print the paper's tables with ours beside them, from results/; or, with "
+        "RUN_DIR, the results of a run, whose report.html is written again.",
+    )
+    report.add_argument(
+        "run_dir", metavar="RUN_DIR", nargs="?", help="a run, or latest: the newest"
+    )
     kind = report.add_mutually_exclusive_group()
-    kind.add_argument("--html", metavar="FILE", type=Path, help="write the tables, with figures, as a page")
-    kind.add_argument("--json", action="store_true", help="print the tables as one JSON list of rows")
+    kind.add_argument(
+        "--html", metavar="FILE", type=Path, help="write the tables, with figures, as a page"
+    )
+    kind.add_argument(
+        "--json", action="store_true", help="print the tables as one JSON list of rows"
+    )
     for command in (run, ablate, report):
-        command.add_argument("--notebooks", metavar="DIR", type=Path,
-                             help="folder with 0*.ipynb; runs/ and results/ stand beside it")
+        command.add_argument(
+            "--notebooks",
+            metavar="DIR",
+            type=Path,
+            help="folder with 0*.ipynb; runs/ and results/ stand beside it",
+        )
     return top
 
 
@@ -54,7 +122,8 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130 interrupted."""
+    """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
+    interrupted."""
     args = parser().parse_args(argv)
     notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
     try:
@@ -64,51 +133,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-# each command imports what it needs: --help and a misspelt option answer at once, and the ledger does not wait for torch
+# each command imports what it needs: --help and a misspelt option answer at once, and the ledger
+# does not wait for torch
 
 
 def _run(args: argparse.Namespace, notebooks: Path) -> int:
-    from protolib import runner
+    from protolib.study import runner
 
-    given = {"preset": args.preset, "dataset": args.dataset, "data_root": args.data and str(args.data.resolve()),
-             "seed": args.seed, "device": args.device}
-    settings = {name: value for name, value in given.items() if value is not None} | runner.parse(args.pairs)
+    given = {
+        "preset": args.preset,
+        "dataset": args.dataset,
+        "data_root": args.data and str(args.data.resolve()),
+        "seed": args.seed,
+        "device": args.device,
+    }
+    settings = {name: value for name, value in given.items() if value is not None} | runner.parse(
+        args.pairs
+    )
     return runner.run(notebooks, settings, run_dir=args.run_dir, resume=args.resume)
 
 
 def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
-    from protolib import ablate
+    from protolib.study import ablate
 
     names = TABLES if "all" in args.tables else args.tables
     root = str(args.data.resolve()) if args.data else ""
-    return ablate.run(notebooks, names, args.dataset, root, args.preset, args.seeds, args.device, args.jobs)
+    return ablate.run(
+        notebooks, names, args.dataset, root, args.preset, args.seeds, args.device, args.jobs
+    )
 
 
 def _report(args: argparse.Namespace, notebooks: Path) -> int:
     if args.run_dir is None:
         return show(notebooks.parent / "results", args.html, args.json)
     if args.html or args.json:
-        raise ValueError(f"--html and --json show the paper's tables, not the run {args.run_dir}; leave one away")
-    from protolib import runner
+        raise ValueError(
+            f"--html and --json show the paper's tables, not the run {args.run_dir}; leave one away"
+        )
+    from protolib.study import runner
 
     return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
 
 
-def show(folder: Path, html: Path | None = None, as_json: bool = False) -> int:
-    """Print the ledger of a folder of result files, as text or as JSON, or write it as a page. Returns 0."""
-    from protolib import account, ledger  # neither these nor the page load torch
+def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
+    """Print the ledger of a folder of result files, as text or as JSON, or write it as a page.
+    Returns 0."""
+    from protolib.study import ledger, report  # neither these nor the page load torch
 
     found = ledger.read(folder)
     if as_json:
         print(json.dumps(ledger.rows(found), indent=1, ensure_ascii=False, allow_nan=False))
-    elif html:
-        from protolib import curves, files, page
+    elif page:
+        from protolib import files
+        from protolib.study import figures, html
 
-        figures = {name: (curves.png(curves.figure(found, name)), curves.CAPTION) for name in curves.PANELS}
-        files.write_text(html, page.ledger(found, figures))
-        print(f"ledger: {html}")
+        drawn = {
+            name: (figures.png(figures.figure(found, name)), figures.CAPTION)
+            for name in figures.PANELS
+        }
+        files.write_text(page, html.ledger(found, drawn))
+        print(f"ledger: {page}")
     else:
-        print(account.text(found), end="")
+        print(report.text(found), end="")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The image bank: pure patches of each class, clustered into K sub-types; their prototypes prompt the network."""
+"""The image bank: pure patches of each class, clustered into K sub-types; their prototypes prompt
+the network."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,28 +8,33 @@ from typing import NamedTuple
 
 import numpy as np
 
+from protolib.data.regions import white_share
 from protolib.files import read_json, write_json, write_npz
 from protolib.presets import Preset
-from protolib.regions import white_share
 
 
 def seed_centres(X: np.ndarray, K: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ under the cosine distance: K rows of X, each drawn in proportion to its distance from the nearest so far.
+    """k-means++ under the cosine distance: K rows of X, each drawn in proportion to its distance
+    from the nearest so far.
 
     X: (n, D) float, unit rows. Returns (K, D). Arthur and Vassilvitskii, SODA 2007. Notebook 02.
     """
     centres = [X[rng.integers(len(X))]]
     for _ in range(1, K):
-        distance = np.clip(1 - X @ np.stack(centres).T, 0, None).min(1).astype(np.float64)  # (n,), Eq. (1)
-        total = distance.sum()  # 0 when only copies of the chosen rows are left: then any row is as good
+        distance = (
+            np.clip(1 - X @ np.stack(centres).T, 0, None).min(1).astype(np.float64)
+        )  # (n,), Eq. (1)
+        total = (
+            distance.sum()
+        )  # 0 when only copies of the chosen rows are left: then any row is as good
         row = rng.choice(len(X), p=distance / total) if total > 0 else rng.integers(len(X))
         centres.append(X[row])
     return np.stack(centres)
 
 
 class Clustering(NamedTuple):
-    """One run of k-means: of the last assignment labels (n,) int64 and cosines (n, K) to the centres before it; the centres
-    (K, D) after it, of unit length; the number of assignments."""
+    """One run of k-means: of the last assignment labels (n,) int64 and cosines (n, K) to the
+    centres before it; the centres (K, D) after it, of unit length; the number of assignments."""
 
     labels: np.ndarray
     cosines: np.ndarray
@@ -37,14 +43,18 @@ class Clustering(NamedTuple):
 
 
 def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering:
-    """One run of spherical k-means from given centres: assign by cosine, move each centre to its mean direction.
+    """One run of spherical k-means from given centres: assign by cosine, move each centre to its
+    mean direction.
 
-    X: (n, D) float, rows of any length: longer ones weigh more in a mean; centres: (K, D). The lowest index wins a tie, an
-    empty cluster keeps its centre. Dhillon and Modha, Machine Learning 42, 2001; Eq. (1). Notebook 02.
+    X: (n, D) float, rows of any length: longer ones weigh more in a mean; centres: (K, D). The
+    lowest index wins a tie, an empty cluster keeps its centre. Dhillon and Modha, Machine Learning
+    42, 2001; Eq. (1). Notebook 02.
     """
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     for step in range(1, max_iter + 1):
-        cosines = unit @ (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).T  # (n, K)
+        cosines = (
+            unit @ (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).T
+        )  # (n, K)
         labels, before = cosines.argmax(1), centres
         centres = before.copy()
         for k in np.unique(labels):
@@ -56,25 +66,37 @@ def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering
 
 
 def random_rows(X: np.ndarray, K: int, seed: int) -> np.ndarray:
-    """K distinct rows of X, those that the released code draws when seed is 0 (its own seed is 42). Notebook 02."""
+    """K distinct rows of X, those that the released code draws when seed is 0 (its own seed is 42).
+    Notebook 02."""
     return X[np.random.RandomState(42 + seed).choice(len(X), K, replace=False)]
 
 
-def spherical_kmeans(X: np.ndarray, K: int, seed: int = 0, restarts: int = 20, start: str = "plusplus") -> Clustering:
-    """The best of several runs of spherical k-means by mean cosine to the own centre. Eq. (1), notebook 02.
+def spherical_kmeans(
+    X: np.ndarray, K: int, seed: int = 0, restarts: int = 20, start: str = "plusplus"
+) -> Clustering:
+    """The best of several runs of spherical k-means by mean cosine to the own centre. Eq. (1),
+    notebook 02.
 
-    X: (n, D) float, unit rows; start: "plusplus", see seed_centres, or "rows", see random_rows: the same in every restart.
-    Raises ValueError if there are fewer rows than K.
+    X: (n, D) float, unit rows; start: "plusplus", see seed_centres, or "rows", see random_rows: the
+    same in every restart. Raises ValueError if there are fewer rows than K.
     """
     if len(X) < K:
-        raise ValueError(f"k-means: {len(X)} rows cannot fill K = {K} clusters; lower K or bring more images")
+        raise ValueError(
+            f"k-means: {len(X)} rows cannot fill K = {K} clusters; lower K or bring more images"
+        )
     rng = np.random.default_rng(seed)
-    draw = {"plusplus": lambda: seed_centres(X, K, rng), "rows": lambda: random_rows(X, K, seed)}[start]
-    return max((lloyd(X, draw()) for _ in range(restarts)), key=lambda run: float(run.cosines.max(1).mean()))
+    draw = {"plusplus": lambda: seed_centres(X, K, rng), "rows": lambda: random_rows(X, K, seed)}[
+        start
+    ]
+    return max(
+        (lloyd(X, draw()) for _ in range(restarts)),
+        key=lambda run: float(run.cosines.max(1).mean()),
+    )
 
 
 def standardise(features, mean: np.ndarray, scale: np.ndarray):
-    """Subtract the mean, divide by the scale, scale to length 1: (..., D) array or tensor, float, unit rows. Notebook 02."""
+    """Subtract the mean, divide by the scale, scale to length 1: (..., D) array or tensor, float,
+    unit rows. Notebook 02."""
     if isinstance(features, np.ndarray):
         z = (features - mean) / scale
         return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
@@ -84,7 +106,8 @@ def standardise(features, mean: np.ndarray, scale: np.ndarray):
 
 @dataclass(frozen=True)
 class Bank:
-    """Prototypes and how they came about: the patches that could have been chosen and those that were. Notebook 02."""
+    """Prototypes and how they came about: the patches that could have been chosen and those that
+    were. Notebook 02."""
 
     classes: tuple[str, ...]
     K: int
@@ -98,72 +121,113 @@ class Bank:
 
     @property
     def thin(self) -> dict[str, int]:
-        """Images per sub-class where there are fewer than five: a mean of so few says little. Notebook 02."""
+        """Images per sub-class where there are fewer than five: a mean of so few says little.
+        Notebook 02."""
         names = [f"{c} {k + 1}" for c in self.classes for k in range(self.K)]
         return {name: len(m) for name, m in zip(names, self.members) if len(m) < 5}
 
     def normalize(self, features):
-        """Features (..., D), array or tensor, in the space of the prototypes: see standardise. Notebook 02."""
+        """Features (..., D), array or tensor, in the space of the prototypes: see standardise.
+        Notebook 02."""
         return standardise(features, self.mean, self.scale)
 
     def save(self, folder: Path) -> None:
         """Write bank.npz (arrays) and bank.json (names), each whole or not at all. Notebook 02."""
         arrays = ("prototypes", "mean", "scale", "candidates", "clusters")
         write_npz(folder / "bank.npz", **{k: getattr(self, k) for k in arrays})
-        write_json(folder / "bank.json", {k: getattr(self, k) for k in ("classes", "K", "kind", "members")})
+        write_json(
+            folder / "bank.json", {k: getattr(self, k) for k in ("classes", "K", "kind", "members")}
+        )
 
     @classmethod
     def open(cls, folder: Path) -> "Bank":
-        """Read what save wrote; raises FileNotFoundError if one of the two files is missing. Notebook 02."""
+        """Read what save wrote; raises FileNotFoundError if one of the two files is missing.
+        Notebook 02."""
         text = read_json(folder / "bank.json")
         with np.load(folder / "bank.npz") as arrays:
             return cls(
-                tuple(text["classes"]), text["K"], text["kind"], members=tuple(map(tuple, text["members"])), **arrays
+                tuple(text["classes"]),
+                text["K"],
+                text["kind"],
+                members=tuple(map(tuple, text["members"])),
+                **arrays,
             )
 
 
-def candidates(dataset, K: int, white_limit: float, single_class: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Patches that show one class alone and are not too white, and the class of each. Sec. 3.2, notebook 02.
+def candidates(
+    dataset, K: int, white_limit: float, single_class: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patches that show one class alone and are not too white, and the class of each. Sec. 3.2,
+    notebook 02.
 
-    Returns indices and classes, (n,) int64 each. single_class False: every patch, once for each of its classes. A class that
-    the white filter would leave with fewer than K (airy lung, fat) keeps all its patches, and a warning says so. Raises
-    ValueError if a class has fewer than K patches at all; says how many it has.
+    Returns indices and classes, (n,) int64 each. single_class False: every patch, once for each of
+    its classes. A class that the white filter would leave with fewer than K (airy lung, fat) keeps
+    all its patches, and a warning says so. Raises ValueError if a class has fewer than K patches at
+    all; says how many it has.
     """
     kind = "single-class patches" if single_class else "patches"
-    shown = dataset.labels * (dataset.labels.sum(1, keepdims=True) == 1) if single_class else dataset.labels
+    shown = (
+        dataset.labels * (dataset.labels.sum(1, keepdims=True) == 1)
+        if single_class
+        else dataset.labels
+    )
     patch, owner = np.nonzero(shown)
     clear = white_share(dataset.images[patch]) <= white_limit
     for c, name in enumerate(dataset.spec.classes):
         n, left = int((owner == c).sum()), int((clear & (owner == c)).sum())
         if n < K:
-            advice = f"pass K = {n} or bring" if n else "without one a class has no prototype: bring"
-            raise ValueError(f"bank: {name} has {n} {kind}, K = {K} sub-classes need {K}; {advice} more")
+            advice = (
+                f"pass K = {n} or bring" if n else "without one a class has no prototype: bring"
+            )
+            raise ValueError(
+                f"bank: {name} has {n} {kind}, K = {K} sub-classes need {K}; {advice} more"
+            )
         if left < K:
             warnings.warn(
-                f"bank: only {left} of {n} {kind} of {name} are at most {white_limit:.0%} white; all are kept", stacklevel=2
+                f"bank: only {left} of {n} {kind} of {name} are at most {white_limit:.0%} white; all are kept",
+                stacklevel=2,
             )
             clear |= owner == c
     return patch[clear], owner[clear]
 
 
-def build(dataset, features: np.ndarray, p: Preset, seed: int, cluster_features: np.ndarray | None = None) -> Bank:
-    """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each, prototypes. Notebook 02.
+def build(
+    dataset, features: np.ndarray, p: Preset, seed: int, cluster_features: np.ndarray | None = None
+) -> Bank:
+    """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each,
+    prototypes. Notebook 02.
 
-    dataset: the training split; features: (n, D) float32 of its patches, in order; cluster_features: (n, D') of another
-    encoder, where the clustering looks through that (Eq. 1), else the same. p.prototypes "nearest_mean": the mean of the N
-    images nearest to the cluster's centre (Sec. 3.4), "random_mean", of N drawn from the class (Figure 4), or "centre", the mean
-    direction of the whole cluster (released code). Raises ValueError if a class has fewer candidates than K, or than N where
-    they are drawn; says how many it has.
+    dataset: the training split; features: (n, D) float32 of its patches, in order;
+    cluster_features: (n, D') of another encoder, where the clustering looks through that (Eq. 1),
+    else the same. p.prototypes "nearest_mean": the mean of the N images nearest to the cluster's
+    centre (Sec. 3.4), "random_mean", of N drawn from the class (Figure 4), or "centre", the mean
+    direction of the whole cluster (released code). Raises ValueError if a class has fewer
+    candidates than K, or than N where they are drawn; says how many it has.
     """
-    mean, scale = (features.mean(0), features.std(0) + 1e-6) if p.standardise else (0 * features[0], 0 * features[0] + 1)
+    mean, scale = (
+        (features.mean(0), features.std(0) + 1e-6)
+        if p.standardise
+        else (0 * features[0], 0 * features[0] + 1)
+    )
     X = standardise(features, mean, scale)
-    Z = X if cluster_features is None else cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
+    Z = (
+        X
+        if cluster_features is None
+        else cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
+    )
     pure, owner = candidates(dataset, p.K, p.white_limit, p.single_class)
-    prototypes, clusters, members, rng = [], np.empty(len(pure), int), [], np.random.default_rng(seed)
+    prototypes, clusters, members, rng = (
+        [],
+        np.empty(len(pure), int),
+        [],
+        np.random.default_rng(seed),
+    )
     for c in range(len(dataset.spec.classes)):
         rows = np.flatnonzero(owner == c)
         if p.prototypes == "random_mean" and len(rows) < p.N:
-            raise ValueError(f"bank: {dataset.spec.classes[c]} has {len(rows)} candidates, N = {p.N} are to be drawn; lower N")
+            raise ValueError(
+                f"bank: {dataset.spec.classes[c]} has {len(rows)} candidates, N = {p.N} are to be drawn; lower N"
+            )
         run = spherical_kmeans(Z[pure[rows]], p.K, seed, p.restarts, p.kmeans_start)
         clusters[rows] = c * p.K + run.labels
         for k in range(p.K):
@@ -173,9 +237,21 @@ def build(dataset, features: np.ndarray, p: Preset, seed: int, cluster_features:
                 nearest = rng.choice(pure[rows], p.N, replace=False)
             members.append(tuple(dataset.ids[i] for i in nearest))
             chosen = own if p.prototypes == "centre" else nearest
-            if not len(chosen):  # only where a class has fewer distinct patches than K: the nearest patch stands in
+            if not len(
+                chosen
+            ):  # only where a class has fewer distinct patches than K: the nearest patch stands in
                 chosen = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
             prototypes.append(X[chosen].mean(0))
     P = np.stack(prototypes)  # (S, D)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
-    return Bank(dataset.spec.classes, p.K, p.prototypes, P.astype(np.float32), mean, scale, pure, clusters, tuple(members))
+    return Bank(
+        dataset.spec.classes,
+        p.K,
+        p.prototypes,
+        P.astype(np.float32),
+        mean,
+        scale,
+        pure,
+        clusters,
+        tuple(members),
+    )

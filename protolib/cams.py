@@ -1,4 +1,5 @@
-"""From similarity maps to fused CAMs, masks, and pseudo masks on disk with the manifest that says whose they are."""
+"""From similarity maps to fused CAMs, masks, and pseudo masks on disk with the manifest that says
+whose they are."""
 
 import os
 import shutil
@@ -6,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,52 +14,27 @@ from tqdm.auto import tqdm
 
 from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json
-from protolib.metrics import gate
+from protolib.maps import argmax_masks, fuse, unit_scores
 from protolib.presets import Preset
 
-
-# what a view does to the patch, and whether the image-level logits are read off it: (mirrored, brightness, read)
+# what a view does to the patch, and whether the image-level logits are read off it: (mirrored,
+# brightness, read)
 VIEWS = {
     "none": ((False, 1.0, True),),
     "mirror": ((False, 1.0, True), (True, 1.0, True)),
-    "six": tuple((m, f, not m and f == 1.0) for m in (False, True) for f in (0.9, 1.0, 1.1)),  # utils/validate.py
+    "six": tuple(
+        (m, f, not m and f == 1.0) for m in (False, True) for f in (0.9, 1.0, 1.1)
+    ),  # utils/validate.py
 }
-
-
-def fuse(class_maps: list[Tensor], weights: tuple[float, ...], size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights, notebook 04.
-
-    class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B, C, H, W) logits.
-    """
-    up = [F.interpolate(m, size, mode="bilinear", align_corners=align_corners) for m in class_maps]
-    return sum(w * m for w, m in zip(weights, up, strict=True))
-
-
-def unit_scores(maps: Tensor) -> Tensor:
-    """Each map above 0 stretched to [0, 1]; one that is constant there, or below 0, becomes 0. Notebook 06.
-
-    maps: (B, C, h, w) float logits. Returns the same shape. Utils/validate.py of the released code: a class that is not there
-    is stretched like one that is, so only its image label can close it.
-    """
-    above = maps.clamp_min(0)
-    low, high = above.amin((2, 3), keepdim=True), above.amax((2, 3), keepdim=True)
-    return (above - low) / (high - low + 1e-6)
-
-
-def background_score(scores: Tensor) -> Tensor:
-    """The score of "no tissue" that the released code computes and drops: (1 - highest class score)^10. Notebook 06.
-
-    scores: (B, C, H, W) in [0, 1]. Returns (B, 1, H, W). TPRO keeps it, and so can predict background (E3).
-    """
-    return (1 - scores.amax(1, keepdim=True)) ** 10
 
 
 @torch.no_grad()
 def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor, Tensor]:
     """Fused CAMs and image-level logits of a batch, averaged over the views of `tta`. Notebook 04.
 
-    images: (B, 3, H, W) float in [0, 1]; tta: a key of VIEWS. Returns CAMs (B, C, H, W), logits or in [0, L] by p.scores, and
-    logits (B, C); logit > 0 means present. Brightness multiplies the prepared image, as in the released code.
+    images: (B, 3, H, W) float in [0, 1]; tta: a key of VIEWS. Returns CAMs (B, C, H, W), logits or
+    in [0, L] by p.scores, and logits (B, C); logit > 0 means present. Brightness multiplies the
+    prepared image, as in the released code.
     """
     scores, logits = [], []
     for mirrored, brightness, read in VIEWS[tta]:
@@ -70,39 +45,38 @@ def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor,
         score = fuse(classes, net.fusion, images.shape[2:], p.align_corners)
         scores.append(score.flip(3) if mirrored else score)
         if read:
-            logits.append(net.logits(maps).mean(0) if p.pool == "maps" else net.logits(maps)[-1])  # (L, B, C) -> (B, C)
+            logits.append(
+                net.logits(maps).mean(0) if p.pool == "maps" else net.logits(maps)[-1]
+            )  # (L, B, C) -> (B, C)
     return torch.stack(scores).mean(0), torch.stack(logits).mean(0)
-
-
-def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor:
-    """The strongest class of each pixel among those the image label allows. Sec. 3.3, notebook 04.
-
-    cams: (B, C, H, W) float; labels: (B, C) 0 or 1; gating "closed": an absent class never wins; "zeroed": it scores 0, and
-    the first class wins a tie (released code). Returns (B, H, W) uint8 in 0..C-1; ignore is never predicted.
-    """
-    scores = gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None]
-    return scores.argmax(1).to(torch.uint8)
 
 
 @torch.no_grad()
 def predict_split(net: ClassNet, dataset, p: Preset, tta: str, batch: int = 32, bar: bool = True):
-    """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order. Notebook 04."""
+    """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order.
+    Notebook 04."""
     net.eval()
     device = next(net.parameters()).device
     quiet = {} if bar else {"disable": True}  # disable=False would overrule TQDM_DISABLE
-    for items in tqdm(DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False, **quiet):
+    for items in tqdm(
+        DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False, **quiet
+    ):
         cams, logits = predict(net, items["image"].to(device).float() / 255, p, tta)
         yield items["index"], cams.cpu(), logits.cpu()
 
 
 def pseudo_masks(net: ClassNet, dataset, folder: Path, p: Preset, manifest: dict) -> None:
-    """Write one palette PNG per training patch, its image label closing the absent classes, and manifest.json. Notebook 04.
+    """Write one palette PNG per training patch, its image label closing the absent classes, and
+    manifest.json. Notebook 04.
 
-    manifest: what the masks were made from; split, ids and the split's fingerprint are added. The folder appears whole or
-    not at all. Raises ValueError unless dataset is the training split: the masks of val and test are for scoring.
+    manifest: what the masks were made from; split, ids and the split's fingerprint are added. The
+    folder appears whole or not at all. Raises ValueError unless dataset is the training split: the
+    masks of val and test are for scoring.
     """
     if dataset.split != "train":
-        raise ValueError(f"pseudo masks are made of the training split, this is '{dataset.split}'; pass data('train')")
+        raise ValueError(
+            f"pseudo masks are made of the training split, this is '{dataset.split}'; pass data('train')"
+        )
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -120,8 +94,11 @@ def pseudo_masks(net: ClassNet, dataset, folder: Path, p: Preset, manifest: dict
 def manifest_of(dataset) -> dict:
     """What identifies a split: data set, split, fingerprint of its pixels, ids. Notebook 05."""
     return {
-        "dataset": dataset.spec.name, "split": dataset.split, "fingerprint": dataset.fingerprint, "ids": dataset.ids
-    }  # fmt: skip
+        "dataset": dataset.spec.name,
+        "split": dataset.split,
+        "fingerprint": dataset.fingerprint,
+        "ids": dataset.ids,
+    }
 
 
 def read_pseudo_masks(folder: Path, dataset) -> np.ndarray:

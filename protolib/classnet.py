@@ -1,58 +1,25 @@
-"""ClassNet: a backbone's pyramid compared with projected prototypes gives one similarity map per sub-class and level."""
-
-from itertools import combinations
+"""ClassNet: a backbone's pyramid compared with projected prototypes gives one similarity map per
+sub-class and level."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protolib.backbones import backbone
-
-
-def cosine_maps(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
-    """Cosine between every cell and every prototype of one level. Eq. (2) before its mean over k, notebook 03.
-
-    features: (B, C_i, h, w) float; prototypes: (S, C_i) float. Returns (B, S, h, w) in [-1, 1]. similarity "half": the
-    prototypes keep their length, which is no cosine (released code).
-    """
-    prototypes = F.normalize(prototypes, dim=1) if similarity == "cosine" else prototypes
-    return torch.einsum("bchw,sc->bshw", F.normalize(features, dim=1), prototypes)
-
-
-def merge_subclasses(maps: Tensor, sizes: tuple[int, ...], how: str) -> Tensor:
-    """One map or logit per class from its sub-classes: (B, S, ...) -> (B, C, ...). Notebook 03.
-
-    sizes: sub-classes of each class. how: "mean", Eq. (2); or "softmax", their mean weighted by their own softmax, which lets
-    one strong sub-type stand for its class where a mean lets two absent ones vote it down (the released code merges so at
-    test, and calls it "max").
-    """
-    groups = maps.split(sizes, 1)  # C of (B, K_c, ...)
-    if how == "mean":
-        return torch.stack([group.mean(1) for group in groups], 1)
-    return torch.stack([(group.softmax(1) * group).sum(1) for group in groups], 1)
-
-
-def diversity_loss(maps: Tensor, K: int) -> Tensor:
-    """How alike the maps of a class's sub-classes are: mean of exp(-J) over pairs, 1 when equal, near 0 when apart. Notebook 04.
-
-    maps: (B, S, h, w) float logits of one level; J: the Jeffreys divergence of the two maps as distributions over cells. LPD
-    (2025) pushes by this divergence; the bounded form is ours. Returns a scalar, 0 where K is 1.
-    """
-    log_p = maps.flatten(2).log_softmax(2).unflatten(1, (-1, K))  # (B, C, K, h*w)
-    pairs = [(log_p[:, :, i], log_p[:, :, j]) for i, j in combinations(range(K), 2)]
-    if not pairs:
-        return maps.sum() * 0
-    return torch.stack([(-((a.exp() - b.exp()) * (a - b)).sum(2)).exp().mean() for a, b in pairs]).mean()
+from protolib.maps import cosine_maps, merge_subclasses
+from protolib.nets.backbones import backbone
 
 
 class PrototypeHead(nn.Module):
-    """Maps of one level: project the prototypes to the level's width, compare them with every cell. Eq. (2), notebook 03.
+    """Maps of one level: project the prototypes to the level's width, compare them with every cell.
+    Eq. (2), notebook 03.
 
-    features (B, C_i, h, w), prototypes (S, D) unit rows -> (B, S, h, w) logits, the similarities times a scale (the released
-    code learns one, the paper has none: a cosine alone keeps the sigmoid of Eq. (7) between .27 and .73).
+    features (B, C_i, h, w), prototypes (S, D) unit rows -> (B, S, h, w) logits, the similarities
+    times a scale (the released code learns one, the paper has none: a cosine alone keeps the
+    sigmoid of Eq. (7) between .27 and .73).
     """
 
-    def __init__(self, D: int, channels: int, hidden: int, similarity: str, scale: float, scale_learned: bool):
+    def __init__(
+        self, D: int, channels: int, hidden: int, similarity: str, scale: float, scale_learned: bool
+    ):
         super().__init__()
         hidden = hidden or channels
         self.similarity = similarity
@@ -60,22 +27,27 @@ class PrototypeHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=scale_learned)
 
     def forward(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        return self.log_scale.exp() * cosine_maps(features, self.project(prototypes), self.similarity)
+        return self.log_scale.exp() * cosine_maps(
+            features, self.project(prototypes), self.similarity
+        )
 
 
 class ClassNet(nn.Module):
     """Similarity maps of an image at L levels. Sec. 3.3, notebook 04.
 
-    images (B, 3, H, W) float in [0, 1] -> list of L logit maps (B, S, h_i, w_i), finest first. p: a presets.Preset.
-    prototypes: (S, D) unit rows, fixed, or learned where p.prototypes is "learnable". With prototypes None each level of
-    p.levels has a 1x1 convolution instead, K is 1 and S is C: the classifier of CAM, and Table 5 without SIM.
+    images (B, 3, H, W) float in [0, 1] -> list of L logit maps (B, S, h_i, w_i), finest first. p: a
+    presets.Preset. prototypes: (S, D) unit rows, fixed, or learned where p.prototypes is
+    "learnable". With prototypes None each level of p.levels has a 1x1 convolution instead, K is 1
+    and S is C: the classifier of CAM, and Table 5 without SIM.
     """
 
     def __init__(self, p, C: int, prototypes: Tensor | None = None):
         super().__init__()
         self.net = backbone(p.backbone, p.stride)
         if p.scaling:
-            self.net.mean, self.net.std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
+            self.net.mean, self.net.std = (
+                torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling
+            )
         plain = prototypes is None
         self.levels, self.fusion = p.levels, p.fusion
         self.sizes = (1 if plain else len(prototypes) // C,) * C
@@ -91,12 +63,18 @@ class ClassNet(nn.Module):
         else:
             self.prototypes = nn.Parameter(prototypes, requires_grad=p.prototypes == "learnable")
             self.heads = nn.ModuleList(
-                PrototypeHead(prototypes.shape[1], w, p.hidden, p.similarity, p.scale, p.scale_learned) for w in widths
+                PrototypeHead(
+                    prototypes.shape[1], w, p.hidden, p.similarity, p.scale, p.scale_learned
+                )
+                for w in widths
             )
-        self.bias = nn.Parameter(torch.zeros(len(self.levels), C), requires_grad=p.bias)  # where "present" begins
+        self.bias = nn.Parameter(
+            torch.zeros(len(self.levels), C), requires_grad=p.bias
+        )  # where "present" begins
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images in the order of colours and the scale that the backbone was trained on, same shape. Notebook 04."""
+        """Images in the order of colours and the scale that the backbone was trained on, same
+        shape. Notebook 04."""
         return self.net.prepare(images.flip(1) if self.order == "bgr" else images)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -109,26 +87,20 @@ class ClassNet(nn.Module):
         return [head(pyramid[i], *prompts) for i, head in zip(self.levels, self.heads)]
 
     def class_maps(self, maps: list[Tensor]) -> list[Tensor]:
-        """Sub-classes merged at every level: L maps (B, S, h_i, w_i) -> L maps (B, C, h_i, w_i). Eq. (2), notebook 04."""
+        """Sub-classes merged at every level: L maps (B, S, h_i, w_i) -> L maps (B, C, h_i, w_i).
+        Eq. (2), notebook 04."""
         how = self.merge if self.training else self.merge_test
         return [merge_subclasses(m, self.sizes, how) for m in maps]
 
     def logits(self, maps: list[Tensor]) -> Tensor:
-        """Image-level logits of each level: (L, B, C), the pooled maps GAP(M_i) plus a bias. Eq. (7), notebook 04.
+        """Image-level logits of each level: (L, B, C), the pooled maps GAP(M_i) plus a bias. Eq.
+        (7), notebook 04.
 
-        maps: L maps (B, S, h_i, w_i). pool "maps": merged, then averaged over cells; "logits": the other way round.
+        maps: L maps (B, S, h_i, w_i). pool "maps": merged, then averaged over cells; "logits": the
+        other way round.
         """
         if self.pool == "maps":
             pooled = [m.mean((2, 3)) for m in self.class_maps(maps)]
         else:
             pooled = self.class_maps([m.mean((2, 3)) for m in maps])
         return torch.stack(pooled) + self.bias[:, None]
-
-
-def classification_loss(logits: Tensor, labels: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Weighted sum over levels of the binary cross-entropy of pooled maps. Eq. (7, 8), notebook 04.
-
-    logits: (L, B, C) float; labels: (B, C) float 0 or 1; weights: L floats. Returns a scalar.
-    """
-    per_level = F.binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none").mean((1, 2))  # (L,)
-    return (per_level * per_level.new_tensor(weights)).sum()

@@ -1,4 +1,6 @@
-"""Files written whole or not at all: every module that leaves something behind leaves it through here."""
+"""Files written whole or not at all: every module that leaves something behind leaves it through
+here."""
+
 import json
 import math
 import os
@@ -37,9 +39,10 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, obj: Any, lines: str = "") -> None:
     """Write JSON, whole or not at all.
 
-    lines: the key of a list that gets one line an entry, so that a long file stays short and its changes readable.
-    numpy scalars and arrays become numbers and lists, NaN becomes null. Raises ValueError for an infinite number and
-    TypeError for what JSON cannot hold, before anything is written.
+    lines: the key of a list that gets one line an entry, so that a long file stays short and its
+    changes readable. numpy scalars and arrays become numbers and lists, NaN becomes null. Raises
+    ValueError for an infinite number and TypeError for what JSON cannot hold, before anything is
+    written.
     """
     plain, line = _plain(obj), partial(json.dumps, ensure_ascii=False, allow_nan=False)
     text = line(plain | {lines: []} if lines else plain, indent=1)
@@ -50,9 +53,11 @@ def write_json(path: str | Path, obj: Any, lines: str = "") -> None:
 
 
 def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:
-    """Write named arrays as a compressed npz, whole or not at all; the same arrays give the same bytes.
+    """Write named arrays as a compressed npz, whole or not at all; the same arrays give the same
+    bytes.
 
-    Raises ValueError for arrays of Python objects: those would need pickle, and no pickle is ever read here.
+    Raises ValueError for arrays of Python objects: those would need pickle, and no pickle is ever
+    read here.
     """
     with whole(path) as handle:
         np.savez_compressed(handle, allow_pickle=False, **arrays)
@@ -66,7 +71,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}; delete it and run the step that writes it again") from error
+        raise ValueError(
+            f"{path} is no JSON: {error}; delete it and run the step that writes it again"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

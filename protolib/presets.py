@@ -33,20 +33,25 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Preset:
-    """All settings of one run; what each value of a choice does stands in the kernel that reads it. Notebook 00."""
+    """All settings of one run; what each value of a choice does stands in the kernel that reads it.
+    Notebook 00."""
 
     name: str
     # data
     size: int  # px, side of the square patches that the networks see
     patches: tuple[int, int, int]  # phantom only: patches drawn for train, val, test
     order: str  # of the colour channels that stage 1 sees
-    scaling: tuple[tuple[float, ...], ...]  # mean and std of the channels in that order; empty: the backbone's own
+    scaling: tuple[
+        tuple[float, ...], ...
+    ]  # mean and std of the channels in that order; empty: the backbone's own
     # bank (notebook 02)
     encoder: str  # frozen image encoder, a name of encoders.ENCODERS
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
     K: int  # sub-classes per class
     N: int  # images per sub-class
-    prototypes: str  # mean of the N nearest, of N at random, cluster centre, or parameters that are learned
+    prototypes: (
+        str  # mean of the N nearest, of N at random, cluster centre, or parameters that are learned
+    )
     single_class: bool  # cluster patches of exactly one class, or every patch that shows the class
     white_limit: float  # drop a patch with more than this share of white pixels
     standardise: bool  # bring each feature to mean 0 and scale 1 over the training set first
@@ -58,10 +63,13 @@ class Preset:
     levels: tuple[int, ...]  # indices into the pyramid
     level_weights: tuple[float, ...]  # of each level in the classification loss, Eq. (8)
     fusion: tuple[float, ...]  # of each level in the fused maps, Eq. (3)
-    cam_levels: tuple[int, ...]  # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
+    cam_levels: tuple[
+        int, ...
+    ]  # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
     cam_fusion: tuple[float, ...]
     hidden: int  # width of the hidden layer that projects prototypes; 0: the level's own
-    similarity: str  # Eq. (2): cosine, half of it, only the cells normalised, or a 1x1 convolution in its place
+    # Eq. (2): cosine, half of it, only the cells normalised, or a 1x1 convolution in its place
+    similarity: str
     scale: float  # of the similarities when training begins
     scale_learned: bool
     bias: bool  # a learned threshold for "present", per level and class
@@ -84,7 +92,8 @@ class Preset:
     theta_fg: float  # weight of the foreground term, Eq. (13)
     theta_bg: float  # weight of the background term, Eq. (13)
     penalty: float  # of the mean of the maps, added inside Eq. (13)
-    chunk: int  # pictures whose activations are kept for the way back, others are encoded twice; 0: all
+    # pictures whose activations are kept for the way back, others are encoded twice; 0: all
+    chunk: int
     align_corners: bool  # of every enlargement of maps
     # learnable prototypes
     diversity: float  # weight of the diversity loss
@@ -92,7 +101,8 @@ class Preset:
     # prediction (notebooks 04, 06)
     scores: str  # class scores of a pixel: fused logits, or each map stretched to [0, 1] first
     gating: str  # what an absent class gets: it can never win, or score 0
-    tta: str  # views that stage 1 averages: the patch, also its mirror image, or both at three brightnesses
+    # views that stage 1 averages: the patch, also its mirror image, or both at three brightnesses
+    tta: str
     pseudo_tta: str  # the same when pseudo masks are made
     image_labels: str  # protocol of the scores, metrics.Protocol
     ignore: str
@@ -114,25 +124,40 @@ class Preset:
     stage2_tta: bool  # average over the eight poses of training
 
     def __post_init__(self):
-        """Refuse what no kernel knows before any work starts: raises ValueError naming field, value and choices."""
+        """Refuse what no kernel knows before any work starts: raises ValueError naming field, value
+        and choices."""
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f"preset {self.name}: {field} = {getattr(self, field)!r}; choose {' or '.join(choices)}")
+                raise ValueError(
+                    f"preset {self.name}: {field} = {getattr(self, field)!r}; choose {' or '.join(choices)}"
+                )
         if not 0 < self.delta < 1:
-            raise ValueError(f"preset {self.name}: delta = {self.delta} is a share of a map's maximum; give 0 < delta < 1")
-        asked = (self.levels, self.fusion), (self.levels, self.level_weights), (self.cam_levels, self.cam_fusion)
+            raise ValueError(
+                f"preset {self.name}: delta = {self.delta} is a share of a map's maximum; give 0 < delta < 1"
+            )
+        asked = (
+            (self.levels, self.fusion),
+            (self.levels, self.level_weights),
+            (self.cam_levels, self.cam_fusion),
+        )
         for levels, weights in asked:
             if len(levels) != len(weights):
-                raise ValueError(f"preset {self.name}: {len(levels)} levels need as many weights, not {len(weights)}")
+                raise ValueError(
+                    f"preset {self.name}: {len(levels)} levels need as many weights, not {len(weights)}"
+                )
         if self.K < 1 or self.N < 1 or self.tau <= 0:
-            raise ValueError(f"preset {self.name}: K = {self.K}, N = {self.N}, tau = {self.tau}; all must be positive")
+            raise ValueError(
+                f"preset {self.name}: K = {self.K}, N = {self.N}, tau = {self.tau}; all must be positive"
+            )
         if self.pairs == "subclasses" and self.K == 1:
             raise ValueError(
                 f"preset {self.name}: with K = 1 no sub-class is above the mean of its class, so pairs = 'subclasses' selects "
                 "nothing (the released code crashes there); raise K or choose pairs = 'classes'"
             )
         if self.pairs == "subclasses" and self.similarity == "convolution":
-            raise ValueError(f"preset {self.name}: a convolution has no sub-classes; choose pairs = 'classes'")
+            raise ValueError(
+                f"preset {self.name}: a convolution has no sub-classes; choose pairs = 'classes'"
+            )
         if self.prototypes == "learnable" and self.beta:
             raise ValueError(
                 f"preset {self.name}: learnable prototypes have no images to match; set beta = 0 and use the diversity loss"
@@ -146,7 +171,9 @@ def changed(p: Preset, settings: Mapping) -> Preset:
     """
     if unknown := settings.keys() - {f.name for f in fields(Preset)} | settings.keys() & {"name"}:
         known = ", ".join(f.name for f in fields(Preset) if f.name != "name")
-        raise ValueError(f"a preset has no field {', '.join(sorted(unknown))} to change; it has {known}")
+        raise ValueError(
+            f"a preset has no field {', '.join(sorted(unknown))} to change; it has {known}"
+        )
     return replace(p, **{field: frozen(value) for field, value in settings.items()})
 
 
@@ -156,12 +183,19 @@ def frozen(value: Any) -> Any:
 
 
 def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
-    """Each preset and the source of each of its fields; raises ValueError for a field without a value and a source."""
+    """Each preset and the source of each of its fields; raises ValueError for a field without a
+    value and a source."""
     made, merged, wanted = {}, {}, {f.name for f in fields(Preset)} - {"name"}
     for name, table in tables.items():
-        merged[name] = merged.get(table.get("like"), {}) | {f: entry for f, entry in table.items() if f != "like"}
+        merged[name] = merged.get(table.get("like"), {}) | {
+            f: entry for f, entry in table.items() if f != "like"
+        }
         entries = merged[name].items()
-        bare = [f for f, e in entries if not (isinstance(e, list) and len(e) == 2 and isinstance(e[1], str) and e[1])]
+        bare = [
+            f
+            for f, e in entries
+            if not (isinstance(e, list) and len(e) == 2 and isinstance(e[1], str) and e[1])
+        ]
         if wanted != set(merged[name]) or bare:
             raise ValueError(
                 f"preset {name}: without value {sorted(wanted - set(merged[name]))}, unknown "

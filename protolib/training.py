@@ -1,32 +1,28 @@
-"""The training loop of both stages: accelerate for every device, resume, a guard against a non-finite loss, history."""
+"""The training loop of both stages: accelerate for every device, resume, a guard against a
+non-finite loss, history."""
 
 import hashlib
-import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from protolib import cams
-from protolib.bank import Bank
-from protolib.classnet import ClassNet, classification_loss, diversity_loss
-from protolib.encoders import Encoder
 from protolib.files import whole, write_text
-from protolib.matching import matching_loss
-from protolib.presets import Preset
+from protolib.losses import bare
 
 
 def dihedral(images: Tensor, which: Tensor) -> Tensor:
-    """Each image turned and mirrored into one of its eight poses: tissue has no up or down. Notebook 04.
+    """Each image turned and mirrored into one of its eight poses: tissue has no up or down.
+    Notebook 04.
 
-    images: (B, ..., H, W), H = W; which: (B,) int64 in 0..7: which % 4 quarter turns, mirrored first where which >= 4.
+    images: (B, ..., H, W), H = W; which: (B,) int64 in 0..7: which % 4 quarter turns, mirrored
+    first where which >= 4.
     """
     out = torch.empty_like(images)
     for pose in which.unique().tolist():
@@ -37,89 +33,49 @@ def dihedral(images: Tensor, which: Tensor) -> Tensor:
 
 
 def augment(batch: dict, generator: torch.Generator) -> dict:
-    """A training batch in random poses, image as float in [0, 1], mask (if any) turned with it. Notebook 04."""
+    """A training batch in random poses, image as float in [0, 1], mask (if any) turned with it.
+    Notebook 04."""
     which = torch.randint(8, (len(batch["image"]),), generator=generator).to(batch["image"].device)
     turned = {k: dihedral(batch[k], which) for k in ("image", "mask") if k in batch}
     return batch | turned | {"image": turned["image"].float() / 255}
 
 
-def poly_lr(step: int, steps: int, lr: float, power: float = 1.0, warmup: int = 0, ratio: float = 0.0) -> float:
-    """Linear warm-up from ratio * lr, then polynomial decay lr * (1 - (step - warmup) / steps)^power. Notebook 04.
+def poly_lr(
+    step: int, steps: int, lr: float, power: float = 1.0, warmup: int = 0, ratio: float = 0.0
+) -> float:
+    """Linear warm-up from ratio * lr, then polynomial decay lr * (1 - (step - warmup) /
+    steps)^power. Notebook 04.
 
-    step: from 0; past the last of `steps` the rate stays. The decay is that of the released code: with warm-up it does not
-    come to 0, for it is divided by all steps. Utils/optimizer.py.
+    step: from 0; past the last of `steps` the rate stays. The decay is that of the released code:
+    with warm-up it does not come to 0, for it is divided by all steps. Utils/optimizer.py.
     """
     if step < warmup:
         return lr * (1 - (1 - step / warmup) * (1 - ratio))
     return lr * (1 - (min(step, steps - 1) - warmup) / steps) ** power
 
 
-def bare(net: nn.Module) -> nn.Module:
-    """The network itself where accelerate has wrapped it for several processes. Notebook 04."""
-    return getattr(net, "module", net)
-
-
-def cam_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
-    """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq. (7, 8), notebook 04."""
-    logits = bare(net).logits(net(batch["image"]))  # (L, B, C)
-    return {"loss": classification_loss(logits, batch["label"], preset.level_weights)}
-
-
-def lpd_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
-    """Classification, and from step `diversity_after` on the diversity of the learned prototypes' maps. LPD (2025), notebook 04."""
-    maps = net(batch["image"])
-    cls = classification_loss(bare(net).logits(maps), batch["label"], preset.level_weights)
-    alike = torch.stack([diversity_loss(m, preset.K) for m in maps]).mean()
-    gamma = preset.diversity if batch["step"] >= preset.diversity_after else 0.0
-    return {"loss": cls + gamma * alike, "classification": cls, "diversity": alike}
-
-
-def pbip_loss(net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder: Encoder) -> dict[str, Tensor]:
-    """L = alpha * L_CLS + beta * L_SIM, with both parts by name. Eq. (6), notebook 04.
-
-    batch: image (B, 3, H, W) float in [0, 1] and label (B, C); encoder: frozen, the one that made the bank.
-    """
-    images, labels, inner = batch["image"], batch["label"], bare(net)
-    maps = net(images)
-    cls = classification_loss(inner.logits(maps), labels, preset.level_weights)
-    prototypes = images.new_tensor(bank.prototypes)  # (S, D)
-    projected = preset.space == "projected" and preset.similarity != "convolution"  # which has no MLP
-    project = inner.heads[-1].project if projected else lambda features: features
-    # as released, the encoder sees what the network saw, stretched; else its own preparation of the part of the image
-    seen, look = (inner.prepare(images), encoder.features) if preset.fill == "minmax" else (images, encoder)
-    units = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
-    if preset.match_maps == "last":
-        chosen = units[-1]  # (B, C or S, h, w)
-    else:
-        chosen = cams.fuse(units, inner.fusion, maps[0].shape[2:], preset.align_corners)
-    match = matching_loss(
-        seen, chosen, labels, F.normalize(project(prototypes), dim=1).detach(),
-        lambda x: F.normalize(project(bank.normalize(look(x))), dim=1), **rules(preset),
-    )  # fmt: skip
-    match = match + preset.penalty * maps[-1].mean()
-    return {"loss": preset.alpha * cls + preset.beta * match, "classification": cls, "matching": match}
-
-
-def rules(preset: Preset) -> dict:
-    """The fields of a preset that the matching loss reads. Notebook 03."""
-    return {name: getattr(preset, name) for name in inspect.getfullargspec(matching_loss).kwonlyargs}
-
-
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of its own for every epoch of every run: (seed, epoch) hashed to 0..2**31-1. Notebook 04."""
+    """A seed of its own for every epoch of every run: (seed, epoch) hashed to 0..2**31-1. Notebook
+    04."""
     return int(hashlib.sha256(f"{seed}/{epoch}".encode()).hexdigest()[:8], 16) >> 1
 
 
 def save(folder: Path, key: str, net: nn.Module, optimizer, history: list[dict]) -> None:
     """Write checkpoint.pt and history.csv, each whole or not at all. Notebook 04."""
-    state = {"key": key, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    state = {
+        "key": key,
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": history,
+    }
     with whole(folder / "checkpoint.pt") as file:
         torch.save(state, file)
     write_text(folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
 
 
 def resume(folder: Path, key: str, net: nn.Module, optimizer=None) -> list[dict]:
-    """Load checkpoint.pt of the same key into net (and optimizer); returns its history, empty if there is none. Notebook 04."""
+    """Load checkpoint.pt of the same key into net (and optimizer); returns its history, empty if
+    there is none. Notebook 04."""
     if not (folder / "checkpoint.pt").exists():
         return []
     state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -132,7 +88,8 @@ def resume(folder: Path, key: str, net: nn.Module, optimizer=None) -> list[dict]
 
 
 def guard(loss: Tensor, batch: dict, dataset, folder: Path) -> None:
-    """Stop at a loss that is not finite and keep its batch in non_finite_batch.pt; raises FloatingPointError. Notebook 04."""
+    """Stop at a loss that is not finite and keep its batch in non_finite_batch.pt; raises
+    FloatingPointError. Notebook 04."""
     if torch.isfinite(loss):
         return
     with whole(folder / "non_finite_batch.pt") as file:
@@ -163,32 +120,50 @@ def fit(
     watch: Callable[[nn.Module], dict[str, float]] | None = None,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Train `net` in place; returns the history, one row per epoch with the mean of each loss. Notebook 04.
+    """Train `net` in place; returns the history, one row per epoch with the mean of each loss.
+    Notebook 04.
 
-    loss_fn(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from 0. warmup: epochs,
-    see poly_lr. watch(net): more numbers for the row of an epoch, such as IoU on val; they steer nothing and their time is not
-    counted. folder: receives history.csv and checkpoint.pt after every epoch; a checkpoint with the same `key` is continued.
-    Raises FloatingPointError at the first loss that is not finite and leaves the batch in non_finite_batch.pt.
+    loss_fn(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts
+    from 0. warmup: epochs, see poly_lr. watch(net): more numbers for the row of an epoch, such as
+    IoU on val; they steer nothing and their time is not counted. folder: receives history.csv and
+    checkpoint.pt after every epoch; a checkpoint with the same `key` is continued. Raises
+    FloatingPointError at the first loss that is not finite and leaves the batch in
+    non_finite_batch.pt.
     """
     accelerator = Accelerator(cpu=device == "cpu")
-    optimizer = torch.optim.AdamW((p for p in net.parameters() if p.requires_grad), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        (p for p in net.parameters() if p.requires_grad), lr=lr, weight_decay=weight_decay
+    )
     loader = DataLoader(dataset, batch_size=batch, shuffle=True, drop_last=len(dataset) > batch)
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     history = resume(folder, key, net, optimizer)
-    # one bar, once a second: a notebook's bar sends messages by the dozen, and a client that reads late keeps the last 1000
-    # and none where there is nothing left to train; disable=False would overrule TQDM_DISABLE
+    # one bar, once a second: a notebook's bar sends messages by the dozen, and a client that reads
+    # late keeps the last 1000 and none where there is nothing left to train; disable=False would
+    # overrule TQDM_DISABLE
     quiet = {} if accelerator.is_main_process and len(history) < epochs else {"disable": True}
-    bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), leave=False, mininterval=1, **quiet)
+    bar = tqdm(
+        total=epochs * len(loader),
+        initial=len(history) * len(loader),
+        leave=False,
+        mininterval=1,
+        **quiet,
+    )
     for epoch in range(len(history), epochs):
-        torch.manual_seed(epoch_seed(seed, epoch))  # an epoch's draws depend on nothing before it: resuming changes nothing
-        generator = torch.Generator().manual_seed(epoch_seed(seed, epoch) + accelerator.process_index)
+        torch.manual_seed(
+            epoch_seed(seed, epoch)
+        )  # an epoch's draws depend on nothing before it: resuming changes nothing
+        generator = torch.Generator().manual_seed(
+            epoch_seed(seed, epoch) + accelerator.process_index
+        )
         model.train()
         bar.set_description(f"epoch {epoch + 1}/{epochs}", refresh=False)
         began, sums = time.perf_counter(), {}
         for i, raw in enumerate(loader):
             step, steps = epoch * len(loader) + i, epochs * len(loader)
             for group in optimizer.param_groups:
-                group["lr"] = poly_lr(step, steps, lr, lr_power, round(warmup * len(loader)), warmup_ratio)
+                group["lr"] = poly_lr(
+                    step, steps, lr, lr_power, round(warmup * len(loader)), warmup_ratio
+                )
             losses = loss_fn(model, augment(raw, generator) | {"step": step})
             guard(losses["loss"], raw, dataset, folder)
             optimizer.zero_grad()

@@ -1,4 +1,5 @@
 """What every test may ask for."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from protolib import ledger
+from protolib.study import ledger
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +20,12 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def read(tmp_path_factory) -> Callable[..., list[dict]]:
     """Results of fake_results as the ledger reads them from their files."""
+
     def of(*results: dict) -> list[dict]:
         folder = tmp_path_factory.mktemp("results")
         fake_results.write(folder, *results)
         return ledger.read(folder)
+
     return of
 
 

@@ -1,8 +1,10 @@
-"""What the released code does, from the formulas alone: slow, float64, numpy; it knows nothing of protolib.
+"""What the released code does, from the formulas alone: slow, float64, numpy; it knows nothing of
+protolib.
 
-`make(name, seed, **shapes)` draws one case of a kind of golden file and gives the arrays of that file; `outputs`
-works out the results of a case from its inputs. A kind is two functions: the first draws, the second computes.
-Gradients are closed forms, derived by hand. test_golden.py holds the formulas against the golden vectors too.
+`make(name, seed, **shapes)` draws one case of a kind of golden file and gives the arrays of that
+file; `outputs` works out the results of a case from its inputs. A kind is two functions: the first
+draws, the second computes. Gradients are closed forms, derived by hand. test_golden.py holds the
+formulas against the golden vectors too.
 """
 
 import numpy as np
@@ -30,7 +32,8 @@ def groups(sizes) -> list[slice]:
 
 
 def merge(values: np.ndarray, sizes, how: str) -> np.ndarray:
-    """Consecutive groups along axis 1: their "mean", or ("max") the mean that their own softmax weighs."""
+    """Consecutive groups along axis 1: their "mean", or ("max") the mean that their own softmax
+    weighs."""
     out = []
     for g in groups(sizes):
         x = values[:, g]
@@ -60,11 +63,16 @@ def corner_weights(n: int, N: int) -> np.ndarray:
 
 def draw_infonce(rng, N: int, D: int, L: int) -> dict:
     img = rng.normal(size=(N, D)) * rng.uniform(0.5, 3, (N, 1))
-    return {"img": img, "fg_pro": unit(rng.normal(size=(N, D))), "bg_pro": unit(rng.normal(size=(N, L, D)))}
+    return {
+        "img": img,
+        "fg_pro": unit(rng.normal(size=(N, D))),
+        "bg_pro": unit(rng.normal(size=(N, L, D))),
+    }
 
 
 def ratios(img, fg_pro, bg_pro, tau: float) -> tuple[float, float]:
-    """Both losses by logarithms of sums, a zero row at cosine 0: finite where the released code is not."""
+    """Both losses by logarithms of sums, a zero row at cosine 0: finite where the released code is
+    not."""
     img, fg_pro, bg_pro = (np.asarray(x, float) for x in (img, fg_pro, bg_pro))
     u = img / np.maximum(np.linalg.norm(img, axis=1, keepdims=True), 1e-300)
     own, others = (u * fg_pro).sum(1) / tau, np.einsum("nd,nld->nl", u, bg_pro) / tau
@@ -83,7 +91,10 @@ def infonce(img, fg_pro, bg_pro, **_) -> dict:
     out |= {f"{name}_f64": value for name, value in out.items()}
     out["loss_fg_T1"], out["loss_bg_T1"] = ratios(img, fg_pro, bg_pro, 1.0)
     # of log(P + Q) - log(P) and of log(M + P) - log(M) by the exponents of each p_i and q_ij
-    for side, by_p, by_q in (("fg", p / (P + Q) - p / P, q / (P + Q)), ("bg", p / (M + P), (q / (M + P) - q / M) / L)):
+    for side, by_p, by_q in (
+        ("fg", p / (P + Q) - p / P, q / (P + Q)),
+        ("bg", p / (M + P), (q / (M + P) - q / M) / L),
+    ):
         by_u = (by_p[:, None] * fg_pro + np.einsum("nl,nld->nd", by_q, bg_pro)) / TAU
         out[f"{side}_grad_img"] = (by_u - (by_u * u).sum(1, keepdims=True) * u) / length
         out[f"{side}_grad_fg_pro"] = by_p[:, None] * u / TAU
@@ -95,27 +106,41 @@ def draw_infonce_edge(rng, N: int, D: int, L: int) -> dict:
     zero, far = draw_infonce(rng, N, D, L), draw_infonce(rng, N, D, L)
     zero["img"][N // 2] = 0
     far["fg_pro"], far["bg_pro"] = 20 * far["fg_pro"], 20 * far["bg_pro"]
-    return {f"zero_row_{k}": v for k, v in zero.items()} | {f"overflow_{k}": v for k, v in far.items()}
+    return {f"zero_row_{k}": v for k, v in zero.items()} | {
+        f"overflow_{k}": v for k, v in far.items()
+    }
 
 
 def infonce_edge(**_) -> dict:
-    return {f"{case}_loss_{side}": np.nan for case in ("zero_row", "overflow", "empty") for side in ("fg", "bg")}
+    return {
+        f"{case}_loss_{side}": np.nan
+        for case in ("zero_row", "overflow", "empty")
+        for side in ("fg", "bg")
+    }
 
 
 def draw_pair_features(rng, B: int, S: int, D: int) -> dict:
     labels = label_rows(rng, B, S)
     labels[B // 2] = 0
     fg, bg = rng.normal(size=(2, int(labels.sum()), D))
-    return {"labels": labels, "fg_features": fg, "bg_features": bg, "prototypes": unit(rng.normal(size=(S, D)))}
+    return {
+        "labels": labels,
+        "fg_features": fg,
+        "bg_features": bg,
+        "prototypes": unit(rng.normal(size=(S, D))),
+    }
 
 
 def pair_features(labels, fg_features, bg_features, prototypes, **_) -> dict:
     pairs = [(i, s) for i, row in enumerate(labels) for s in range(len(row)) if row[s] > 0]
     others = [[p for t, p in enumerate(prototypes) if t != s] for _, s in pairs]
     return {
-        "pair_index": np.array(pairs), "out_fg": fg_features, "out_bg": bg_features,
-        "out_fg_text": np.array([prototypes[s] for _, s in pairs]), "out_bg_text": np.array(others),
-    }  # fmt: skip
+        "pair_index": np.array(pairs),
+        "out_fg": fg_features,
+        "out_bg": bg_features,
+        "out_fg_text": np.array([prototypes[s] for _, s in pairs]),
+        "out_bg_text": np.array(others),
+    }
 
 
 # Sub-classes and classes
@@ -152,7 +177,11 @@ def draw_expand_labels(rng, B: int, sizes) -> dict:
 
 
 def expand_labels(k_list, parent, **_) -> dict:
-    return {"out": np.array([[value for value, k in zip(row, k_list) for _ in range(k)] for row in parent])}
+    return {
+        "out": np.array(
+            [[value for value, k in zip(row, k_list) for _ in range(k)] for row in parent]
+        )
+    }
 
 
 def draw_positive_selection(rng, B: int, sizes) -> dict:
@@ -190,7 +219,11 @@ def draw_mask_adapter(rng, B: int, C: int, h: int, w: int) -> dict:
 
 def mask_adapter(x, **_) -> dict:
     flat = x.reshape(-1, 1, *x.shape[2:])
-    masks = {"mask_a05": shared_mask(x, 0.5), "mask_a03": shared_mask(x, 0.3), "mask_flat_a05": shared_mask(flat, 0.5)}
+    masks = {
+        "mask_a05": shared_mask(x, 0.5),
+        "mask_a03": shared_mask(x, 0.3),
+        "mask_flat_a05": shared_mask(flat, 0.5),
+    }
     return masks | {"maskcam_a05": x * masks["mask_a05"], "x_flat": flat}
 
 
@@ -205,7 +238,8 @@ def draw_masking(rng, B: int, sizes, size: int, cells: int) -> dict:
 
 
 def stretch(raw: np.ndarray, mask: np.ndarray, cot: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One channel stretched to [0, 1] and masked, and the gradient of its product with `cot` by `raw`."""
+    """One channel stretched to [0, 1] and masked, and the gradient of its product with `cot` by
+    `raw`."""
     low, high = raw.min(), raw.max()
     span = high - low + 1e-8
     by_norm = cot * mask
@@ -223,9 +257,14 @@ def masking(inputs, cam, labels, cot_fg=None, cot_bg=None, **_) -> dict:
     image, a = inputs[pairs[:, 0]], up[tuple(pairs.T)][:, None]  # (N, 3, S, S), (N, 1, S, S)
     fg_masks = up_mask[tuple(pairs.T)][:, None]
     out = {
-        "pair_index": pairs, "cam_up": up, "cam_up_mask": up_mask, "fg_masks": fg_masks, "bg_masks": 1 - fg_masks,
-        "fg_raw": a * image, "bg_raw": (1 - a) * image,
-    }  # fmt: skip
+        "pair_index": pairs,
+        "cam_up": up,
+        "cam_up_mask": up_mask,
+        "fg_masks": fg_masks,
+        "bg_masks": 1 - fg_masks,
+        "fg_raw": a * image,
+        "bg_raw": (1 - a) * image,
+    }
     by_up, by_inputs, nothing = np.zeros_like(up), np.zeros_like(inputs), np.zeros_like(image)
     for side, sign, part, cot in (("fg", 1, a, cot_fg), ("bg", -1, 1 - a, cot_bg)):
         masked, cot = np.empty_like(image), nothing if cot is None else cot
@@ -258,7 +297,10 @@ def segment(cams, labels, size) -> np.ndarray:
 
 def seg_label(cams, labels, out_hw, **_) -> dict:
     out = segment(cams, labels, out_hw)
-    return {"out": out, "with_background": np.concatenate([out, (1 - out.max(1, keepdims=True)) ** 10], 1)}
+    return {
+        "out": out,
+        "with_background": np.concatenate([out, (1 - out.max(1, keepdims=True)) ** 10], 1),
+    }
 
 
 def draw_toy(rng, B: int, sizes, H: int, W: int, pools) -> dict:
@@ -267,7 +309,10 @@ def draw_toy(rng, B: int, sizes, H: int, W: int, pools) -> dict:
     for s, pool in enumerate(pools, 1):
         cells = H // pool, W // pool
         made[f"W{s}"] = 2 * rng.normal(size=(sum(sizes), 3))
-        made[f"P{s}"], made[f"B{s}"] = rng.normal(size=cells), 0.5 * rng.normal(size=(sum(sizes), *cells))
+        made[f"P{s}"], made[f"B{s}"] = (
+            rng.normal(size=cells),
+            0.5 * rng.normal(size=(sum(sizes), *cells)),
+        )
     return made
 
 
@@ -277,7 +322,9 @@ def toy(images, pools, arrays) -> list[np.ndarray]:
     for s, pool in enumerate(pools, 1):
         B, _, H, W = images.shape
         cells = images.reshape(B, 3, H // pool, pool, W // pool, pool).mean((3, 5))
-        maps.append(np.einsum("sc,bchw->bshw", arrays[f"W{s}"], cells) * arrays[f"P{s}"] + arrays[f"B{s}"])
+        maps.append(
+            np.einsum("sc,bchw->bshw", arrays[f"W{s}"], cells) * arrays[f"P{s}"] + arrays[f"B{s}"]
+        )
     return maps
 
 
@@ -290,14 +337,22 @@ def fuse(images, labels, k_list, pools, palette, **arrays) -> dict:
     seg = [segment(merge(m, k_list, "max"), labels, images.shape[2:]) for m in maps]
     fused = sum(w * s for w, s in zip(FUSION, seg))
     mask = fused.argmax(1).astype(np.uint8)
-    return {f"seg{s}": value for s, value in enumerate(seg, 1)} | {"fused": fused, "argmax": mask, "png": mask}
+    return {f"seg{s}": value for s, value in enumerate(seg, 1)} | {
+        "fused": fused,
+        "argmax": mask,
+        "png": mask,
+    }
 
 
 def draw_validate_tta(rng, **shapes) -> dict:
     made = draw_toy(rng, **shapes)
     (B, _, H, W), C = made["images"].shape, len(made["k_list"])
     flip, factor = (np.array(column) for column in zip(*VIEWS))
-    return made | {"gt": rng.integers(C + 1, size=(B, H, W)), "aug_flip": flip, "aug_factor": factor}
+    return made | {
+        "gt": rng.integers(C + 1, size=(B, H, W)),
+        "aug_flip": flip,
+        "aug_factor": factor,
+    }
 
 
 def validate_tta(images, labels, gt, k_list, pools, aug_flip, aug_factor, **arrays) -> dict:
@@ -308,16 +363,26 @@ def validate_tta(images, labels, gt, k_list, pools, aug_flip, aug_factor, **arra
         for weight, m in zip(FUSION, calls[-1]):
             seg = segment(merge(m, k_list, "max"), labels, images.shape[2:])
             fused = fused + weight * (seg[..., ::-1] if flip else seg) / len(aug_flip)
-    out = {f"raw_cam{s}": np.stack([call[s - 1] for call in calls], 1) for s in range(1, len(pools) + 1)}
+    out = {
+        f"raw_cam{s}": np.stack([call[s - 1] for call in calls], 1)
+        for s in range(1, len(pools) + 1)
+    }
     mask = fused.argmax(1).astype(np.uint8)
     logits = [merge(m.mean((2, 3)), k_list, "max") for m in calls[0]]
     right = (logits[-1] > 0) == (labels > 0)
     bce = [(np.logaddexp(0, x) - labels * x).mean() for x in logits]
     counts = confusion(gt, mask, labels.shape[1] + 1)
-    return out | {k: counts[k] for k in ("mat", "mat_2x2", "iou")} | {
-        "fused": fused, "argmax": mask, "all_cls_acc4": 100 * right.all(1).mean(), "avg_cls_acc4": 100 * right.mean(),
-        "cls_loss": sum(w * b for w, b in zip(LEVELS, bce)),
-    }  # fmt: skip
+    return (
+        out
+        | {k: counts[k] for k in ("mat", "mat_2x2", "iou")}
+        | {
+            "fused": fused,
+            "argmax": mask,
+            "all_cls_acc4": 100 * right.all(1).mean(),
+            "avg_cls_acc4": 100 * right.mean(),
+            "cls_loss": sum(w * b for w, b in zip(LEVELS, bce)),
+        }
+    )
 
 
 # Clusters, scores, steps
@@ -332,7 +397,8 @@ def draw_kmeans(rng, n: int, d: int, k: int, max_iter: int, unit_rows: bool = Tr
 def kmeans(X, k, max_iter, init_index, **_) -> dict:
     centers = X[init_index]
     for step in range(1, int(max_iter) + 1):
-        # one product after the other: equal centres must give equal numbers, and the first of them wins
+        # one product after the other: equal centres must give equal numbers, and the first of them
+        # wins
         similarities = np.array([[(unit(x) * unit(c)).sum() for c in centers] for x in X])
         labels, before = similarities.argmax(1), centers
         means = [X[labels == j].mean(0) if (labels == j).any() else None for j in range(k)]
@@ -360,18 +426,28 @@ def count(gt, pred, n: int) -> np.ndarray:
 
 
 def confusion(gt, pred, num_classes, **_) -> dict:
-    mat, two = count(gt, pred, int(num_classes)), count((gt != 0).astype(int), (pred != 0).astype(int), 2)
+    mat, two = (
+        count(gt, pred, int(num_classes)),
+        count((gt != 0).astype(int), (pred != 0).astype(int), 2),
+    )
     hits, row, column = np.diag(mat), mat.sum(1), mat.sum(0)
     with np.errstate(invalid="ignore"):
         iou = hits / (row + column - hits)
         return {
-            "mat": mat, "mat_2x2": two, "acc_global": hits.sum() / mat.sum(), "acc": hits / row, "iou": iou,
-            "dice": 2 * hits / (row + column), "dice_2x2": 2 * np.diag(two) / (two.sum(0) + two.sum(1)),
+            "mat": mat,
+            "mat_2x2": two,
+            "acc_global": hits.sum() / mat.sum(),
+            "acc": hits / row,
+            "iou": iou,
+            "dice": 2 * hits / (row + column),
+            "dice_2x2": 2 * np.diag(two) / (two.sum(0) + two.sum(1)),
             "miou_first_n_minus_1": iou[:-1].mean(),
-        }  # fmt: skip
+        }
 
 
-def draw_lr_schedule(rng, steps: int, warmup: int, max_iter: int, power: float, ratio: float) -> dict:
+def draw_lr_schedule(
+    rng, steps: int, warmup: int, max_iter: int, power: float, ratio: float
+) -> dict:
     params = np.array([2e-3, warmup, max_iter, power, ratio, 0.02, 0.9, 0.99, 1e-8])
     return {"params": params, "w0": rng.normal(size=4), "grads": rng.normal(size=(steps, 4))}
 
@@ -400,8 +476,14 @@ def draw_prototype_cam_head(rng, B: int, S: int, D: int, hidden: int, stages) ->
     made = {"prototypes": unit(rng.normal(size=(S, D)))}
     for i, (channels, h, w) in enumerate(stages, 1):
         made[f"feat{i}"] = rng.normal(size=(B, channels, h, w)) * rng.uniform(0.5, 2)
-        made[f"fc1_w{i}"], made[f"fc1_b{i}"] = rng.normal(size=(hidden, D)), 0.1 * rng.normal(size=hidden)
-        made[f"fc2_w{i}"], made[f"fc2_b{i}"] = rng.normal(size=(channels, hidden)) / 5, 0.1 * rng.normal(size=channels)
+        made[f"fc1_w{i}"], made[f"fc1_b{i}"] = (
+            rng.normal(size=(hidden, D)),
+            0.1 * rng.normal(size=hidden),
+        )
+        made[f"fc2_w{i}"], made[f"fc2_b{i}"] = (
+            rng.normal(size=(channels, hidden)) / 5,
+            0.1 * rng.normal(size=channels),
+        )
         made[f"scale{i}"] = rng.uniform(2, 15, 1)
     return made
 
@@ -412,23 +494,34 @@ def prototype_cam_head(prototypes, **given) -> dict:
         hidden = np.maximum(prototypes @ given[f"fc1_w{i}"].T + given[f"fc1_b{i}"], 0)
         t = hidden @ given[f"fc2_w{i}"].T + given[f"fc2_b{i}"]  # (S, C_i)
         cam = given[f"scale{i}"] * np.einsum("bchw,sc->bshw", unit(given[f"feat{i}"], 1), t)
-        out |= {f"cam{i}": cam, f"cls{i}": cam.mean((2, 3)), f"cam{i}_requires_grad": int(i == stages)}
+        out |= {
+            f"cam{i}": cam,
+            f"cls{i}": cam.mean((2, 3)),
+            f"cam{i}_requires_grad": int(i == stages),
+        }
     return out
 
 
 def draw_preprocess(rng, H: int, W: int) -> dict:
     rgb, mask = rng.integers(256, size=(H, W, 3)), rng.choice([1, 4], (H, W))
     mask[H // 2, W // 2] = 3  # one pixel is enough
-    return {"rgb": rgb, "mask": mask, "mean": rng.uniform(0.4, 0.7, 3), "std": rng.uniform(0.15, 0.25, 3)}
+    return {
+        "rgb": rgb,
+        "mask": mask,
+        "mean": rng.uniform(0.4, 0.7, 3),
+        "std": rng.uniform(0.15, 0.25, 3),
+    }
 
 
 def preprocess(rgb, mask, mean, std, **_) -> dict:
     bgr = rgb[:, :, ::-1] / 255  # (H, W, 3)
     present = [int((mask == c).any()) for c in range(4)]
     return {
-        "tensor": ((bgr - mean) / std).transpose(2, 0, 1), "label_from_mask": np.array(present), "mask_out": mask,
+        "tensor": ((bgr - mean) / std).transpose(2, 0, 1),
+        "label_from_mask": np.array(present),
+        "mask_out": mask,
         "train_label_0110": np.array([0, 1, 1, 0]),
-    }  # fmt: skip
+    }
 
 
 KINDS = {
@@ -459,6 +552,9 @@ def outputs(name: str, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def make(name: str, seed: int, **shapes) -> dict[str, np.ndarray]:
-    """One case of a kind under the keys of its file, inputs and outputs; shapes: those of its draw function."""
-    drawn = {k: np.asarray(v) for k, v in KINDS[name][0](np.random.default_rng(seed), **shapes).items()}
+    """One case of a kind under the keys of its file, inputs and outputs; shapes: those of its draw
+    function."""
+    drawn = {
+        k: np.asarray(v) for k, v in KINDS[name][0](np.random.default_rng(seed), **shapes).items()
+    }
     return drawn | outputs(name, drawn)

@@ -1,4 +1,6 @@
-"""Local servers for the downloads' tests: good ones, and every way of being bad that people have met."""
+"""Local servers for the downloads' tests: good ones, and every way of being bad that people have
+met."""
+
 import socket
 import struct
 import threading
@@ -16,7 +18,8 @@ QUOTA = b"""<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</tit
 
 @dataclass
 class Server:
-    """Serves `bodies` (path -> bytes) on 127.0.0.1 while its `with` block lasts, each request as `spoil` says.
+    """Serves `bodies` (path -> bytes) on 127.0.0.1 while its `with` block lasts, each request as
+    `spoil` says.
 
     spoil(path, start) -> None: all is well, or a dict of
       cut: bytes of the body after which the connection is closed; reset: True, closed the hard way
@@ -27,15 +30,17 @@ class Server:
     bodies: dict[str, bytes]
     ranges: bool = True
     etag: bool = True
-    rate: float = 0.0                   # bytes per second; 0 = as fast as it goes
+    rate: float = 0.0  # bytes per second; 0 = as fast as it goes
     spoil: Callable[[str, int], dict[str, Any] | None] = lambda path, start: None
-    asked: list[tuple[str, str, str]] = field(default_factory=list)     # (method, path, Range)
-    sent: int = 0                       # bytes of bodies so far
+    asked: list[tuple[str, str, str]] = field(default_factory=list)  # (method, path, Range)
+    sent: int = 0  # bytes of bodies so far
 
     def __enter__(self) -> "Server":
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
-        self._http.handle_error = lambda request, client: None     # killed clients are what these servers are for
+        self._http.handle_error = lambda request, client: (
+            None
+        )  # killed clients are what these servers are for
         self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -92,7 +97,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     self.send_header(name, value)
             self.end_headers()
             if body:
-                self._send(data[start if status == 206 else 0:], how)
+                self._send(data[start if status == 206 else 0 :], how)
 
         def _send(self, data: bytes, how: dict[str, Any]) -> None:
             ends = [how[key] for key in ("cut", "stall") if key in how]
@@ -101,17 +106,21 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             step = max(1, int(server.rate / 1000)) if server.rate else 1 << 20
             try:
                 while at < stop and not server.over.is_set():
-                    sent = self.connection.send(view[at:min(stop, at + step)])
+                    sent = self.connection.send(view[at : min(stop, at + step)])
                     at, server.sent = at + sent, server.sent + sent
                     if server.rate:
-                        time.sleep(step / server.rate)      # this is the throttle, not a wait for something to happen
+                        time.sleep(
+                            step / server.rate
+                        )  # this is the throttle, not a wait for something to happen
                 if "stall" in how:
                     server.over.wait()
                 if how.get("reset"):
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                 if ends:
                     self.close_connection = True
             except OSError:
-                self.close_connection = True        # the client went away, as some tests make it do
+                self.close_connection = True  # the client went away, as some tests make it do
 
     return Handler

@@ -1,4 +1,5 @@
-"""Backbones: shapes, strides, scaling, and each published key layout loaded into the maps that it should give."""
+"""Backbones: shapes, strides, scaling, and each published key layout loaded into the maps that it
+should give."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from protolib import backbones, weights
+from protolib.nets import backbones, weights
 
 
 def test_images_are_scaled_by_the_mean_and_std_of_the_weights():
@@ -20,8 +21,12 @@ def test_images_are_scaled_by_the_mean_and_std_of_the_weights():
     images[0, :, 1, 0] = torch.tensor([0.5, 0.25, 1.0])
     (scaled,) = backbones.Backbone(net, backbones.IMAGENET, None)(images)
     # (.5 - .485) / .229, (.25 - .456) / .224, (1 - .406) / .225
-    torch.testing.assert_close(scaled[:, 1, 0], torch.tensor([0.0655022, -0.9196429, 2.64]), rtol=1e-5, atol=0)
-    torch.testing.assert_close(scaled[:, 0, 0], torch.tensor([-2.1179039, -2.0357143, -1.8044444]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        scaled[:, 1, 0], torch.tensor([0.0655022, -0.9196429, 2.64]), rtol=1e-5, atol=0
+    )
+    torch.testing.assert_close(
+        scaled[:, 0, 0], torch.tensor([-2.1179039, -2.0357143, -1.8044444]), rtol=1e-5, atol=0
+    )
     halves = {name for name, plan in backbones.NETS.items() if plan.scaling == backbones.HALF}
     assert halves == {"tf_efficientnet_lite0", "transunet"}
 
@@ -40,18 +45,30 @@ def test_a_damaged_embedded_file_is_refused(tmp_path):
         backbones.lite0_file(tmp_path / "efficientnet-lite0.pth")
 
 
-@pytest.mark.parametrize("stride, strides", [(8, (2, 4, 8, 8, 8)), (16, (2, 4, 8, 16, 16)), (32, (2, 4, 8, 16, 32))])
+@pytest.mark.parametrize(
+    "stride, strides", [(8, (2, 4, 8, 8, 8)), (16, (2, 4, 8, 16, 16)), (32, (2, 4, 8, 16, 32))]
+)
 def test_the_embedded_backbone_at_each_stride(x, stride, strides):
     net = backbones.backbone("tf_efficientnet_lite0", stride).eval()
-    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, output_stride=stride).eval()
-    plain.load_state_dict(backbones.lite0_state(weights.read(backbones.lite0_file().path)), strict=False)
+    plain = timm.create_model(
+        "tf_efficientnet_lite0", features_only=True, output_stride=stride
+    ).eval()
+    plain.load_state_dict(
+        backbones.lite0_state(weights.read(backbones.lite0_file().path)), strict=False
+    )
     plain = plain.to(memory_format=torch.channels_last)
     with torch.no_grad():
         maps, expected = net(x), plain(x * 2 - 1)
     assert net.strides == strides == tuple(64 // m.shape[3] for m in maps)
     assert net.channels == (16, 24, 40, 112, 320) == tuple(m.shape[1] for m in maps)
-    assert all(torch.equal(m, e) for m, e in zip(maps, expected))  # (x - .5) / .5 and 2 x - 1 round alike
-    assert net.info.sha256 == backbones.LITE0_SHA256 and net.info.ignored == ("bn2", "classifier", "conv_head")
+    assert all(
+        torch.equal(m, e) for m, e in zip(maps, expected)
+    )  # (x - .5) / .5 and 2 x - 1 round alike
+    assert net.info.sha256 == backbones.LITE0_SHA256 and net.info.ignored == (
+        "bn2",
+        "classifier",
+        "conv_head",
+    )
     assert net.info.loaded == len(plain.state_dict()) == 288
 
 
@@ -66,10 +83,18 @@ def test_resnets_load_their_published_file(folder, x):
         maps = net(x)
         expected = full.eval().forward_features((x - net.mean) / net.std)
         dilated = backbones.backbone("resnet18", 8)(x)
-    torch.testing.assert_close(maps[-1], expected, rtol=1e-3, atol=1e-4)  # channels_last sums in another order
+    torch.testing.assert_close(
+        maps[-1], expected, rtol=1e-3, atol=1e-4
+    )  # channels_last sums in another order
     assert [64 // m.shape[3] for m in dilated] == [2, 4, 8, 8, 8]
     deep = backbones.NETS["resnet50"].build(16)
-    assert tuple(deep.channels) == (64, 256, 512, 1024, 2048) and tuple(deep.strides) == (2, 4, 8, 16, 16)
+    assert tuple(deep.channels) == (64, 256, 512, 1024, 2048) and tuple(deep.strides) == (
+        2,
+        4,
+        8,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize("stride, sides", [(16, [56, 28, 14, 14]), (32, [56, 28, 14, 7])])
@@ -84,17 +109,28 @@ def test_mit_has_the_strides_of_the_code_and_of_the_paper(stride, sides):
 
 def test_mit_b1_has_the_published_number_of_parameters():
     net = backbones.NETS["mit_b1"].build(16)
-    assert sum(p.numel() for p in net.parameters()) == 13_151_424 and net.channels == (64, 128, 320, 512)
+    assert sum(p.numel() for p in net.parameters()) == 13_151_424 and net.channels == (
+        64,
+        128,
+        320,
+        512,
+    )
 
 
 def nvlabs(state: dict) -> dict:
-    """The published Hugging Face names of a state turned into those of the original file, written out one by one."""
+    """The published Hugging Face names of a state turned into those of the original file, written
+    out one by one."""
     parts = {
-        "layer_norm_1": "norm1", "layer_norm_2": "norm2", "attention.self.query": "attn.q",
-        "attention.self.sr": "attn.sr", "attention.self.layer_norm": "attn.norm",
-        "attention.output.dense": "attn.proj", "mlp.dense1": "mlp.fc1",
-        "mlp.dense2": "mlp.fc2", "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
-    }  # fmt: skip
+        "layer_norm_1": "norm1",
+        "layer_norm_2": "norm2",
+        "attention.self.query": "attn.q",
+        "attention.self.sr": "attn.sr",
+        "attention.self.layer_norm": "attn.norm",
+        "attention.output.dense": "attn.proj",
+        "mlp.dense1": "mlp.fc1",
+        "mlp.dense2": "mlp.fc2",
+        "mlp.dwconv.dwconv": "mlp.dwconv.dwconv",
+    }
     renamed = {}
     for key, value in state.items():
         words, last = key.split(".")[:-1], key.split(".")[-1]
@@ -116,9 +152,12 @@ def nvlabs(state: dict) -> dict:
 
 
 def mit_by_hand(s: dict, x: torch.Tensor, steps, heads, reductions) -> list[torch.Tensor]:
-    """The Mix Transformer written from its paper and the original file's names: one block a level."""
+    """The Mix Transformer written from its paper and the original file's names: one block a
+    level."""
     maps = []
-    norm = lambda v, name, eps: F.layer_norm(v, v.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"], eps)
+    norm = lambda v, name, eps: F.layer_norm(
+        v, v.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"], eps
+    )
     linear = lambda v, name: F.linear(v, s[f"{name}.weight"], s[f"{name}.bias"])
     for i, (step, n, r) in enumerate(zip(steps, heads, reductions), start=1):
         kernel = s[f"patch_embed{i}.proj.weight"]
@@ -138,7 +177,14 @@ def mit_by_hand(s: dict, x: torch.Tensor, steps, heads, reductions) -> list[torc
         t = t + linear(attended.transpose(1, 2).reshape(B, -1, C), f"{b}.attn.proj")
         m = linear(norm(t, f"{b}.norm2", 1e-6), f"{b}.mlp.fc1")
         m = m.transpose(1, 2).reshape(B, -1, h, w)
-        m = F.conv2d(m, s[f"{b}.mlp.dwconv.dwconv.weight"], s[f"{b}.mlp.dwconv.dwconv.bias"], 1, 1, groups=m.shape[1])
+        m = F.conv2d(
+            m,
+            s[f"{b}.mlp.dwconv.dwconv.weight"],
+            s[f"{b}.mlp.dwconv.dwconv.bias"],
+            1,
+            1,
+            groups=m.shape[1],
+        )
         t = norm(t + linear(F.gelu(m.flatten(2).transpose(1, 2)), f"{b}.mlp.fc2"), f"norm{i}", 1e-6)
         x = t.transpose(1, 2).reshape(B, C, h, w)
         maps.append(x)
@@ -147,18 +193,26 @@ def mit_by_hand(s: dict, x: torch.Tensor, steps, heads, reductions) -> list[torc
 
 @pytest.fixture
 def tiny_mit(folder, monkeypatch):
-    """mit_b1 at the width of mit_test, and a state of it under the names of nvidia/mit-b1, as transformers saves it."""
+    """mit_b1 at the width of mit_test, and a state of it under the names of nvidia/mit-b1, as
+    transformers saves it."""
     from transformers import SegformerConfig, SegformerForImageClassification
 
     plan = backbones.NETS["mit_b1"]
-    monkeypatch.setitem(backbones.NETS, "mit_b1", replace(plan, build=partial(backbones.MiT, **backbones.MIT_TEST)))
+    monkeypatch.setitem(
+        backbones.NETS, "mit_b1", replace(plan, build=partial(backbones.MiT, **backbones.MIT_TEST))
+    )
     torch.manual_seed(2)
     model = SegformerForImageClassification(SegformerConfig(**backbones.MIT_TEST, num_labels=5))
-    for p in model.parameters():  # fresh norms are ones and zeros, which would hide two swapped tensors
+    for (
+        p
+    ) in model.parameters():  # fresh norms are ones and zeros, which would hide two swapped tensors
         nn.init.normal_(p, 0.0, 0.2)
     model.save_pretrained(folder / "saved")
     state = load_file(folder / "saved" / "model.safetensors")
-    assert "segformer.encoder.block.0.0.attention.self.query.weight" in state and "classifier.weight" in state
+    assert (
+        "segformer.encoder.block.0.0.attention.self.query.weight" in state
+        and "classifier.weight" in state
+    )
     return state
 
 
@@ -168,24 +222,43 @@ def test_both_published_layouts_of_mit_give_the_maps_of_the_paper(folder, tiny_m
     hub = backbones.backbone("mit_b1", stride).eval()
     (folder / "mit_b1.safetensors").unlink()
     original = nvlabs(tiny_mit)
-    assert {"patch_embed1.proj.weight", "block1.0.attn.kv.weight", "norm4.bias", "head.weight"} <= set(original)
+    assert {
+        "patch_embed1.proj.weight",
+        "block1.0.attn.kv.weight",
+        "norm4.bias",
+        "head.weight",
+    } <= set(original)
     torch.save(original, folder / "mit_b1.pth")
     labs = backbones.backbone("mit_b1", stride).eval()
-    assert hub.info.source.startswith("mit_b1.safetensors") and labs.info.source.startswith("mit_b1.pth")
-    assert hub.info.loaded == labs.info.loaded == len(tiny_mit) - 2 and labs.info.ignored == (r"classifier\.",)
+    assert hub.info.source.startswith("mit_b1.safetensors") and labs.info.source.startswith(
+        "mit_b1.pth"
+    )
+    assert hub.info.loaded == labs.info.loaded == len(tiny_mit) - 2 and labs.info.ignored == (
+        r"classifier\.",
+    )
     with torch.no_grad():
         scaled = (x - hub.mean) / hub.std
-        expected = mit_by_hand(original, scaled, (4, 2, 2, stride // 16), (1, 2, 3, 4), (8, 4, 2, 1))
+        expected = mit_by_hand(
+            original, scaled, (4, 2, 2, stride // 16), (1, 2, 3, 4), (8, 4, 2, 1)
+        )
         for one, other, by_hand in zip(hub(x), labs(x), expected, strict=True):
             assert torch.equal(one, other)
-            torch.testing.assert_close(one, by_hand, rtol=1e-4, atol=1e-4)  # float32, four levels deep
+            torch.testing.assert_close(
+                one, by_hand, rtol=1e-4, atol=1e-4
+            )  # float32, four levels deep
 
 
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda s: s.pop("segformer.encoder.layer_norm.0.bias"), r"1 missing \(first: model\..*layer_norm\S*.bias\)"),
-        (lambda s: s.update({"decoder.weight": torch.ones(1)}), r"1 unknown \(first: decoder.weight\)"),
+        (
+            lambda s: s.pop("segformer.encoder.layer_norm.0.bias"),
+            r"1 missing \(first: model\..*layer_norm\S*.bias\)",
+        ),
+        (
+            lambda s: s.update({"decoder.weight": torch.ones(1)}),
+            r"1 unknown \(first: decoder.weight\)",
+        ),
         (lambda s: [s.pop(k) for k in list(s) if ".block." in k], r"missing \(first: model\."),
     ],
 )
@@ -205,7 +278,9 @@ def test_a_cut_off_file_is_refused(folder, tiny_mit):
 
 def test_a_wide_block_by_hand():
     torch.manual_seed(3)
-    block = backbones.WideBlock((4, 6, 8, 10), (1, 3, 1), stride=2, dilations=(1, 2, 1), drop=0.5).eval()
+    block = backbones.WideBlock(
+        (4, 6, 8, 10), (1, 3, 1), stride=2, dilations=(1, 2, 1), drop=0.5
+    ).eval()
     for p in block.state_dict().values():
         if p.is_floating_point():
             p.uniform_(0.5, 1.5)
@@ -213,7 +288,11 @@ def test_a_wide_block_by_hand():
 
     def active(v, n):
         n = f"bn_branch{n}"
-        return F.relu(F.batch_norm(v, *(s[f"{n}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))))
+        return F.relu(
+            F.batch_norm(
+                v, *(s[f"{n}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+            )
+        )
 
     first = active(x, "2a")
     branch = F.conv2d(first, s["conv_branch2a.weight"], stride=2)
@@ -230,11 +309,21 @@ def test_a_wide_block_by_hand():
 
 
 # blocks of the published ResNet-38d: name, channels along the branch, kernels
-WIDE = [("b2", (64, 128, 128), (3, 3)), ("b2_1", (128, 128, 128), (3, 3)), ("b2_2", (128, 128, 128), (3, 3)),
-        ("b3", (128, 256, 256), (3, 3)), ("b3_1", (256, 256, 256), (3, 3)), ("b3_2", (256, 256, 256), (3, 3)),
-        ("b4", (256, 512, 512), (3, 3)), *[(f"b4_{i}", (512, 512, 512), (3, 3)) for i in range(1, 6)],
-        ("b5", (512, 512, 1024), (3, 3)), ("b5_1", (1024, 512, 1024), (3, 3)), ("b5_2", (1024, 512, 1024), (3, 3)),
-        ("b6", (1024, 512, 1024, 2048), (1, 3, 1)), ("b7", (2048, 1024, 2048, 4096), (1, 3, 1))]  # fmt: skip
+WIDE = [
+    ("b2", (64, 128, 128), (3, 3)),
+    ("b2_1", (128, 128, 128), (3, 3)),
+    ("b2_2", (128, 128, 128), (3, 3)),
+    ("b3", (128, 256, 256), (3, 3)),
+    ("b3_1", (256, 256, 256), (3, 3)),
+    ("b3_2", (256, 256, 256), (3, 3)),
+    ("b4", (256, 512, 512), (3, 3)),
+    *[(f"b4_{i}", (512, 512, 512), (3, 3)) for i in range(1, 6)],
+    ("b5", (512, 512, 1024), (3, 3)),
+    ("b5_1", (1024, 512, 1024), (3, 3)),
+    ("b5_2", (1024, 512, 1024), (3, 3)),
+    ("b6", (1024, 512, 1024, 2048), (1, 3, 1)),
+    ("b7", (2048, 1024, 2048, 4096), (1, 3, 1)),
+]
 
 
 def test_resnet38d_has_the_published_names_and_shapes(folder):
@@ -247,19 +336,41 @@ def test_resnet38d_has_the_published_names_and_shapes(folder):
         if widths[0] != widths[-1]:
             expected[f"{name}.conv_branch1.weight"] = (widths[-1], widths[0], 1, 1)
     expected |= {f"bn7.{part}": (4096,) for part in batch_norm}
-    with pytest.warns(UserWarning, match="'resnet38d' starts from random weights: .*ilsvrc-cls_rna-a1_cls1000_ep-0001"):
+    with pytest.warns(
+        UserWarning,
+        match="'resnet38d' starts from random weights: .*ilsvrc-cls_rna-a1_cls1000_ep-0001",
+    ):
         net = backbones.backbone("resnet38d", 8).eval()
-    found = {k: tuple(v.shape) for k, v in net.net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    found = {
+        k: tuple(v.shape)
+        for k, v in net.net.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
     assert found == expected
-    assert net.info is None and net.strides == (2, 4, 8, 8, 8) and net.channels == (128, 256, 512, 1024, 4096)
+    assert (
+        net.info is None
+        and net.strides == (2, 4, 8, 8, 8)
+        and net.channels == (128, 256, 512, 1024, 4096)
+    )
     with torch.no_grad():
         maps = net(torch.zeros(1, 3, 48, 64))
-    assert [tuple(m.shape[1:]) for m in maps] == [(c, 48 // s, 64 // s) for c, s in zip(net.channels, net.strides)]
-    dilations = {n: m.dilation[0] for n, m in net.net.named_modules() if isinstance(m, nn.Conv2d) and m.dilation[0] > 1}
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, 48 // s, 64 // s) for c, s in zip(net.channels, net.strides)
+    ]
+    dilations = {
+        n: m.dilation[0]
+        for n, m in net.net.named_modules()
+        if isinstance(m, nn.Conv2d) and m.dilation[0] > 1
+    }
     assert dilations == {
-        "b5.conv_branch2b1": 2, "b5_1.conv_branch2a": 2, "b5_1.conv_branch2b1": 2, "b5_2.conv_branch2a": 2,
-        "b5_2.conv_branch2b1": 2, "b6.conv_branch2b1": 4, "b7.conv_branch2b1": 4,
-    }  # fmt: skip
+        "b5.conv_branch2b1": 2,
+        "b5_1.conv_branch2a": 2,
+        "b5_1.conv_branch2b1": 2,
+        "b5_2.conv_branch2a": 2,
+        "b5_2.conv_branch2b1": 2,
+        "b6.conv_branch2b1": 4,
+        "b7.conv_branch2b1": 4,
+    }
 
 
 def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_path):
@@ -269,7 +380,9 @@ def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_pa
     plan = backbones.NETS["transunet"]
     net = plan.build(16).eval()
     state = published.state_dict() | {"head.weight": torch.ones(2, 768)}
-    info = weights.put(net, state, weights.WeightsFile(tmp_path / "w.bin", "", "", ""), plan.ignore, plan.rename)
+    info = weights.put(
+        net, state, weights.WeightsFile(tmp_path / "w.bin", "", "", ""), plan.ignore, plan.rename
+    )
     assert info.loaded == len(published.state_dict()) and info.ignored == (r"head\.",)
     images = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
@@ -277,20 +390,30 @@ def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_pa
         assert torch.allclose(maps[-1].flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-4)
         assert torch.equal(maps[3], published.patch_embed.backbone(images))
         small = net(images[..., :96, :64])  # positions interpolated
-    assert [tuple(m.shape[1:]) for m in maps] == [(c, 224 // s, 224 // s) for c, s in zip(net.channels, net.strides)]
-    assert [tuple(m.shape[1:]) for m in small] == [(c, 96 // s, 64 // s) for c, s in zip(net.channels, net.strides)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (c, 224 // s, 224 // s) for c, s in zip(net.channels, net.strides)
+    ]
+    assert [tuple(m.shape[1:]) for m in small] == [
+        (c, 96 // s, 64 // s) for c, s in zip(net.channels, net.strides)
+    ]
 
 
 def test_what_starts_from_random_weights_says_so(folder):
-    with pytest.warns(UserWarning, match="'resnet18' starts from random weights: .*/timm/resnet18.tv_in1k"):
+    with pytest.warns(
+        UserWarning, match="'resnet18' starts from random weights: .*/timm/resnet18.tv_in1k"
+    ):
         assert backbones.backbone("resnet18", 16).info is None
-    with pytest.warns(UserWarning, match="'resnet10t' starts from random weights: no weights are published for"):
+    with pytest.warns(
+        UserWarning, match="'resnet10t' starts from random weights: no weights are published for"
+    ):
         net = backbones.backbone("resnet10t", 16)
     assert net.strides[-1] == 16 and net.info is None
 
 
 def test_unknown_names_and_strides_teach():
-    with pytest.raises(ValueError, match="backbone 'resnet19' is none of tf_efficientnet_lite0, .*nor in timm"):
+    with pytest.raises(
+        ValueError, match="backbone 'resnet19' is none of tf_efficientnet_lite0, .*nor in timm"
+    ):
         backbones.backbone("resnet19", 16)
     with pytest.raises(ValueError, match="backbone 'mit_b1' cannot have stride 8: choose 16 or 32"):
         backbones.backbone("mit_b1", 8)

@@ -29,9 +29,12 @@ def patches(labels, white=()):
     images[list(white)] = 250
     labels = np.array(labels, np.uint8)
     return SimpleNamespace(
-        spec=SimpleNamespace(classes=("A", "B")), ids=[f"p{i}" for i in range(len(labels))], images=images, labels=labels,
+        spec=SimpleNamespace(classes=("A", "B")),
+        ids=[f"p{i}" for i in range(len(labels))],
+        images=images,
+        labels=labels,
         single_class=lambda: np.flatnonzero(labels.sum(1) == 1),
-    )  # fmt: skip
+    )
 
 
 def test_white_needs_every_channel_to_be_clear():
@@ -45,8 +48,15 @@ def test_lloyd_equals_a_slow_reference():
     centres = X[[0, 1, 2]]
     slow = centres.astype(np.float64)
     for _ in range(100):
-        labels = np.array([max(range(3), key=lambda k: (float(x @ slow[k]), -k)) for x in X.astype(np.float64)])
-        new = np.stack([unit(X[labels == k].astype(np.float64).mean(0)) if (labels == k).any() else slow[k] for k in range(3)])
+        labels = np.array(
+            [max(range(3), key=lambda k: (float(x @ slow[k]), -k)) for x in X.astype(np.float64)]
+        )
+        new = np.stack(
+            [
+                unit(X[labels == k].astype(np.float64).mean(0)) if (labels == k).any() else slow[k]
+                for k in range(3)
+            ]
+        )
         if np.allclose(new, slow, rtol=1e-5, atol=1e-8):
             break
         slow = new
@@ -73,7 +83,9 @@ def test_restarts_never_do_worse_than_one_run():
 
 
 def test_seeding_takes_distinct_rows_while_there_are_any():
-    X = np.eye(3, dtype=np.float32)[[0] * 50 + [1, 2]]  # 50 copies of one row: uniform draws would take it again
+    X = np.eye(3, dtype=np.float32)[
+        [0] * 50 + [1, 2]
+    ]  # 50 copies of one row: uniform draws would take it again
     for seed in range(5):
         assert np.linalg.matrix_rank(bank.seed_centres(X, 3, np.random.default_rng(seed))) == 3
 
@@ -95,13 +107,19 @@ def test_standardise_closed_form_and_tensor_equals_array():
     expected = [[3 / 13**0.5, 2 / 13**0.5]]
     np.testing.assert_allclose(bank.standardise(X, mean, scale), expected)
     np.testing.assert_allclose(bank.standardise(torch.tensor(X), mean, scale), expected)
-    assert bank.standardise(torch.zeros(1, 2), mean, scale).isfinite().all()  # a zero feature is no NaN
+    assert (
+        bank.standardise(torch.zeros(1, 2), mean, scale).isfinite().all()
+    )  # a zero feature is no NaN
 
 
 def built(kind="nearest_mean", N=2, K=1, **more):
     dataset = patches([[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]], **more)
     features = np.array([[4, 0], [4, 1], [4, -3], [-4, 0], [-4, 1], [-4, 9], [50, 50]], np.float32)
-    return dataset, features, bank.build(dataset, features, replace(PRESETS["quick"], K=K, N=N, prototypes=kind), 0)
+    return (
+        dataset,
+        features,
+        bank.build(dataset, features, replace(PRESETS["quick"], K=K, N=N, prototypes=kind), 0),
+    )
 
 
 def test_members_are_the_nearest_to_the_centre_and_prototypes_their_mean():
@@ -126,12 +144,17 @@ def test_mixed_and_white_patches_are_no_candidates():
 
 
 def test_a_class_short_of_candidates_is_named_with_its_count():
-    with pytest.raises(ValueError, match="A has 3 single-class patches, K = 4 sub-classes need 4; pass K = 3"):
+    with pytest.raises(
+        ValueError, match="A has 3 single-class patches, K = 4 sub-classes need 4; pass K = 3"
+    ):
         built(K=4)
 
 
 def test_a_class_that_the_white_filter_would_empty_keeps_its_patches_and_says_so():
-    with pytest.warns(UserWarning, match="only 1 of 3 single-class patches of A are at most 50% white; all are kept"):
+    with pytest.warns(
+        UserWarning,
+        match="only 1 of 3 single-class patches of A are at most 50% white; all are kept",
+    ):
         made = built(K=2, white=[0, 1, 3])[2]
     assert made.candidates.tolist() == [0, 1, 2, 4, 5]  # of B, only the white one is dropped
 
@@ -142,7 +165,9 @@ def test_a_random_bank_is_n_patches_of_the_class_by_the_seed():
     A, B = {"p0", "p1", "p2"}, {"p3", "p4", "p5"}
     for names, own, prototype in zip(made.members, (A, B), made.prototypes):
         assert len(set(names)) == 2 and set(names) <= own
-        np.testing.assert_allclose(prototype, unit(X[[int(n[1]) for n in names]].mean(0)), atol=1e-6)
+        np.testing.assert_allclose(
+            prototype, unit(X[[int(n[1]) for n in names]].mean(0)), atol=1e-6
+        )
     p = replace(PRESETS["quick"], K=1, N=2, prototypes="random_mean")
     draws = {bank.build(dataset, features, p, seed).members for seed in range(20)}
     assert len(draws) > 4 and built("random_mean", N=2)[2].members == made.members
@@ -158,7 +183,12 @@ def test_saved_and_opened_bank_is_the_same(tmp_path):
     made = built()[2]
     made.save(tmp_path)
     found = bank.Bank.open(tmp_path)
-    assert (found.classes, found.K, found.kind, found.members) == (made.classes, made.K, made.kind, made.members)
+    assert (found.classes, found.K, found.kind, found.members) == (
+        made.classes,
+        made.K,
+        made.kind,
+        made.members,
+    )
     for name in ("prototypes", "mean", "scale", "candidates", "clusters"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npz"]
@@ -192,11 +222,15 @@ def test_without_the_filter_a_patch_counts_for_each_of_its_classes():
 def test_another_encoder_may_do_the_clustering():
     dataset = patches([[1, 0]] * 4 + [[0, 1]] * 4)
     features = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1]] * 2, np.float32)
-    other = np.array([[1, 0], [1, 0.1], [0.1, 1], [0, 1]] * 2, np.float32)  # pairs 0-1 and 2-3, where features pair 0-2, 1-3
+    other = np.array(
+        [[1, 0], [1, 0.1], [0.1, 1], [0, 1]] * 2, np.float32
+    )  # pairs 0-1 and 2-3, where features pair 0-2, 1-3
     p = replace(PRESETS["quick"], K=2, N=2, standardise=False)
     own, by_other = bank.build(dataset, features, p, 0), bank.build(dataset, features, p, 0, other)
     assert sorted(map(sorted, own.members[:2])) == [["p0", "p2"], ["p1", "p3"]]
     assert sorted(map(sorted, by_other.members[:2])) == [["p0", "p1"], ["p2", "p3"]]
     row = [sorted(m) for m in by_other.members].index(["p0", "p1"])
     raw = unit(features[:2])
-    np.testing.assert_allclose(by_other.prototypes[row], unit(raw.mean(0)), atol=1e-6)  # of the encoder's own features
+    np.testing.assert_allclose(
+        by_other.prototypes[row], unit(raw.mean(0)), atol=1e-6
+    )  # of the encoder's own features

@@ -1,4 +1,5 @@
-"""CAMs: fusion against a slow bilinear reference, mirrored passes, masks under labels, pseudo masks on disk."""
+"""CAMs: fusion against a slow bilinear reference, mirrored passes, masks under labels, pseudo masks
+on disk."""
 
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from protolib import cams
-from protolib.data import SPECS
+from protolib.data.specs import SPECS
 from protolib.files import read_json
+from protolib.maps import argmax_masks, background_score, fuse, unit_scores
 from protolib.presets import PRESETS
 
 SPEC = SPECS["phantom"]
@@ -20,12 +22,16 @@ P = replace(PRESETS["quick"], pseudo_tta="none")
 
 
 def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
-    """One map (h, w) at H x W pixels: pixel centres at half steps, clamped to the centres of the outer cells."""
+    """One map (h, w) at H x W pixels: pixel centres at half steps, clamped to the centres of the
+    outer cells."""
     h, w = grid.shape
     out = np.empty((H, W))
     for y in range(H):
         for x in range(W):
-            v, u = np.clip((y + 0.5) * h / H - 0.5, 0, h - 1), np.clip((x + 0.5) * w / W - 0.5, 0, w - 1)
+            v, u = (
+                np.clip((y + 0.5) * h / H - 0.5, 0, h - 1),
+                np.clip((x + 0.5) * w / W - 0.5, 0, w - 1),
+            )
             t, l = int(v), int(u)
             b, r, fv, fu = min(t + 1, h - 1), min(l + 1, w - 1), v - t, u - l
             upper, lower = ((1 - fu) * grid[row, l] + fu * grid[row, r] for row in (t, b))
@@ -34,7 +40,8 @@ def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
 
 
 class HandMade(nn.Module):
-    """Two levels of four maps: the channels, and half the first; the finer one times a ramp from left to right."""
+    """Two levels of four maps: the channels, and half the first; the finer one times a ramp from
+    left to right."""
 
     def __init__(self, fail_after: int = 10**6):
         super().__init__()
@@ -81,7 +88,7 @@ def test_fuse_is_a_weighted_sum_of_bilinear_maps(size):
     rng = np.random.default_rng(1)
     levels = [rng.normal(size=(2, 3, n, m)) for n, m in ((4, 5), (2, 3), (1, 1))]
     weights = (0.5, -2.0, 0.25)
-    found = cams.fuse([torch.from_numpy(m) for m in levels], weights, size).numpy()
+    found = fuse([torch.from_numpy(m) for m in levels], weights, size).numpy()
     for b in range(2):
         for c in range(3):
             wanted = sum(w * slow_bilinear(m[b, c], *size) for w, m in zip(weights, levels))
@@ -90,12 +97,12 @@ def test_fuse_is_a_weighted_sum_of_bilinear_maps(size):
 
 def test_fuse_of_constant_maps_is_their_weighted_sum():
     maps = [torch.full((1, 2, n, n), v) for n, v in ((4, 1.0), (2, 10.0))]
-    assert torch.equal(cams.fuse(maps, (0.25, 0.5), (6, 6)), torch.full((1, 2, 6, 6), 5.25))
+    assert torch.equal(fuse(maps, (0.25, 0.5), (6, 6)), torch.full((1, 2, 6, 6), 5.25))
 
 
 def test_fuse_wants_one_weight_per_level():
     with pytest.raises(ValueError):
-        cams.fuse([torch.zeros(1, 2, 4, 4)], (0.3, 0.7), (8, 8))
+        fuse([torch.zeros(1, 2, 4, 4)], (0.3, 0.7), (8, 8))
 
 
 def test_predict_averages_the_patch_and_its_mirror_image():
@@ -109,17 +116,21 @@ def test_predict_averages_the_patch_and_its_mirror_image():
     # over both passes the ramp 0..7 and its mirror image average to 3.5 in every column
     coarse = nn.functional.interpolate(nn.functional.avg_pool2d(four, 2), (H, W), mode="bilinear")
     torch.testing.assert_close(both, 0.25 * 3.5 * four + 0.75 * coarse, rtol=0, atol=1e-6)
-    torch.testing.assert_close(logits, (3.5 * four.mean((2, 3)) + four.mean((2, 3))) / 2, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        logits, (3.5 * four.mean((2, 3)) + four.mean((2, 3))) / 2, rtol=0, atol=1e-6
+    )
 
 
 def test_argmax_takes_the_strongest_class_that_the_label_allows():
-    scores = torch.tensor([
-        [[5.0, 5, 5], [0, 0, 0], [-9, -9, -9]],
-        [[4, 6, 4], [1, -1, 0], [-8, -8, -8]],
-        [[3, 3, 9], [-1, 2, 0], [-7, -7, -7]],
-    ])[None].repeat(3, 1, 1, 1)  # (3, 3, 3, 3)  # fmt: skip
+    scores = torch.tensor(
+        [
+            [[5.0, 5, 5], [0, 0, 0], [-9, -9, -9]],
+            [[4, 6, 4], [1, -1, 0], [-8, -8, -8]],
+            [[3, 3, 9], [-1, 2, 0], [-7, -7, -7]],
+        ]
+    )[None].repeat(3, 1, 1, 1)  # (3, 3, 3, 3)
     labels = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
-    masks = cams.argmax_masks(scores, labels)
+    masks = argmax_masks(scores, labels)
     everything = [[0, 1, 2], [1, 2, 0], [2, 2, 2]]  # a tie goes to the lowest index
     assert masks.dtype == torch.uint8
     assert masks.tolist() == [everything, [[1, 1, 2], [1, 2, 1], [2, 2, 2]], everything]
@@ -139,25 +150,37 @@ def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
     patches, folder = Patches(), tmp_path / "pseudo_masks"
     cams.pseudo_masks(HandMade(), patches, folder, P, {"seed": 3})
     images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
-    wanted = cams.argmax_masks(cams.predict(HandMade(), images, P, "none")[0], torch.from_numpy(patches.labels))
+    wanted = argmax_masks(
+        cams.predict(HandMade(), images, P, "none")[0], torch.from_numpy(patches.labels)
+    )
     found = cams.read_pseudo_masks(folder, patches)
     assert found.dtype == np.uint8 and np.array_equal(found, wanted.numpy())
     rows = np.arange(40)[:, None, None]
     assert patches.labels[rows, found].all()  # no pixel has a class that its image label denies
     with Image.open(folder / f"{patches.ids[7]}.png") as image:
         assert image.mode == "P"
-        assert tuple(image.getpalette()[: 3 * (SPEC.C + 1)]) == tuple(v for colour in SPEC.palette for v in colour)
+        assert tuple(image.getpalette()[: 3 * (SPEC.C + 1)]) == tuple(
+            v for colour in SPEC.palette for v in colour
+        )
         colours = np.asarray(image.convert("RGB"))
     assert np.array_equal(colours, np.array(SPEC.palette, dtype=np.uint8)[found[7]])
     manifest = read_json(folder / "manifest.json")
     assert manifest == {
-        "seed": 3, "dataset": "phantom", "split": "train", "fingerprint": "f1", "ids": patches.ids
-    }  # fmt: skip
-    assert sorted(p.name for p in folder.iterdir()) == sorted([f"{i}.png" for i in patches.ids] + ["manifest.json"])
+        "seed": 3,
+        "dataset": "phantom",
+        "split": "train",
+        "fingerprint": "f1",
+        "ids": patches.ids,
+    }
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [f"{i}.png" for i in patches.ids] + ["manifest.json"]
+    )
 
 
 @pytest.mark.parametrize(
-    "other, named", [(Patches("val"), "split"), (Patches(fingerprint="f2"), "fingerprint")], ids=["split", "pixels"]
+    "other, named",
+    [(Patches("val"), "split"), (Patches(fingerprint="f2"), "fingerprint")],
+    ids=["split", "pixels"],
 )
 def test_masks_of_other_patches_are_refused(tmp_path, other, named):
     cams.pseudo_masks(HandMade(), Patches(), tmp_path / "masks", P, {})
@@ -178,7 +201,9 @@ def test_a_failure_in_the_middle_leaves_the_old_masks(tmp_path):
     with pytest.raises(RuntimeError, match="disk is full"):
         cams.pseudo_masks(HandMade(fail_after=1), Patches(), folder, P, {"round": 2})
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    cams.pseudo_masks(HandMade(), Patches(), folder, P, {"round": 3})  # what the failure left is no part of it
+    cams.pseudo_masks(
+        HandMade(), Patches(), folder, P, {"round": 3}
+    )  # what the failure left is no part of it
     assert read_json(folder / "manifest.json")["round"] == 3
     assert len(list(folder.iterdir())) == 41 and [p.name for p in tmp_path.iterdir()] == ["masks"]
 
@@ -193,35 +218,47 @@ def test_a_first_failure_leaves_no_folder(tmp_path):
 
 
 def test_unit_scores_stretch_what_is_above_zero():
-    maps = torch.tensor([[[-3.0, 0.0], [1.0, 4.0]], [[-1.0, -2.0], [-3.0, -4.0]], [[5.0, 5.0], [5.0, 5.0]]])[None]
-    found = cams.unit_scores(maps)
-    wanted = torch.tensor([[[0.0, 0.0], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])[None]
+    maps = torch.tensor(
+        [[[-3.0, 0.0], [1.0, 4.0]], [[-1.0, -2.0], [-3.0, -4.0]], [[5.0, 5.0], [5.0, 5.0]]]
+    )[None]
+    found = unit_scores(maps)
+    wanted = torch.tensor(
+        [[[0.0, 0.0], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
+    )[None]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_the_dropped_background_is_high_where_no_class_is():
     scores = torch.tensor([[[0.0, 0.5]], [[0.0, 0.9]]])[None]
-    torch.testing.assert_close(cams.background_score(scores), torch.tensor([1.0, 1e-10]).view(1, 1, 1, 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        background_score(scores), torch.tensor([1.0, 1e-10]).view(1, 1, 1, 2), rtol=1e-4, atol=0
+    )
 
 
 def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_off_the_plain_one():
     net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
     six, logits = cams.predict(net, images, P, "six")
     both, _ = cams.predict(net, images, P, "mirror")
-    torch.testing.assert_close(six, both, rtol=0, atol=1e-6)  # HandMade is linear: .9, 1 and 1.1 average to 1
+    torch.testing.assert_close(
+        six, both, rtol=0, atol=1e-6
+    )  # HandMade is linear: .9, 1 and 1.1 average to 1
     assert logits.equal(cams.predict(net, images, P, "none")[1])
     unit = replace(P, scores="unit")
     by_hand = []
     for flip in (False, True):
         for factor in (0.9, 1.0, 1.1):
             maps = net.read(factor * (images.flip(3) if flip else images))
-            score = cams.fuse([cams.unit_scores(m) for m in maps], net.fusion, (H, W))
+            score = fuse([unit_scores(m) for m in maps], net.fusion, (H, W))
             by_hand.append(score.flip(3) if flip else score)
-    torch.testing.assert_close(cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6
+    )
 
 
 def test_a_zeroed_class_ties_with_present_ones_that_score_nothing():
     scores = torch.tensor([[[0.9, 0.9]], [[0.0, 0.4]]])[None]  # (1, 2, 1, 2)
     label = torch.tensor([[0, 1]])
-    assert cams.argmax_masks(scores, label).tolist() == [[[1, 1]]]
-    assert cams.argmax_masks(scores, label, "zeroed").tolist() == [[[0, 1]]]  # the first class wins the tie
+    assert argmax_masks(scores, label).tolist() == [[[1, 1]]]
+    assert argmax_masks(scores, label, "zeroed").tolist() == [
+        [[0, 1]]
+    ]  # the first class wins the tie

@@ -1,4 +1,5 @@
 """Statistics against scipy.stats, closed forms, and resampling written out slide by slide."""
+
 import itertools
 import math
 
@@ -7,7 +8,7 @@ import pytest
 from scipy import stats
 
 from protolib import metrics
-from protolib.compare import Paired, miou, over_slides, paired, resamples, verdict
+from protolib.study.compare import Paired, miou, over_slides, paired, resamples, verdict
 
 
 def matrices(seed: int, *shape: int, C: int = 4) -> np.ndarray:
@@ -15,7 +16,7 @@ def matrices(seed: int, *shape: int, C: int = 4) -> np.ndarray:
     rng = np.random.default_rng(seed)
     found = rng.integers(0, 40, (*shape, C + 1, C + 1)) + 150 * np.eye(C + 1, dtype=int)
     found[..., C] = 0  # nothing is predicted as ignore
-    gone = rng.random(shape) < .4
+    gone = rng.random(shape) < 0.4
     found[gone, C - 1], found[gone, :, C - 1] = 0, 0
     return found
 
@@ -25,15 +26,26 @@ def slow_interval(a, b, ignore, draws, seed):
     rng, n, found = np.random.default_rng(seed), a.shape[1], []
     for counts in rng.multinomial(n, [1 / n] * n, size=draws):
         drawn = [slide for slide, times in enumerate(counts) for _ in range(times)]
-        means = [np.mean([metrics.scores(sum(seed[slide] for slide in drawn), ignore)["miou"] for seed in method])
-                 for method in (a, b)]
+        means = [
+            np.mean(
+                [
+                    metrics.scores(sum(seed[slide] for slide in drawn), ignore)["miou"]
+                    for seed in method
+                ]
+            )
+            for method in (a, b)
+        ]
         found.append(means[0] - means[1])
     return np.percentile(found, (2.5, 97.5))
 
 
 def test_paired_by_hand():
-    found = paired([3, 5, 7], [2, 3, 4])  # differences 1, 2, 3: mean 2, standard deviation 1, t = 2 sqrt(3)
-    half = .95 * math.sqrt(2 / (1 - .95 ** 2)) / math.sqrt(3)  # 2 degrees of freedom have a quantile in closed form
+    found = paired(
+        [3, 5, 7], [2, 3, 4]
+    )  # differences 1, 2, 3: mean 2, standard deviation 1, t = 2 sqrt(3)
+    half = (
+        0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)
+    )  # 2 degrees of freedom have a quantile in closed form
     wanted = (3, 2, 2 - half, 2 + half, 1 - math.sqrt(12 / 14), 2)  # p: 1 - t / sqrt(2 + t^2)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
@@ -43,19 +55,34 @@ def test_paired_is_the_test_of_scipy(n):
     rng = np.random.default_rng(n)
     ours, theirs = rng.normal(60, 2, n), rng.normal(59, 2, n)
     found, test = paired(ours, theirs), stats.ttest_rel(ours, theirs)
-    interval = test.confidence_interval(.95)
-    np.testing.assert_allclose(found, (n, (ours - theirs).mean(), interval.low, interval.high, test.pvalue,
-                                       test.statistic / math.sqrt(n)), rtol=1e-9)
+    interval = test.confidence_interval(0.95)
+    np.testing.assert_allclose(
+        found,
+        (
+            n,
+            (ours - theirs).mean(),
+            interval.low,
+            interval.high,
+            test.pvalue,
+            test.statistic / math.sqrt(n),
+        ),
+        rtol=1e-9,
+    )
     turned = paired(theirs, ours)
-    np.testing.assert_allclose(turned, (n, -found.difference, -found.high, -found.low, found.p, -found.d), rtol=1e-12)
+    np.testing.assert_allclose(
+        turned, (n, -found.difference, -found.high, -found.low, found.p, -found.d), rtol=1e-12
+    )
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("ours, theirs, difference", [
-    ([61.5], [60], 1.5),              # one seed
-    ([.3, .4, .7], [.1, .2, .5], .2),  # equal differences but for rounding
-    ([60, 61], [60, 61], 0),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, difference",
+    [
+        ([61.5], [60], 1.5),  # one seed
+        ([0.3, 0.4, 0.7], [0.1, 0.2, 0.5], 0.2),  # equal differences but for rounding
+        ([60, 61], [60, 61], 0),
+    ],
+)
 def test_without_spread_there_is_a_difference_and_nothing_else(ours, theirs, difference):
     found = paired(ours, theirs)
     assert (found.n, found.difference) == (len(ours), pytest.approx(difference, abs=1e-15))
@@ -63,11 +90,17 @@ def test_without_spread_there_is_a_difference_and_nothing_else(ours, theirs, dif
 
 
 def test_a_score_that_is_missing_decides_nothing():
-    found = paired([.6, math.nan, .7], [.5, .5, .5])
-    assert found.n == 3 and all(math.isnan(value) for value in found[1:]) and verdict(found) == "not decided"
+    found = paired([0.6, math.nan, 0.7], [0.5, 0.5, 0.5])
+    assert (
+        found.n == 3
+        and all(math.isnan(value) for value in found[1:])
+        and verdict(found) == "not decided"
+    )
 
 
-@pytest.mark.parametrize("ours, theirs, words", [([1, 2], [1], "2 and 1 scores"), ([], [], "0 and 0 scores")])
+@pytest.mark.parametrize(
+    "ours, theirs, words", [([1, 2], [1], "2 and 1 scores"), ([], [], "0 and 0 scores")]
+)
 def test_paired_refuses(ours, theirs, words):
     with pytest.raises(ValueError, match=words):
         paired(ours, theirs)
@@ -77,7 +110,7 @@ def test_paired_refuses(ours, theirs, words):
 @pytest.mark.parametrize("ignore", ["dropped", "counted"])
 def test_miou_is_that_of_metrics(ignore):
     many = matrices(0, 6, 5)
-    many[0, 0] = 0                 # nothing at all
+    many[0, 0] = 0  # nothing at all
     many[0, 1], many[0, 1, 4, :4] = 0, 9  # only ignore, called something
     found = miou(many, ignore)
     wanted = [[metrics.scores(m, ignore)["miou"] for m in row] for row in many]
@@ -97,7 +130,10 @@ def test_over_slides_against_explicit_resampling(slides, ignore):
 
 
 def test_two_slides_give_the_interval_from_one_to_the_other():
-    a, b = matrices(3, 1, 2), matrices(4, 1, 2)  # the same slide twice comes once in four draws: beyond 2.5 % each
+    a, b = (
+        matrices(3, 1, 2),
+        matrices(4, 1, 2),
+    )  # the same slide twice comes once in four draws: beyond 2.5 % each
     alone = sorted(miou(a)[0] - miou(b)[0])
     np.testing.assert_allclose(over_slides(a, b, draws=1000), alone, rtol=1e-12)
 
@@ -113,7 +149,8 @@ def test_equal_slides_and_equal_methods_leave_no_width():
 
 
 def test_the_interval_widens_with_fewer_slides_as_theory_says():
-    """Slides of one size, each with a share of its pixels right: mIoU is the mean share, its error sd / n^.5."""
+    """Slides of one size, each with a share of its pixels right: mIoU is the mean share, its error
+    sd / n^.5."""
     shares = np.random.default_rng(9).integers(400, 600, 50)
     a = np.zeros((1, 50, 2, 2), int)
     a[0, :, 0, 0], a[0, :, 0, 1] = shares, 1000 - shares
@@ -121,7 +158,9 @@ def test_the_interval_widens_with_fewer_slides_as_theory_says():
     b[0, :, 0, 1] = 1000
     low, high = over_slides(a, b)
     half = 1.96 * shares.std() / 1000 / math.sqrt(50)
-    np.testing.assert_allclose((low, high), (shares.mean() / 1000 - half, shares.mean() / 1000 + half), atol=.06 * half)
+    np.testing.assert_allclose(
+        (low, high), (shares.mean() / 1000 - half, shares.mean() / 1000 + half), atol=0.06 * half
+    )
 
 
 def test_over_slides_refuses():
@@ -133,24 +172,29 @@ def test_over_slides_refuses():
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_resamples_counted_out(n):
-    assert resamples(n) == len({tuple(sorted(drawn)) for drawn in itertools.product(range(n), repeat=n)})
+    assert resamples(n) == len(
+        {tuple(sorted(drawn)) for drawn in itertools.product(range(n), repeat=n)}
+    )
 
 
-@pytest.mark.parametrize("low, high, slides, wanted", [
-    (.1, .3, None, "supported"),
-    (.1, .3, (.2, .4), "supported"),
-    (.1, .3, (-.2, .4), "not decided"),
-    (-.1, .3, (.2, .4), "not decided"),
-    (0, .3, (.2, .4), "not decided"),
-    (-.3, -.1, None, "contradicted"),
-    (-.3, -.1, (-.4, -.2), "contradicted"),
-    (-.3, -.1, (.2, .4), "not decided"),
-    (-.3, 0, None, "not decided"),
-    (.1, .3, (math.nan, math.nan), "not decided"),
-])
+@pytest.mark.parametrize(
+    "low, high, slides, wanted",
+    [
+        (0.1, 0.3, None, "supported"),
+        (0.1, 0.3, (0.2, 0.4), "supported"),
+        (0.1, 0.3, (-0.2, 0.4), "not decided"),
+        (-0.1, 0.3, (0.2, 0.4), "not decided"),
+        (0, 0.3, (0.2, 0.4), "not decided"),
+        (-0.3, -0.1, None, "contradicted"),
+        (-0.3, -0.1, (-0.4, -0.2), "contradicted"),
+        (-0.3, -0.1, (0.2, 0.4), "not decided"),
+        (-0.3, 0, None, "not decided"),
+        (0.1, 0.3, (math.nan, math.nan), "not decided"),
+    ],
+)
 def test_verdict(low, high, slides, wanted):
-    assert verdict(Paired(3, (low + high) / 2, low, high, .04, 2), slides) == wanted
+    assert verdict(Paired(3, (low + high) / 2, low, high, 0.04, 2), slides) == wanted
 
 
 def test_one_seed_decides_nothing():
-    assert verdict(paired([.9], [.1]), (.7, .9)) == "not decided: one seed"
+    assert verdict(paired([0.9], [0.1]), (0.7, 0.9)) == "not decided: one seed"

@@ -1,4 +1,5 @@
-"""Encoders: frozen, scaled by hand, and each published key layout loaded into the features that it should give."""
+"""Encoders: frozen, scaled by hand, and each published key layout loaded into the features that it
+should give."""
 
 import io
 import json
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from protolib import backbones, encoders, weights
+from protolib.nets import backbones, encoders, weights
 
 NO_INFO = weights.WeightsInfo("", "", "", "", 0)
 
@@ -43,11 +44,21 @@ def published(model: nn.Module, folder) -> dict:
 
 def test_features_are_pooled_maps_of_four_strides(lite0, x):
     state = backbones.lite0_state(weights.read(backbones.lite0_file().path))
-    net = timm.create_model("tf_efficientnet_lite0", features_only=True).to(memory_format=torch.channels_last).eval()
+    net = (
+        timm.create_model("tf_efficientnet_lite0", features_only=True)
+        .to(memory_format=torch.channels_last)
+        .eval()
+    )
     net.load_state_dict(state, strict=False)
     with torch.no_grad():
         maps = net(x * 2 - 1)
-        assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+        assert [tuple(m.shape[1:]) for m in maps] == [
+            (16, 32, 32),
+            (24, 16, 16),
+            (40, 8, 8),
+            (112, 4, 4),
+            (320, 2, 2),
+        ]
         expected = torch.cat([m.mean((2, 3)) for m in maps[1:]], 1)
         assert torch.equal(lite0(x), expected)
     assert lite0.D == expected.shape[1] == 496 and lite0.info.sha256 == backbones.LITE0_SHA256
@@ -57,10 +68,14 @@ def test_features_are_pooled_maps_of_four_strides(lite0, x):
 def test_encoder_is_frozen_but_passes_gradient_to_the_image(name):
     encoder = encoders.load(name)
     encoder.train()
-    assert not any(m.training for m in encoder.modules()) and not any(p.requires_grad for p in encoder.parameters())
+    assert not any(m.training for m in encoder.modules()) and not any(
+        p.requires_grad for p in encoder.parameters()
+    )
     x = torch.rand(1, 3, 32, 32, requires_grad=True)
     encoder(x).sum().backward()
-    assert (x.grad.abs().sum((2, 3)) > 0).all() and all(p.grad is None for p in encoder.parameters())
+    assert (x.grad.abs().sum((2, 3)) > 0).all() and all(
+        p.grad is None for p in encoder.parameters()
+    )
 
 
 def test_preprocessing_of_one_pixel_by_hand():
@@ -70,22 +85,31 @@ def test_preprocessing_of_one_pixel_by_hand():
     # (.5 - .485) / .229, (.25 - .456) / .224, (1 - .406) / .225
     expected = torch.tensor([0.0655022, -0.9196429, 2.64])
     torch.testing.assert_close(plain(image)[0, :, 2, 1], expected, rtol=1e-5, atol=0)
-    turned = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, backbones.IMAGENET, None, encoders.BGR)
+    turned = encoders.Encoder(
+        "x", nn.Identity(), 3, NO_INFO, backbones.IMAGENET, None, encoders.BGR
+    )
     # (1 - .485) / .229, (.25 - .456) / .224, (.5 - .406) / .225
     expected = torch.tensor([2.2489083, -0.9196429, 0.4177778])
     torch.testing.assert_close(turned(image)[0, :, 2, 1], expected, rtol=1e-5, atol=0)
     half = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, None, 2)
     ramp = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
-    assert half.features(ramp)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]  # bilinear halving is the mean of 2 x 2
+    assert half.features(ramp)[0, 0].tolist() == [
+        [2.5, 4.5],
+        [10.5, 12.5],
+    ]  # bilinear halving is the mean of 2 x 2
     # then the image as a whole is stretched to [0, 1]: (x - 2.5) / 10
-    torch.testing.assert_close(half(ramp)[0, 0], torch.tensor([[0.0, 0.2], [0.8, 1.0]]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        half(ramp)[0, 0], torch.tensor([[0.0, 0.2], [0.8, 1.0]]), rtol=1e-6, atol=0
+    )
 
 
 def test_embed_keeps_order_and_scale(lite0):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8))
     dataset = [{"image": image} for image in images]
     expected = lite0(images.float() / 255).numpy()
-    np.testing.assert_allclose(encoders.embed(lite0, dataset, batch=2), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        encoders.embed(lite0, dataset, batch=2), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.fixture
@@ -106,26 +130,45 @@ def indices(state: dict) -> dict:
 
 
 def test_medclip_is_the_vision_tower_of_the_published_zip(folder, swin, x):
-    tower = {k.replace("swin.", "vision_model.model."): v for k, v in published(swin, folder).items() if "swin." in k}
+    tower = {
+        k.replace("swin.", "vision_model.model."): v
+        for k, v in published(swin, folder).items()
+        if "swin." in k
+    }
     assert "vision_model.model.encoder.layers.0.blocks.0.attention.self.query.weight" in tower
     projection = torch.randn(512, 16)
-    state = tower | indices(tower) | {
-        "vision_model.projection_head.weight": projection, "logit_scale": torch.ones(()),
-        "text_model.model.embeddings.word_embeddings.weight": torch.ones(4, 4),
-        "text_model.projection_head.weight": projection,
-    }  # fmt: skip
+    state = (
+        tower
+        | indices(tower)
+        | {
+            "vision_model.projection_head.weight": projection,
+            "logit_scale": torch.ones(()),
+            "text_model.model.embeddings.word_embeddings.weight": torch.ones(4, 4),
+            "text_model.projection_head.weight": projection,
+        }
+    )
     for spoil in ("", "vision_model.projection_head.weight"):
         buffer = io.BytesIO()
         torch.save({k: v for k, v in state.items() if k != spoil}, buffer)
         with zipfile.ZipFile(folder / "medclip-vit-pretrained.zip", "w") as archive:
             archive.writestr("pytorch_model.bin", buffer.getvalue())
         if spoil:
-            with pytest.raises(ValueError, match=r"medclip-vit-pretrained.zip .* \(first: projection_head.weight\)"):
+            with pytest.raises(
+                ValueError, match=r"medclip-vit-pretrained.zip .* \(first: projection_head.weight\)"
+            ):
                 encoders.load("medclip")
             continue
         encoder = encoders.load("medclip")
-        assert encoder.D == 512 and encoder.info.loaded == len(tower) + 1 and encoder.info.missing == ()
-        assert encoder.info.ignored == (".*relative_position_index$", "logit_scale", r"text_model\.")
+        assert (
+            encoder.D == 512
+            and encoder.info.loaded == len(tower) + 1
+            and encoder.info.missing == ()
+        )
+        assert encoder.info.ignored == (
+            ".*relative_position_index$",
+            "logit_scale",
+            r"text_model\.",
+        )
         with torch.no_grad():
             pooled = swin.swin(scaled(x, *encoders.XRAY)).pooler_output
             torch.testing.assert_close(encoder(x), pooled @ projection.T, rtol=1e-5, atol=1e-5)
@@ -138,7 +181,10 @@ def test_medclip_as_released_is_imagenet_behind_a_seeded_projection(folder, swin
     draw = torch.rand(512, 16, generator=torch.Generator().manual_seed(42))
     projection = (2 * draw - 1) / 4  # nn.Linear draws from +-1 / sqrt(16)
     assert torch.equal(encoder.net.projection_head.weight, projection)
-    assert encoder.info.missing == ("projection_head.weight",) and encoder.info.ignored[1] == r"classifier\."
+    assert (
+        encoder.info.missing == ("projection_head.weight",)
+        and encoder.info.ignored[1] == r"classifier\."
+    )
     with torch.no_grad():
         pooled = swin.swin(x[:, [2, 1, 0]]).pooler_output  # B, G, R, not scaled
         torch.testing.assert_close(encoder(x), pooled @ projection.T, rtol=1e-5, atol=1e-5)
@@ -176,20 +222,29 @@ def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, na
     positions = "vision_model.embeddings.position_ids"  # older files hold them
     torch.save(state | {positions: torch.arange(17)[None]}, folder / f"{name}.bin")
     encoder = encoders.load(name)
-    assert encoder.D == 8 and encoder.name == name and encoder.info.licence == weights.PUBLISHED[name].licence
+    assert (
+        encoder.D == 8
+        and encoder.name == name
+        and encoder.info.licence == weights.PUBLISHED[name].licence
+    )
     assert encoder.info.loaded == sum(k.startswith("vis") for k in state)
     with torch.no_grad():
         seen = full.vision_model(scaled(x, *encoders.OPENAI)).pooler_output
         torch.testing.assert_close(encoder(x), full.visual_projection(seen), rtol=1e-5, atol=1e-5)
     torch.save({k: v for k, v in state.items() if k.startswith("text")}, folder / f"{name}.bin")
-    with pytest.raises(ValueError, match=f"{name}.bin does not fit .* missing .first: vision_model.embeddings.class"):
+    with pytest.raises(
+        ValueError,
+        match=f"{name}.bin does not fit .* missing .first: vision_model.embeddings.class",
+    ):
         encoders.load(name)
 
 
 def test_dinov2_is_the_class_token(folder, monkeypatch, x):
     from transformers import Dinov2Config, Dinov2Model
 
-    small = dict(image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    small = dict(
+        image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
+    )
     monkeypatch.setattr(encoders, "DINOV2_S", small)
     torch.manual_seed(3)
     full = shake(Dinov2Model(Dinov2Config(**small)))
@@ -211,7 +266,9 @@ def test_uni_is_a_vit_of_timm(folder, monkeypatch):
     torch.save(full.state_dict(), folder / "uni.bin")
     encoder, x = encoders.load("uni"), torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(x), full(scaled(x, *backbones.IMAGENET)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            encoder(x), full(scaled(x, *backbones.IMAGENET)), rtol=1e-5, atol=1e-5
+        )
     assert encoder.D == 24 and encoder.info.loaded == len(full.state_dict())
 
 
@@ -233,11 +290,19 @@ class CoCa(nn.Module):
 
 
 def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkeypatch, x):
-    with pytest.raises(ImportError, match="encoder 'conch' needs the package of its authors: pip install git.*CONCH"):
+    with pytest.raises(
+        ImportError,
+        match="encoder 'conch' needs the package of its authors: pip install git.*CONCH",
+    ):
         encoders.load("conch")
     config = {"embed_dim": 4, "vision_cfg": {"image_size": 64}, "custom_text": True}
     (folder / "conch_ViT-B-16.json").write_text(json.dumps(config))
-    names = ("conch", "conch.open_clip_custom", "conch.open_clip_custom.coca_model", "conch.open_clip_custom.factory")
+    names = (
+        "conch",
+        "conch.open_clip_custom",
+        "conch.open_clip_custom.coca_model",
+        "conch.open_clip_custom.factory",
+    )
     modules = {name: types.ModuleType(name) for name in names}
     modules["conch.open_clip_custom.coca_model"].CoCa = CoCa
     modules["conch.open_clip_custom.factory"].CFG_DIR = folder
@@ -249,22 +314,31 @@ def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkey
     torch.testing.assert_close(encoder(x), full.visual(scaled(x, *encoders.OPENAI))[0])
     assert encoder.D == 4 and encoder.size == 64 and encoder.info.loaded == 2
     torch.save({"visual.trunk.weight": full.visual.trunk.weight.data}, folder / "conch.bin")
-    with pytest.raises(ValueError, match=r"conch.bin does not fit Visual.*1 missing \(first: trunk.bias\)"):
+    with pytest.raises(
+        ValueError, match=r"conch.bin does not fit Visual.*1 missing \(first: trunk.bias\)"
+    ):
         encoders.load("conch")
 
 
 @pytest.mark.parametrize("name", ["medclip", "medclip_released", "clip", "plip", "dinov2", "uni"])
 def test_without_its_file_an_encoder_is_an_error_never_random(folder, name):
-    with pytest.raises(FileNotFoundError, match="are not on this machine and could not be had .HF_HUB_OFFLINE is set."):
+    with pytest.raises(
+        FileNotFoundError,
+        match="are not on this machine and could not be had .HF_HUB_OFFLINE is set.",
+    ):
         encoders.load(name)
 
 
 def test_unknown_names_teach():
-    with pytest.raises(ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_rel"):
+    with pytest.raises(
+        ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_rel"
+    ):
         encoders.load("clop")
 
 
 def test_importing_the_module_does_not_import_transformers():
-    program = "import sys, protolib.encoders; print('transformers' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    program = "import sys, protolib.nets.encoders; print('transformers' in sys.modules)"
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert said.strip() == "False"

@@ -1,4 +1,6 @@
-"""One truth for what is installed: pyproject.toml, requirements.lock, environment.yml agree, and the lock installs."""
+"""One truth for what is installed: pyproject.toml, requirements.lock, environment.yml agree, and
+the lock installs."""
+
 import importlib.metadata
 import itertools
 import os
@@ -21,13 +23,27 @@ import protolib
 
 UV = shutil.which("uv", path=Path(sys.executable).parent)
 # the machines that the lock is for
-MACHINES = [{"python_version": python, "python_full_version": f"{python}.1", "implementation_name": "cpython",
-             "platform_python_implementation": "CPython", "os_name": os_name, "sys_platform": platform,
-             "platform_system": system, "platform_machine": machine}
-            for python, (os_name, platform, system, machine) in itertools.product(
-                ("3.11", "3.12", "3.13"),
-                (("posix", "linux", "Linux", "x86_64"), ("posix", "linux", "Linux", "aarch64"),
-                 ("posix", "darwin", "Darwin", "arm64"), ("nt", "win32", "Windows", "AMD64")))]
+MACHINES = [
+    {
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "os_name": os_name,
+        "sys_platform": platform,
+        "platform_system": system,
+        "platform_machine": machine,
+    }
+    for python, (os_name, platform, system, machine) in itertools.product(
+        ("3.11", "3.12", "3.13"),
+        (
+            ("posix", "linux", "Linux", "x86_64"),
+            ("posix", "linux", "Linux", "aarch64"),
+            ("posix", "darwin", "Darwin", "arm64"),
+            ("nt", "win32", "Windows", "AMD64"),
+        ),
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,90 +55,152 @@ def project(root):
 def blocks(root):
     """The lock as [(requirement, its hashes, who asked for it)]."""
     text = (root / "requirements.lock").read_text("utf-8")
-    blocks = re.findall(r"^(\S.*?)((?: \\\n    --hash=\S+)+)\n((?:    #.*\n)+)", text, flags=re.MULTILINE)
-    assert "".join(f"{a}{b}\n{c}" for a, b, c in blocks) == text, "the lock has a line of another kind"
-    return [(Requirement(a), re.findall(r"--hash=(\S+)", b), re.sub(r"    #( +via)? *", "", c).splitlines())
-            for a, b, c in blocks]
+    blocks = re.findall(
+        r"^(\S.*?)((?: \\\n    --hash=\S+)+)\n((?:    #.*\n)+)", text, flags=re.MULTILINE
+    )
+    assert "".join(f"{a}{b}\n{c}" for a, b, c in blocks) == text, (
+        "the lock has a line of another kind"
+    )
+    return [
+        (
+            Requirement(a),
+            re.findall(r"--hash=(\S+)", b),
+            re.sub(r"    #( +via)? *", "", c).splitlines(),
+        )
+        for a, b, c in blocks
+    ]
 
 
 def installed_here(blocks):
-    return {canonicalize_name(pin.name): pin for pin, _, _ in blocks if pin.marker is None or pin.marker.evaluate()}
+    return {
+        canonicalize_name(pin.name): pin
+        for pin, _, _ in blocks
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def test_every_requirement_is_one_version_with_hashes_and_no_url(root, blocks):
     for pin, hashes, _ in blocks:
-        assert [specifier.operator for specifier in pin.specifier] == ["=="] and pin.url is None, pin
+        assert [specifier.operator for specifier in pin.specifier] == ["=="] and pin.url is None, (
+            pin
+        )
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in hashes), pin
     text = (root / "requirements.lock").read_text("utf-8")
     assert not re.search(r"://|--(extra-)?index|--find-links| @ ", text)
 
 
 def test_lock_answers_pyproject_and_nothing_else(project, blocks):
-    asked = {canonicalize_name(r.name): r.specifier for r in map(Requirement, project["dependencies"])}
-    locked = {canonicalize_name(pin.name): pin for pin, _, via in blocks if "protolib (pyproject.toml)" in via}
+    asked = {
+        canonicalize_name(r.name): r.specifier for r in map(Requirement, project["dependencies"])
+    }
+    locked = {
+        canonicalize_name(pin.name): pin
+        for pin, _, via in blocks
+        if "protolib (pyproject.toml)" in via
+    }
     assert locked.keys() == asked.keys(), "run the uv command that stands in pyproject.toml"
     for name, pin in locked.items():
         assert next(iter(pin.specifier)).version in asked[name], pin
 
 
-@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: "-".join(
-    m[key] for key in ("python_version", "sys_platform", "platform_machine")))
+@pytest.mark.parametrize(
+    "machine",
+    MACHINES,
+    ids=lambda m: "-".join(
+        m[key] for key in ("python_version", "sys_platform", "platform_machine")
+    ),
+)
 def test_every_machine_gets_one_version_of_each(project, blocks, machine):
     assert machine["python_version"] in SpecifierSet(project["requires-python"])
-    names = [canonicalize_name(pin.name) for pin, _, _ in blocks if pin.marker is None or pin.marker.evaluate(machine)]
+    names = [
+        canonicalize_name(pin.name)
+        for pin, _, _ in blocks
+        if pin.marker is None or pin.marker.evaluate(machine)
+    ]
     assert len(names) == len(set(names))
-    assert {canonicalize_name(Requirement(r).name) for r in project["dependencies"]} | {"setuptools"} <= set(names)
+    assert {canonicalize_name(Requirement(r).name) for r in project["dependencies"]} | {
+        "setuptools"
+    } <= set(names)
 
 
 def test_conda_takes_python_and_pip_and_then_the_same_lock(root, project):
     environment = yaml.safe_load((root / "environment.yml").read_text("utf-8"))
     python, pip, section = environment["dependencies"]
-    assert (environment["name"], environment["channels"], pip) == ("protolib", ["conda-forge"], "pip")
+    assert (environment["name"], environment["channels"], pip) == (
+        "protolib",
+        ["conda-forge"],
+        "pip",
+    )
     assert python == f"python {project['requires-python']}"
     assert section == {"pip": ["-r requirements.lock"]}
 
 
 def test_make_looks_for_the_pythons_of_pyproject(root, project):
-    low, high = re.search(r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)",
-                          (root / "Makefile").read_text("utf-8")).groups()
+    low, high = re.search(
+        r"\(3, (\d+)\) <= sys.version_info\[:2\] <= \(3, (\d+)\)",
+        (root / "Makefile").read_text("utf-8"),
+    ).groups()
     assert project["requires-python"] == f">=3.{low},<3.{int(high) + 1}"
 
 
 def test_this_environment_is_the_lock(blocks):
-    wrong = {name: importlib.metadata.version(name) for name, pin in installed_here(blocks).items()
-             if importlib.metadata.version(name) not in pin.specifier}
+    wrong = {
+        name: importlib.metadata.version(name)
+        for name, pin in installed_here(blocks).items()
+        if importlib.metadata.version(name) not in pin.specifier
+    }
     assert wrong == {}
-    check = subprocess.run([UV, "pip", "check", "--python", sys.executable], capture_output=True, text=True)
+    check = subprocess.run(
+        [UV, "pip", "check", "--python", sys.executable], capture_output=True, text=True
+    )
     assert check.returncode == 0, check.stderr
 
 
 def test_pip_section_installs_into_an_empty_venv(root, blocks, tmp_path):
-    """uv takes pip's place, with pip's rule of hashes for all or none: pip does the same in minutes."""
-    section = yaml.safe_load((root / "environment.yml").read_text("utf-8"))["dependencies"][-1]["pip"]
+    """uv takes pip's place, with pip's rule of hashes for all or none: pip does the same in
+    minutes."""
+    section = yaml.safe_load((root / "environment.yml").read_text("utf-8"))["dependencies"][-1][
+        "pip"
+    ]
     (tmp_path / "section.txt").write_text("\n".join(section))
     shutil.copy(root / "requirements.lock", tmp_path)
     venv = tmp_path / "venv"
     try:
         subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, venv], check=True)
-        install = subprocess.run([UV, "pip", "install", "--python", venv, "--require-hashes", "-r", "section.txt"],
-                                 cwd=tmp_path, capture_output=True, text=True)
-        if re.search("error sending request|failed to fetch", install.stderr, re.IGNORECASE) and "CI" not in os.environ:
+        install = subprocess.run(
+            [UV, "pip", "install", "--python", venv, "--require-hashes", "-r", "section.txt"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        if (
+            re.search("error sending request|failed to fetch", install.stderr, re.IGNORECASE)
+            and "CI" not in os.environ
+        ):
             pytest.skip("the package index was not reached")
         assert install.returncode == 0, install.stderr
-        listed = subprocess.run([UV, "pip", "freeze", "--python", venv], capture_output=True, text=True,
-                                check=True).stdout
+        listed = subprocess.run(
+            [UV, "pip", "freeze", "--python", venv], capture_output=True, text=True, check=True
+        ).stdout
     finally:
-        shutil.rmtree(venv, ignore_errors=True)  # 6 GB, though hard links to uv's cache where the file system has them
+        shutil.rmtree(
+            venv, ignore_errors=True
+        )  # 6 GB, though hard links to uv's cache where the file system has them
     expected = sorted(f"{name}{pin.specifier}" for name, pin in installed_here(blocks).items())
     assert sorted(listed.split()) == expected
 
 
 def test_torchvision_is_built_for_this_torch():
-    wanted = next(r for r in map(Requirement, importlib.metadata.requires("torchvision")) if r.name == "torch")
+    wanted = next(
+        r for r in map(Requirement, importlib.metadata.requires("torchvision")) if r.name == "torch"
+    )
     assert torch.__version__.split("+")[0] in wanted.specifier
     assert torch.__version__.partition("+")[2] == torchvision.__version__.partition("+")[2]
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4], [20, 20, 30, 30]], dtype=torch.float32)
-    # best box 1; box 0 overlaps it by 80 of 100 px, box 2 by 40 of 80 (an IoU of .5 is not above .5), box 3 by none
+    boxes = torch.tensor(
+        [[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 4], [20, 20, 30, 30]], dtype=torch.float32
+    )
+    # best box 1; box 0 overlaps it by 80 of 100 px, box 2 by 40 of 80 (an IoU of .5 is not above
+    # .5), box 3 by none
     kept = torchvision.ops.nms(boxes, scores=torch.tensor([0.8, 0.9, 0.3, 0.5]), iou_threshold=0.5)
     assert kept.tolist() == [1, 3, 2]
 
@@ -133,13 +211,19 @@ def test_version_is_the_same_everywhere(root, project):
 
 
 def test_import_is_light_and_report_is_one_line_without_paths(capsys):
-    loaded = subprocess.run([sys.executable, "-c", "import sys, protolib; print('torch' in sys.modules)"],
-                            capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, protolib; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert loaded.stdout == "False\n"
     protolib.report()
     python = ".".join(map(str, sys.version_info[:3]))
     versions, device = capsys.readouterr().out.split("; ")
-    assert versions == f"protolib {protolib.__version__}, Python {python}, torch {torch.__version__}"
+    assert (
+        versions == f"protolib {protolib.__version__}, Python {python}, torch {torch.__version__}"
+    )
     assert re.fullmatch(r"device: (cpu, \d+ threads|cuda, [^/\\]+|mps, \d+ threads)\n", device)
 
 
@@ -152,20 +236,33 @@ def checkout(root, tmp_path):
 
 def make(folder, *arguments):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_make_says_which_python_it_needs(checkout):
     done = make(checkout, "PYTHON=false no-such-python")
     assert done.returncode == 2 and not (checkout / ".venv").exists()
-    assert done.stderr.startswith("protolib needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is "
-                                  "one: false no-such-python.\n")
+    assert done.stderr.startswith(
+        "protolib needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is "
+        "one: false no-such-python.\n"
+    )
 
 
 def test_make_run_passes_its_variables_on(checkout):
     (checkout / ".venv").mkdir()
     (checkout / ".venv" / "ready").touch()
-    done = make(checkout, "-n", "run", "PRESET=smoke", "DATASET=bcss-wsss", "DATA=my folder", "SEED=2", "ARGS=-p K=4")
+    done = make(
+        checkout,
+        "-n",
+        "run",
+        "PRESET=smoke",
+        "DATASET=bcss-wsss",
+        "DATA=my folder",
+        "SEED=2",
+        "ARGS=-p K=4",
+    )
     command = '.venv/bin/python -m protolib run --preset smoke --dataset bcss-wsss --data "my folder" --seed 2 -p K=4'
     assert done.stdout.replace("\\\n", " ").split() == command.split()
     assert make(checkout, "-n").stdout.split() == ".venv/bin/python -m protolib run \\".split()

@@ -1,4 +1,5 @@
-"""Every check says "solved" to a right answer written another way, and names the slip of a wrong one."""
+"""Every check says "solved" to a right answer written another way, and names the slip of a wrong
+one."""
 
 import math
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protolib import exercises
+from protolib.teach import exercises
 
 
 def cosine_distance(a, b):
-    return np.array([[1 - np.dot(x, y) / math.sqrt(np.dot(x, x) * np.dot(y, y)) for y in b] for x in a])
+    return np.array(
+        [[1 - np.dot(x, y) / math.sqrt(np.dot(x, x) * np.dot(y, y)) for y in b] for x in a]
+    )
 
 
 def lloyd_step(X, centres):
@@ -78,7 +81,9 @@ def white(pixel, every=all):
 
 
 def white_share(images, every=all):
-    return [sum(white(p, every) for row in image for p in row) / image[..., 0].size for image in images]
+    return [
+        sum(white(p, every) for row in image for p in row) / image[..., 0].size for image in images
+    ]
 
 
 def present_classes(scores, share):
@@ -87,7 +92,9 @@ def present_classes(scores, share):
 
 
 def fuse_levels(maps, weights, size, **how):
-    return sum(F.interpolate(w * m, size, **({"mode": "bilinear"} | how)) for m, w in zip(maps, weights))
+    return sum(
+        F.interpolate(w * m, size, **({"mode": "bilinear"} | how)) for m, w in zip(maps, weights)
+    )
 
 
 def iou(matrix, ignore_row=False, absent=math.nan):
@@ -143,14 +150,22 @@ SLIPS = [
     (exercises.check_paired_interval, lambda a, b: interval(b, a), "the sign"),
     (exercises.check_image_label, lambda m, C: image_label(m, C + 1), "ignore is no class"),
     (exercises.check_image_label, lambda m, C: [(m == c).sum() for c in range(C)], "counts pixels"),
-    (exercises.check_image_label, lambda m, C: np.eye(C)[np.bincount(m.flatten())[:C].argmax()], "largest only"),
+    (
+        exercises.check_image_label,
+        lambda m, C: np.eye(C)[np.bincount(m.flatten())[:C].argmax()],
+        "largest only",
+    ),
     (exercises.check_image_label, lambda m, C: np.unique(m[m < C]), "indices of the classes"),
     (exercises.check_white_share, lambda x: white_share(x, every=any), "one clear channel"),
     (exercises.check_white_share, lambda x: np.multiply(white_share(x), 4), "counts pixels"),
     (exercises.check_white_share, lambda x: np.mean(white_share(x)), "one share for each patch"),
     (exercises.check_white_share, lambda x: 1 - np.array(white_share(x)), "share of tissue"),
     (exercises.check_present_classes, lambda s, a: present_classes(s, a + 1e-6), ">="),
-    (exercises.check_present_classes, lambda s, a: F.one_hot(s.argmax(1), 3).float().mean((1, 2)), "yes or no"),
+    (
+        exercises.check_present_classes,
+        lambda s, a: F.one_hot(s.argmax(1), 3).float().mean((1, 2)),
+        "yes or no",
+    ),
     (exercises.check_present_classes, lambda s, a: present_classes(s, 1e-6), "one pixel"),
     (exercises.check_present_classes, lambda s, a: s.mean((2, 3)) >= a, "mean of the scores"),
     (exercises.check_present_classes, lambda s, a: np.transpose(present_classes(s, a)), "swapped"),
@@ -158,44 +173,100 @@ SLIPS = [
     (exercises.check_cosine_distance, lambda a, b: 1 - a @ b.T, "by its length"),
     (exercises.check_cosine_distance, lambda a, b: 1 - a @ unit(b).T, "rows of a"),
     (exercises.check_cosine_distance, lambda a, b: 1 - unit(a) @ b.T, "rows of b"),
-    (exercises.check_cosine_distance, lambda a, b: np.sqrt(((a[:, None] - b) ** 2).sum(2)), "Euclidean"),
+    (
+        exercises.check_cosine_distance,
+        lambda a, b: np.sqrt(((a[:, None] - b) ** 2).sum(2)),
+        "Euclidean",
+    ),
     (exercises.check_cosine_distance, lambda a, b: cosine_distance(b, a), "swapped"),
     (exercises.check_lloyd_step, lambda X, c: lloyd_means(X, c, empty=c), "length 1"),
     (exercises.check_lloyd_step, lambda X, c: lloyd_means(X, c), "two slips"),
     (exercises.check_lloyd_step, lambda X, c: unit(lloyd_means(X, c)), "NaN"),
-    (exercises.check_lloyd_step, lambda X, c: np.nan_to_num(unit(lloyd_means(X, c))), "without rows"),
+    (
+        exercises.check_lloyd_step,
+        lambda X, c: np.nan_to_num(unit(lloyd_means(X, c))),
+        "without rows",
+    ),
     (exercises.check_lloyd_step, lambda X, c: c, "nothing moved"),
     (exercises.check_adaptive_threshold, lambda m, d: m >= d * m.max(), "each map's own"),
     (exercises.check_adaptive_threshold, lambda m, d: m > d * m.amax((1, 2), keepdim=True), ">="),
     (exercises.check_adaptive_threshold, lambda m, d: m >= d, "not delta itself"),
-    (exercises.check_adaptive_threshold, lambda m, d: m >= d * m.mean((1, 2), keepdim=True), "mean"),
-    (exercises.check_adaptive_threshold, lambda m, d: m < d * m.amax((1, 2), keepdim=True), "swapped"),
+    (
+        exercises.check_adaptive_threshold,
+        lambda m, d: m >= d * m.mean((1, 2), keepdim=True),
+        "mean",
+    ),
+    (
+        exercises.check_adaptive_threshold,
+        lambda m, d: m < d * m.amax((1, 2), keepdim=True),
+        "swapped",
+    ),
     (exercises.check_adaptive_threshold, lambda m, d: adaptive_threshold(m, d) * m, "yes or no"),
     (exercises.check_foreground_loss, exponential_loss, "overflows"),
-    (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, c, K, 1), "divide the similarities"),
-    (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, c, K, K * t), "means"),
-    (exercises.check_foreground_loss, lambda *a: exponential_loss(*a, sums=False), "exp comes first"),
-    (exercises.check_foreground_loss, lambda f, P, c, K, t: foreground_loss(f, P, 1 - c, K, t), "swapped"),
+    (
+        exercises.check_foreground_loss,
+        lambda f, P, c, K, t: foreground_loss(f, P, c, K, 1),
+        "divide the similarities",
+    ),
+    (
+        exercises.check_foreground_loss,
+        lambda f, P, c, K, t: foreground_loss(f, P, c, K, K * t),
+        "means",
+    ),
+    (
+        exercises.check_foreground_loss,
+        lambda *a: exponential_loss(*a, sums=False),
+        "exp comes first",
+    ),
+    (
+        exercises.check_foreground_loss,
+        lambda f, P, c, K, t: foreground_loss(f, P, 1 - c, K, t),
+        "swapped",
+    ),
     (exercises.check_foreground_loss, gap, "softplus"),
     (exercises.check_foreground_loss, siblings_loss, "siblings"),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, [1] * len(m), s), "its weight"),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s) / len(m), "by their number"),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s) / sum(w), "sum of the weights"),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w[::-1], s), "order of the levels"),
+    (
+        exercises.check_fuse_levels,
+        lambda m, w, s: fuse_levels(m, w, s) / sum(w),
+        "sum of the weights",
+    ),
+    (
+        exercises.check_fuse_levels,
+        lambda m, w, s: fuse_levels(m, w[::-1], s),
+        "order of the levels",
+    ),
     (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s, mode="nearest"), "bilinear"),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s, align_corners=True), "an area"),
+    (
+        exercises.check_fuse_levels,
+        lambda m, w, s: fuse_levels(m, w, s, align_corners=True),
+        "an area",
+    ),
     (exercises.check_iou_from_confusion, lambda m: iou(m, ignore_row=True), "drop it"),
     (exercises.check_iou_from_confusion, recall, "recall"),
     (exercises.check_iou_from_confusion, lambda m: [2 * i / (1 + i) for i in iou(m)], "Dice"),
-    (exercises.check_iou_from_confusion, lambda m: [i / (1 + i) for i in iou(m)], "take them off once"),
+    (
+        exercises.check_iou_from_confusion,
+        lambda m: [i / (1 + i) for i in iou(m)],
+        "take them off once",
+    ),
     (exercises.check_iou_from_confusion, lambda m: iou(m, absent=0.0), "not 0"),
     (exercises.check_iou_from_confusion, lambda m: iou(m, absent=1.0), "not 1"),
     (exercises.check_iou_from_confusion, lambda m: [*iou(m), 0.0], "first C"),
     (exercises.check_protocol_gate, lambda s, y: s * y[:, :, None, None], "-inf"),
-    (exercises.check_protocol_gate, lambda s, y: s.masked_fill(y[:, :, None, None] == 0, -math.inf), "as it is"),
+    (
+        exercises.check_protocol_gate,
+        lambda s, y: s.masked_fill(y[:, :, None, None] == 0, -math.inf),
+        "as it is",
+    ),
     (exercises.check_protocol_gate, lambda s, y: s, "changed nothing"),
-    (exercises.check_protocol_gate, lambda s, y: s.masked_fill(y[:, :, None, None] > 0, -math.inf), "swapped"),
-]  # fmt: skip
+    (
+        exercises.check_protocol_gate,
+        lambda s, y: s.masked_fill(y[:, :, None, None] > 0, -math.inf),
+        "swapped",
+    ),
+]
 
 
 @pytest.mark.parametrize("check, mine", SOLVED, ids=lambda f: f.__name__)
@@ -204,7 +275,9 @@ def test_a_right_answer_written_another_way_is_solved(check, mine, capsys):
     assert capsys.readouterr().out == "solved\n"
 
 
-@pytest.mark.parametrize("check, mine, hint", SLIPS, ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "check, mine, hint", SLIPS, ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else ""
+)
 def test_a_likely_slip_gets_its_hint_on_one_line(check, mine, hint, capsys):
     assert check(mine) is False
     said = capsys.readouterr().out
@@ -220,7 +293,9 @@ def test_any_other_answer_is_met_with_words_and_never_with_an_exception(check, c
     answers = {
         stub: "not solved yet: ",
         lambda *_: None: "not yet: your function gives None; does it end with return?\n",
-        lambda *_: 1 / 0: "not yet: your function stopped with ZeroDivisionError: division by zero\n",
+        lambda *_: (
+            1 / 0
+        ): "not yet: your function stopped with ZeroDivisionError: division by zero\n",
     }
     for mine, start in answers.items():
         assert check(mine) is False
@@ -231,7 +306,9 @@ def test_a_foreign_answer_is_told_its_shape_or_its_worst_value(capsys):
     exercises.check_cosine_distance(lambda a, b: np.zeros(3))
     assert capsys.readouterr().out == "not yet: the shape is (3,), expected (3, 2)\n"
     wrong = np.array([[0.0, 0, 0], [0, 0, 0], [0, 0, 0]])
-    exercises.check_lloyd_step(lambda X, c: wrong[:, :2] + lloyd_step(X, c) + [[0, 0], [0, 0.25], [0, 0]])
+    exercises.check_lloyd_step(
+        lambda X, c: wrong[:, :2] + lloyd_step(X, c) + [[0, 0], [0, 0.25], [0, 0]]
+    )
     assert "at (1, 1)" in capsys.readouterr().out
 
 

@@ -1,4 +1,5 @@
-"""A run loads what its folder holds for the same key and makes the rest; its steps agree with the kernels they string together."""
+"""A run loads what its folder holds for the same key and makes the rest; its steps agree with the
+kernels they string together."""
 
 from dataclasses import replace
 
@@ -6,10 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from protolib import cams, experiment, metrics, phantom, presets, results
+from protolib import cams, experiment, metrics, presets, results
+from protolib.data import phantom
 from protolib.experiment import Run
 
-TINY = replace(presets.preset("smoke"), name="tiny", size=64, patches=(64, 8, 8), N=3, tta="none", pseudo_tta="none", stage2_tta=False)
+TINY = replace(
+    presets.preset("smoke"),
+    name="tiny",
+    size=64,
+    patches=(64, 8, 8),
+    N=3,
+    tta="none",
+    pseudo_tta="none",
+    stage2_tta=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +40,19 @@ def open_run(folder, **more):
 def test_record_is_complete_and_a_second_run_only_loads(folder, monkeypatch):
     first = open_run(folder).record()
     assert list(first["methods"]) == list(results.METHODS) == list(first["seconds"])
-    monkeypatch.setattr(experiment.bank, "build", lambda *_, **__: pytest.fail("the bank was built again"))
-    monkeypatch.setattr(experiment.training, "cam_loss", lambda *_: pytest.fail("a finished network was trained again"))
-    monkeypatch.setattr(experiment.segmentation, "segmentation_loss", lambda *_: pytest.fail("stage 2 was trained again"))
+    monkeypatch.setattr(
+        experiment.bank, "build", lambda *_, **__: pytest.fail("the bank was built again")
+    )
+    monkeypatch.setattr(
+        experiment,
+        "cam_loss",
+        lambda *_: pytest.fail("a finished network was trained again"),
+    )
+    monkeypatch.setattr(
+        experiment.segmentation,
+        "segmentation_loss",
+        lambda *_: pytest.fail("stage 2 was trained again"),
+    )
     assert open_run(folder).record()["methods"] == first["methods"]
 
 
@@ -64,7 +85,11 @@ def test_pseudo_masks_carry_the_run_and_hold_only_labelled_classes(folder):
     run = open_run(folder)
     patches = run.pseudo_masks()
     manifest = experiment.read_json(folder / "pseudo_masks" / "manifest.json")
-    assert (manifest["dataset"], manifest["split"], manifest["key"]) == ("phantom", "train", run.key)
+    assert (manifest["dataset"], manifest["split"], manifest["key"]) == (
+        "phantom",
+        "train",
+        run.key,
+    )
     for i, label in enumerate(run.data("train").labels):
         assert label[patches[i]["mask"].unique().numpy()].all()
 
@@ -102,10 +127,25 @@ def published(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, cluster", [("paper_text", "lite0"), ("released_code", "")])
-def test_the_paper_and_the_released_code_run_start_to_end_at_a_tiny_width(name, cluster, published, tmp_path, monkeypatch):
-    tiny = dict(size=64, N=2, backbone="mit_test", encoder="swin_test", cluster_encoder=cluster, epochs=1, stage2_size=64,
-                stage2_backbone="mit_test", stage2_stride=16, stage2_epochs=1, chunk=7)  # fmt: skip
-    monkeypatch.setitem(presets.PRESETS, "tiny", replace(presets.PRESETS[name], name="tiny", **tiny))
+def test_the_paper_and_the_released_code_run_start_to_end_at_a_tiny_width(
+    name, cluster, published, tmp_path, monkeypatch
+):
+    tiny = dict(
+        size=64,
+        N=2,
+        backbone="mit_test",
+        encoder="swin_test",
+        cluster_encoder=cluster,
+        epochs=1,
+        stage2_size=64,
+        stage2_backbone="mit_test",
+        stage2_stride=16,
+        stage2_epochs=1,
+        chunk=7,
+    )
+    monkeypatch.setitem(
+        presets.PRESETS, "tiny", replace(presets.PRESETS[name], name="tiny", **tiny)
+    )
     run = Run("tiny", "bcss-wsss", published, tmp_path, device="cpu")
     made = run.record()
     p, history, released = run.preset, run.history("pbip_stage1"), name == "released_code"
@@ -114,16 +154,32 @@ def test_the_paper_and_the_released_code_run_start_to_end_at_a_tiny_width(name, 
         assert block["protocol"] == str(metrics.Protocol("predicted", p.ignore))
         assert block["oracle"]["protocol"] == str(metrics.Protocol("oracle", p.ignore))
     expected = p.alpha * history["classification"] + p.beta * history["matching"]
-    np.testing.assert_allclose(history["loss"], expected, rtol=1e-5)  # one epoch's float32 means of the same batches
+    np.testing.assert_allclose(
+        history["loss"], expected, rtol=1e-5
+    )  # one epoch's float32 means of the same batches
     assert (history["matching"] > 0).all() and run.bank.kind == p.prototypes
     masks, truth = run.masks("pbip_stage1", "test", "oracle"), run.data("test").labels
-    allowed = truth[np.arange(len(masks))[:, None, None], masks]  # a mask shows only what its label allows ...
-    assert allowed.all() or released  # ... but where the released code scores all of them 0, and the first class wins
+    allowed = truth[
+        np.arange(len(masks))[:, None, None], masks
+    ]  # a mask shows only what its label allows ...
+    assert (
+        allowed.all() or released
+    )  # ... but where the released code scores all of them 0, and the first class wins
 
 
 def test_learned_prototypes_need_no_matching_and_move_apart(published, tmp_path, monkeypatch):
-    learned = replace(presets.PRESETS["smoke"], name="tiny", prototypes="learnable", beta=0.0, diversity=0.5, backbone="mit_test",
-                      levels=(1, 2, 3), cam_levels=(3,), diversity_after=1, epochs=2)  # fmt: skip
+    learned = replace(
+        presets.PRESETS["smoke"],
+        name="tiny",
+        prototypes="learnable",
+        beta=0.0,
+        diversity=0.5,
+        backbone="mit_test",
+        levels=(1, 2, 3),
+        cam_levels=(3,),
+        diversity_after=1,
+        epochs=2,
+    )
     monkeypatch.setitem(presets.PRESETS, "tiny", learned)
     run = Run("tiny", "bcss-wsss", published, tmp_path, device="cpu")
     history = run.history("pbip_stage1")
@@ -147,7 +203,9 @@ def test_settings_change_any_field_and_the_cache_may_be_shared(folder, tmp_path)
 def test_the_history_of_stage_1_ends_with_the_iou_that_its_masks_have_on_val(folder):
     run = open_run(folder)
     last = run.history("cam").iloc[-1]
-    assert [last[f"IoU {c}"] for c in run.spec.classes] == pytest.approx(run.scores("cam", "val")["iou"], nan_ok=True)
+    assert [last[f"IoU {c}"] for c in run.spec.classes] == pytest.approx(
+        run.scores("cam", "val")["iou"], nan_ok=True
+    )
 
 
 def test_the_counts_of_the_slides_add_up_to_the_scores(folder):
@@ -158,7 +216,10 @@ def test_the_counts_of_the_slides_add_up_to_the_scores(folder):
     assert total["miou"] == run.scores("cam")["miou"] and total["iou"] == run.scores("cam")["iou"]
     first = np.array(run.data("test").slides) == min(counts)
     oracle = run.slide_counts("cam", image_labels="oracle")[min(counts)]
-    truth, said = np.asarray(run.data("test").masks)[first], run.masks("cam", "test", "oracle")[first]
+    truth, said = (
+        np.asarray(run.data("test").masks)[first],
+        run.masks("cam", "test", "oracle")[first],
+    )
     np.testing.assert_array_equal(oracle, metrics.confusion(truth, said, 4))
 
 
@@ -172,14 +233,24 @@ def test_zero_shot_gives_each_patch_the_class_of_its_nearest_prototype(folder, m
     blank = np.array(run.data("test").masks)
     blank[2] = 4
     monkeypatch.setattr(run.data("test"), "masks", blank)
-    assert np.array_equal(run.zero_shot()[0], np.delete(truth, 2))  # a patch of ignore alone has no main class
+    assert np.array_equal(
+        run.zero_shot()[0], np.delete(truth, 2)
+    )  # a patch of ignore alone has no main class
 
 
-def test_convolutions_in_the_place_of_similarities_still_learn_from_the_matching_loss(folder, tmp_path):
+def test_convolutions_in_the_place_of_similarities_still_learn_from_the_matching_loss(
+    folder, tmp_path
+):
     run = open_run(tmp_path, settings={"similarity": "convolution"}, cache=folder / "cache")
     net, history = run.net("pbip_stage1"), run.history("pbip_stage1")
-    assert net.prototypes is None and net.levels == TINY.levels and [h.weight.shape[0] for h in net.heads] == [4] * 3
+    assert (
+        net.prototypes is None
+        and net.levels == TINY.levels
+        and [h.weight.shape[0] for h in net.heads] == [4] * 3
+    )
     assert history["matching"][0] > 0 and run.bank.K == TINY.K
-    assert history["loss"][0] == pytest.approx(TINY.alpha * history["classification"][0] + TINY.beta * history["matching"][0])
+    assert history["loss"][0] == pytest.approx(
+        TINY.alpha * history["classification"][0] + TINY.beta * history["matching"][0]
+    )
     plain = open_run(folder).net("cam")
     assert plain.levels == TINY.cam_levels and len(plain.heads) == len(TINY.cam_levels)

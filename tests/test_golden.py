@@ -1,7 +1,9 @@
-"""What preset released_code runs, against numbers of the released code and against the slow formulas of reference.py.
+"""What preset released_code runs, against numbers of the released code and against the slow
+formulas of reference.py.
 
-The numbers lie in the folder that PROTOLIB_GOLDEN names, by default shared/golden beside the repository. A file that
-is missing is skipped by name; the reference draws cases of its kind all the same. Shapes and settings are the arrays'.
+The numbers lie in the folder that PROTOLIB_GOLDEN names, by default shared/golden beside the
+repository. A file that is missing is skipped by name; the reference draws cases of its kind all the
+same. Shapes and settings are the arrays'.
 """
 
 import os
@@ -19,20 +21,26 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from protolib import bank, cams, data, matching, training
-from protolib.backbones import Backbone
-from protolib.classnet import ClassNet, PrototypeHead, classification_loss, merge_subclasses
+from protolib import bank, cams, matching, training
+from protolib.classnet import ClassNet, PrototypeHead
+from protolib.data import patches, specs
+from protolib.losses import classification_loss, pbip_loss, rules
+from protolib.maps import argmax_masks, background_score, fuse, merge_subclasses, unit_scores
 from protolib.metrics import confusion, label_accuracy, per_class, scores
+from protolib.nets.backbones import Backbone
 from protolib.presets import PRESETS
 
-GOLDEN = Path(os.environ.get("PROTOLIB_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden")
+GOLDEN = Path(
+    os.environ.get("PROTOLIB_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden"
+)
 SEVERAL = ("kmeans", "confusion", "masking")  # kinds of several files
 RELEASED = PRESETS["released_code"]
 OURS = {"mean": "mean", "max": "softmax"}  # what the released code calls "max" is no maximum
 CUT = {field: getattr(RELEASED, field) for field in ("threshold", "delta", "fill", "align_corners")}
 SHARED = RELEASED.threshold == "image"
 UNEVEN = {"sizes": (2, 4, 1, 5)}
-# sides of a power of two and one: cells fall on the same pixels in float32, so that a score of 0 is 0 there in both
+# sides of a power of two and one: cells fall on the same pixels in float32, so that a score of 0 is
+# 0 there in both
 TOY = dict(B=6, sizes=(2, 1, 4), H=9, W=33, pools=(1, 3, 3, 3))
 SHAPES = {  # of the cases that the reference draws, with seeds 1, 2, ...
     "infonce": [dict(N=1, D=5, L=3), dict(N=9, D=20, L=1), dict(N=30, D=12, L=7)],
@@ -48,20 +56,24 @@ SHAPES = {  # of the cases that the reference draws, with seeds 1, 2, ...
     "fuse": [TOY],
     "validate_tta": [TOY],
     "kmeans": [
-        dict(n=90, d=16, k=5, max_iter=50), dict(n=50, d=6, k=2, max_iter=1),
+        dict(n=90, d=16, k=5, max_iter=50),
+        dict(n=50, d=6, k=2, max_iter=1),
         dict(n=70, d=9, k=4, max_iter=50, unit_rows=False),
     ],
     "confusion": [
-        dict(shape=(2, 13, 11), num_classes=4), dict(shape=(2, 9, 9), num_classes=6, absent=2),
+        dict(shape=(2, 13, 11), num_classes=4),
+        dict(shape=(2, 9, 9), num_classes=6, absent=2),
         dict(shape=(3, 8, 7), num_classes=3, strange=20),
     ],
     "lr_schedule": [
         dict(steps=30, warmup=0, max_iter=30, power=1.0, ratio=1e-3),
         dict(steps=40, warmup=7, max_iter=25, power=1.7, ratio=0.2),
     ],
-    "prototype_cam_head": [dict(B=3, S=8, D=24, hidden=6, stages=((5, 6, 4), (9, 3, 2), (12, 3, 2), (7, 2, 1)))],
+    "prototype_cam_head": [
+        dict(B=3, S=8, D=24, hidden=6, stages=((5, 6, 4), (9, 3, 2), (12, 3, 2), (7, 2, 1)))
+    ],
     "preprocess": [dict(H=9, W=7)],
-}  # fmt: skip
+}
 
 
 def files(kind: str) -> list[Path]:
@@ -83,16 +95,23 @@ def read(path: Path, case: str) -> dict[str, np.ndarray]:
 def golden(kind: str) -> list:
     found = [
         pytest.param(partial(read, path, case), id=f"golden-{path.stem}{case and '-'}{case}")
-        for path in files(kind) for case in names(path)
-    ]  # fmt: skip
-    missing = pytest.mark.skip(reason=f"no {kind} file in the folder of golden vectors, {GOLDEN.name}")
+        for path in files(kind)
+        for case in names(path)
+    ]
+    missing = pytest.mark.skip(
+        reason=f"no {kind} file in the folder of golden vectors, {GOLDEN.name}"
+    )
     return found or [pytest.param(None, id=f"golden-{kind}", marks=missing)]
 
 
 def cases(kind: str):
-    """Run a test over every case of the golden files of a kind, then over those that the reference draws."""
+    """Run a test over every case of the golden files of a kind, then over those that the reference
+    draws."""
     drawn = enumerate(SHAPES[kind], 1)
-    made = [pytest.param(partial(reference.make, kind, i, **shape), id=f"reference-{i}") for i, shape in drawn]
+    made = [
+        pytest.param(partial(reference.make, kind, i, **shape), id=f"reference-{i}")
+        for i, shape in drawn
+    ]
     return pytest.mark.parametrize("v", golden(kind) + made, indirect=True)
 
 
@@ -120,23 +139,32 @@ def equal(found, wanted) -> None:
 
 
 class Bare(ClassNet):
-    """The network of the released preset without backbone and heads: each test says what it reads."""
+    """The network of the released preset without backbone and heads: each test says what it
+    reads."""
 
     def __init__(self, sizes: tuple[int, ...]):
         nn.Module.__init__(self)
         self.sizes, self.levels, self.fusion = sizes, RELEASED.levels, RELEASED.fusion
         self.merge, self.merge_test = RELEASED.merge, RELEASED.merge_test
         self.pool, self.order = RELEASED.pool, RELEASED.order
-        self.bias = nn.Parameter(torch.zeros(len(self.levels), len(sizes)), requires_grad=RELEASED.bias)
+        self.bias = nn.Parameter(
+            torch.zeros(len(self.levels), len(sizes)), requires_grad=RELEASED.bias
+        )
         self.prepare = lambda images: images
         self.eval()
 
 
 def toy(v: dict) -> Bare:
-    """The toy model of the vectors: maps are fixed mixtures of the colours, uneven from cell to cell."""
-    stages = [(int(pool), *(tensor(v[f"{name}{s}"]) for name in "WPB")) for s, pool in enumerate(v["pools"], 1)]
+    """The toy model of the vectors: maps are fixed mixtures of the colours, uneven from cell to
+    cell."""
+    stages = [
+        (int(pool), *(tensor(v[f"{name}{s}"]) for name in "WPB"))
+        for s, pool in enumerate(v["pools"], 1)
+    ]
     net = Bare(sizes(v))
-    net.read = lambda x: [torch.einsum("sc,bchw->bshw", W, F.avg_pool2d(x, pool)) * P + B for pool, W, P, B in stages]
+    net.read = lambda x: [
+        torch.einsum("sc,bchw->bshw", W, F.avg_pool2d(x, pool)) * P + B for pool, W, P, B in stages
+    ]
     return net
 
 
@@ -159,7 +187,8 @@ def test_the_slow_formulas_give_the_golden_numbers(kind):
 
 
 def table(fg_pro: Tensor, bg_pro: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The prototypes of all pairs as rows of one table, each pair's own before its others; own and rival (N, rows)."""
+    """The prototypes of all pairs as rows of one table, each pair's own before its others; own and
+    rival (N, rows)."""
     N, L, D = bg_pro.shape
     row = torch.arange(N * (1 + L))
     mine = row // (1 + L) == torch.arange(N)[:, None]
@@ -167,8 +196,13 @@ def table(fg_pro: Tensor, bg_pro: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat([fg_pro[:, None], bg_pro], 1).reshape(-1, D), mine & first, mine & ~first
 
 
-def losses(v: dict, tau: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
-    inputs = [torch.tensor(v[name], dtype=dtype, requires_grad=True) for name in ("img", "fg_pro", "bg_pro")]
+def losses(
+    v: dict, tau: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    inputs = [
+        torch.tensor(v[name], dtype=dtype, requires_grad=True)
+        for name in ("img", "fg_pro", "bg_pro")
+    ]
     return *matching.batch_terms(inputs[0], inputs[0], *table(*inputs[1:]), tau), inputs
 
 
@@ -219,22 +253,34 @@ def test_pairs_and_the_prototypes_they_are_compared_with(v):
     chosen, prototypes = tensor(v["labels"]) > 0, tensor(v["prototypes"])
     pairs = chosen.nonzero()
     equal(pairs, v["pair_index"])
-    own, rival = matching.sides(pairs[:, 1], len(prototypes), RELEASED.K, RELEASED.pairs, RELEASED.negatives)
+    own, rival = matching.sides(
+        pairs[:, 1], len(prototypes), RELEASED.K, RELEASED.pairs, RELEASED.negatives
+    )
     equal(torch.stack([prototypes[row] for row in own])[:, 0], tensor(v["out_fg_text"]))
     equal(torch.stack([prototypes[row] for row in rival]), tensor(v["out_bg_text"]))
-    # features enter as they are: the loss of the rows that the released code puts side by side is ours
+    # features enter as they are: the loss of the rows that the released code puts side by side is
+    # ours
     fg, bg = tensor(v["fg_features"]), tensor(v["bg_features"])
     found = matching.batch_terms(fg, bg, prototypes, own, rival, RELEASED.tau)
     for loss, side in enumerate(("out_fg", "out_bg")):
-        close(found[loss], reference.ratios(v[side], v["out_fg_text"], v["out_bg_text"], RELEASED.tau)[loss])
+        close(
+            found[loss],
+            reference.ratios(v[side], v["out_fg_text"], v["out_bg_text"], RELEASED.tau)[loss],
+        )
 
 
 def test_with_no_pair_selected_the_released_code_crashes_and_the_loss_here_is_0():
-    images, maps, prototypes = torch.rand(2, 3, 16, 16), torch.rand(2, 6, 4, 4, requires_grad=True), torch.eye(6)
+    images, maps, prototypes = (
+        torch.rand(2, 3, 16, 16),
+        torch.rand(2, 6, 4, 4, requires_grad=True),
+        torch.eye(6),
+    )
     pictures, full = matching.cut_out(images, maps, torch.zeros(2, 6, dtype=bool), **CUT)
     assert pictures.shape == (0, 3, 16, 16) and full.shape == (0,)
-    rules = training.rules(RELEASED) | {"K": 2}
-    loss = matching.matching_loss(images, maps, torch.zeros(2, 3), prototypes, lambda x: x.flatten(1)[:, :6], **rules)
+    two = rules(RELEASED) | {"K": 2}
+    loss = matching.matching_loss(
+        images, maps, torch.zeros(2, 3), prototypes, lambda x: x.flatten(1)[:, :6], **two
+    )
     loss.backward()
     assert loss == 0 and not maps.grad.any()
 
@@ -298,7 +344,7 @@ def test_foreground_and_background_pictures(v):
     pictures, full = matching.cut_out(images, maps, tensor(v["labels"]) > 0, **CUT)
     assert full.all() and len(pictures) == 2 * len(image)
     close(pictures, np.concatenate([v["masked_fg"], v["masked_bg"]]))
-    up = cams.fuse([maps], (1.0,), images.shape[2:], RELEASED.align_corners)
+    up = fuse([maps], (1.0,), images.shape[2:], RELEASED.align_corners)
     b = matching.pool_foreground(up, RELEASED.delta, SHARED)
     equal(b[image, unit][:, None], v["fg_masks"])
     if "cam_up" in v:  # the larger file leaves out what lies between
@@ -308,7 +354,10 @@ def test_foreground_and_background_pictures(v):
         for raw, part in (("fg_raw", up), ("bg_raw", 1 - up)):
             low, high = (end(v[raw], (2, 3), keepdims=True) for end in (np.min, np.max))
             everywhere = torch.ones_like(b[image, unit])
-            close(matching.rescale(images[image], part[image, unit], everywhere), (v[raw] - low) / (high - low + 1e-8))
+            close(
+                matching.rescale(images[image], part[image, unit], everywhere),
+                (v[raw] - low) / (high - low + 1e-8),
+            )
 
 
 @cases("masking")
@@ -327,14 +376,17 @@ def test_gradients_pass_through_the_pictures_and_not_the_threshold(v):
 
 def segment(class_maps: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
     """The scores of one level under the image labels, as argmax_masks sees them."""
-    return cams.fuse([cams.unit_scores(class_maps)], (1.0,), size, RELEASED.align_corners) * labels[:, :, None, None]
+    return (
+        fuse([unit_scores(class_maps)], (1.0,), size, RELEASED.align_corners)
+        * labels[:, :, None, None]
+    )
 
 
 @cases("seg_label")
 def test_maps_become_scores_and_a_background(v):
     found = segment(tensor(v["cams"]), tensor(v["labels"]), tuple(v["out_hw"].tolist()))
     close(found, v["out"])
-    close(torch.cat([found, cams.background_score(found)], 1), v["with_background"])
+    close(torch.cat([found, background_score(found)], 1), v["with_background"])
 
 
 @cases("fuse")
@@ -344,7 +396,7 @@ def test_fused_scores_and_masks(v):
         close(segment(m, labels, images.shape[2:]), v[f"seg{s}"])
     found, _ = cams.predict(net, images, RELEASED, RELEASED.pseudo_tta)
     close(found * labels[:, :, None, None], v["fused"])
-    equal(cams.argmax_masks(found, labels, RELEASED.gating), v["argmax"])
+    equal(argmax_masks(found, labels, RELEASED.gating), v["argmax"])
 
 
 class Patches(list):
@@ -369,7 +421,9 @@ def test_pseudo_masks_are_written_as_palette_files(v, tmp_path):
 
 
 def test_the_released_views_are_six_and_the_labels_are_read_off_the_plain_one():
-    assert [(mirrored, factor) for mirrored, factor, _ in cams.VIEWS[RELEASED.tta]] == list(reference.VIEWS)
+    assert [(mirrored, factor) for mirrored, factor, _ in cams.VIEWS[RELEASED.tta]] == list(
+        reference.VIEWS
+    )
     assert [view[:2] for view in cams.VIEWS[RELEASED.tta] if view[2]] == [(False, 1.0)]
 
 
@@ -386,14 +440,18 @@ def test_the_maps_of_every_view(v):
 def test_validation_from_images_to_scores(v, monkeypatch):
     net, images, labels = toy(v), tensor(v["images"]), tensor(v["labels"])
     views = zip(v["aug_flip"].tolist(), v["aug_factor"].tolist())
-    monkeypatch.setitem(cams.VIEWS, RELEASED.tta, tuple((bool(m), f, not m and f == 1) for m, f in views))
+    monkeypatch.setitem(
+        cams.VIEWS, RELEASED.tta, tuple((bool(m), f, not m and f == 1) for m, f in views)
+    )
     found, logits = cams.predict(net, images, RELEASED, RELEASED.tta)
     close(found * labels[:, :, None, None], v["fused"])
-    masks = cams.argmax_masks(found, labels, RELEASED.gating)
+    masks = argmax_masks(found, labels, RELEASED.gating)
     equal(masks, v["argmax"])
     check_confusion(v["gt"], masks.numpy(), v)
     close(100 * np.array(label_accuracy(logits, labels)), [v["all_cls_acc4"], v["avg_cls_acc4"]])
-    close(classification_loss(net.logits(net(images)), labels, RELEASED.level_weights), v["cls_loss"])
+    close(
+        classification_loss(net.logits(net(images)), labels, RELEASED.level_weights), v["cls_loss"]
+    )
 
 
 # Clusters, scores, steps
@@ -449,7 +507,9 @@ def test_learning_rates_and_the_steps_that_adamw_takes_with_them(v):
     optimizer = torch.optim.AdamW([w], lr=lr0, betas=betas, eps=eps, weight_decay=decay)
     for t, grad in enumerate(v["grads"]):
         lr = training.poly_lr(t, int(steps), lr0, power, int(warmup), ratio)
-        close(lr, v["lr"][t], rtol=1e-9, atol=0)  # rates are 1e-5 and less: an absolute tolerance would accept any
+        close(
+            lr, v["lr"][t], rtol=1e-9, atol=0
+        )  # rates are 1e-5 and less: an absolute tolerance would accept any
         optimizer.param_groups[0]["lr"] = lr
         w.grad = tensor(grad)
         optimizer.step()
@@ -461,13 +521,22 @@ def test_learning_rates_and_the_steps_that_adamw_takes_with_them(v):
 
 @cases("prototype_cam_head")
 def test_maps_and_logits_of_the_head(v):
-    prototypes, stages = tensor(v["prototypes"]), range(1, 1 + sum(name.startswith("feat") for name in v))
+    prototypes, stages = (
+        tensor(v["prototypes"]),
+        range(1, 1 + sum(name.startswith("feat") for name in v)),
+    )
     net = Bare((1,) * len(prototypes))
     net.prototypes, net.heads = nn.Parameter(prototypes), nn.ModuleList()
     net.net = SimpleNamespace(pyramid=lambda _: [tensor(v[f"feat{i}"]) for i in stages])
     for i in stages:
-        (hidden, D), channels, scale = v[f"fc1_w{i}"].shape, len(v[f"fc2_w{i}"]), float(v[f"scale{i}"].item())
-        net.heads.append(PrototypeHead(D, channels, hidden, RELEASED.similarity, scale, RELEASED.scale_learned))
+        (hidden, D), channels, scale = (
+            v[f"fc1_w{i}"].shape,
+            len(v[f"fc2_w{i}"]),
+            float(v[f"scale{i}"].item()),
+        )
+        net.heads.append(
+            PrototypeHead(D, channels, hidden, RELEASED.similarity, scale, RELEASED.scale_learned)
+        )
         weights = (tensor(v[f"{name}{i}"]) for name in ("fc1_w", "fc1_b", "fc2_w", "fc2_b"))
         for parameter, value in zip(net.heads[-1].project.parameters(), weights, strict=True):
             parameter.data = value
@@ -487,11 +556,13 @@ def test_the_matching_loss_reaches_only_the_maps_that_carry_gradient_and_the_lab
     g = torch.Generator().manual_seed(0)
     look = torch.randn(3 * 16 * 16, D, generator=g)
     batch = {"image": torch.rand(B, 3, 16, 16, generator=g), "label": torch.ones(B, 1)}
-    found = training.pbip_loss(
-        net, batch, preset=replace(RELEASED, K=S),
+    found = pbip_loss(
+        net,
+        batch,
+        preset=replace(RELEASED, K=S),
         bank=SimpleNamespace(prototypes=v["prototypes"].astype(np.float32), normalize=lambda x: x),
         encoder=SimpleNamespace(features=lambda pictures: pictures.flatten(1) @ look),
-    )  # fmt: skip
+    )
     reached = torch.autograd.grad(found["matching"], maps, allow_unused=True)
     assert [grad is not None and bool(grad.any()) for grad in reached] == flags
     assert all(grad.all() for grad in torch.autograd.grad(net.logits(maps).sum(), maps))
@@ -524,14 +595,16 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 @cases("preprocess")
 def test_labels_of_val_and_test_are_read_off_the_mask_and_those_of_train_off_the_name(v, tmp_path):
-    digits = {name.removeprefix("train_label_"): v[name] for name in v if name.startswith("train_label_")}
+    digits = {
+        name.removeprefix("train_label_"): v[name] for name in v if name.startswith("train_label_")
+    }
     for text, label in digits.items():
-        equal(data.parse_label(f"a[{text}].png", len(label)), label)
+        equal(specs.parse_label(f"a[{text}].png", len(label)), label)
         write(tmp_path / "train" / f"a[{text}].png", v["rgb"])
     for split in ("val", "test"):
         write(tmp_path / split / "img" / "a.png", v["rgb"])
         write(tmp_path / split / "mask" / "a.png", v["mask"])
-    load = partial(data.load, "bcss-wsss", size=32, data_root=tmp_path, cache=tmp_path / "cache")
+    load = partial(patches.load, "bcss-wsss", size=32, data_root=tmp_path, cache=tmp_path / "cache")
     H, W = v["mask"].shape
     for split in ("val", "test"):
         equal(load(split=split).labels[0], v["label_from_mask"])

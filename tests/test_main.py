@@ -1,4 +1,5 @@
 """The command line's report of the ledger: text, JSON and page, and what is loaded for it."""
+
 import json
 import re
 import subprocess
@@ -7,8 +8,9 @@ import sys
 import fake_results
 import pytest
 
-from protolib import account, curves, ledger, page
 from protolib.__main__ import main
+from protolib.study import figures, html, ledger
+from protolib.study import report as words
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def report(*arguments: str) -> int:
 
 def test_report_prints_the_ledger(project, capsys):
     assert report() == 0
-    assert capsys.readouterr().out == account.text(ledger.read(project / "results"))
+    assert capsys.readouterr().out == words.text(ledger.read(project / "results"))
 
 
 def test_json_is_the_rows(project, capsys):
@@ -49,8 +51,9 @@ def test_a_malformed_file_is_refused(project, capsys):
 
 def test_page_and_json_are_of_the_ledger_not_of_a_run(project, capsys):
     assert report("latest", "--json") == 2
-    assert capsys.readouterr().err == ("protolib: --html and --json show the paper's tables, not the run latest; "
-                                       "leave one away\n")
+    assert capsys.readouterr().err == (
+        "protolib: --html and --json show the paper's tables, not the run latest; leave one away\n"
+    )
     assert report("latest") == 2
     assert capsys.readouterr().err.startswith("protolib: no run 'latest' with a run.json in runs; ")
 
@@ -60,25 +63,41 @@ def test_page_says_what_the_text_says_and_needs_nothing_else(project, capsys):
     assert capsys.readouterr().out == "ledger: out/ledger.html\n"
     text = (project / "out" / "ledger.html").read_text("utf-8")
     assert "http" not in text and "prefers-color-scheme: dark" in text
-    body = re.sub(r"<img[^>]*>", "", text[text.index("<h1>"):])
-    words = re.sub(r"<[^>]+>", " ", body).replace("&lt;", "<").replace("&gt;", ">").replace("&#x27;", "'")
-    wanted = re.sub(r"^[#-] |^## |^\|[-:|]+\|$|\|", " ", account.text(ledger.read(project / "results")), flags=re.M)
-    assert [word for word in words.replace(curves.CAPTION, "").split()] == wanted.split()
+    body = re.sub(r"<img[^>]*>", "", text[text.index("<h1>") :])
+    shown = (
+        re.sub(r"<[^>]+>", " ", body)
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&#x27;", "'")
+    )
+    wanted = re.sub(
+        r"^[#-] |^## |^\|[-:|]+\|$|\|",
+        " ",
+        words.text(ledger.read(project / "results")),
+        flags=re.M,
+    )
+    assert shown.replace(figures.CAPTION, "").split() == wanted.split()
 
 
 def test_page_puts_each_figure_under_its_table():
-    made = page.ledger([], {"table4": (b"png", "Four <curves>.")})
-    order = [made.index(words) for words in ("<h2>Table 4", 'alt="Four &lt;curves&gt;."', "cG5n", "<h2>Table 5")]
+    made = html.ledger([], {"table4": (b"png", "Four <curves>.")})
+    order = [
+        made.index(words)
+        for words in ("<h2>Table 4", 'alt="Four &lt;curves&gt;."', "cG5n", "<h2>Table 5")
+    ]
     assert order == sorted(order)
     with pytest.raises(ValueError, match="figure of 'table9'; expected one of table1"):
-        page.ledger([], {"table9": (b"", "")})
+        html.ledger([], {"table9": (b"", "")})
 
 
 def test_page_keeps_empty_cells_and_sets_words_to_the_left():
-    made = page.ledger([])
+    made = html.ledger([])
     row = '<tr><td class="text">TransWS</td><td>40.25</td><td></td><td></td><td>57.39</td></tr>'
     assert row in made
-    assert '<td class="text">stage 1</td><td class="text">bcss-wsss</td><td>66.74</td><td></td>' in made
+    assert (
+        '<td class="text">stage 1</td><td class="text">bcss-wsss</td><td>66.74</td><td></td>'
+        in made
+    )
 
 
 def test_no_report_loads_torch_and_only_the_page_loads_matplotlib(project):

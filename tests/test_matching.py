@@ -1,4 +1,5 @@
-"""The matching loss against closed forms on a circle, hand-made maps, and the equations pair by pair in float64."""
+"""The matching loss against closed forms on a circle, hand-made maps, and the equations pair by
+pair in float64."""
 
 import math
 
@@ -7,16 +8,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from protolib import encoders, matching, training
+from protolib import matching
 from protolib.bank import Bank
 from protolib.classnet import ClassNet
-from protolib.matching import keep, matching_loss, pool_foreground, present_share, sides, unit_range, weights
+from protolib.losses import pbip_loss
+from protolib.maps import present_share, unit_range
+from protolib.matching import keep, matching_loss, pool_foreground, sides, weights
+from protolib.nets import encoders
 from protolib.presets import preset
 
 SETTINGS = dict(
-    K=1, pairs="classes", merge="mean", span="stretch", threshold="map", delta=0.5, fill="black", negatives="classes",
-    pooling="pair", tau=0.5, theta_fg=1.0, theta_bg=0.5, align_corners=False, chunk=0,
-)  # fmt: skip
+    K=1,
+    pairs="classes",
+    merge="mean",
+    span="stretch",
+    threshold="map",
+    delta=0.5,
+    fill="black",
+    negatives="classes",
+    pooling="pair",
+    tau=0.5,
+    theta_fg=1.0,
+    theta_bg=0.5,
+    align_corners=False,
+    chunk=0,
+)
 
 
 def circle(*degrees: float) -> torch.Tensor:
@@ -36,13 +52,17 @@ def softlog(x: float) -> float:
 
 
 def projector(D: int, pixels: int, seed: int = 0):
-    """A frozen encoder that is one random matrix: images (P, 3, H, W) -> unit rows (P, D), float64."""
-    weights = torch.randn(3 * pixels, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """A frozen encoder that is one random matrix: images (P, 3, H, W) -> unit rows (P, D),
+    float64."""
+    weights = torch.randn(
+        3 * pixels, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return lambda images: F.normalize(images.flatten(1) @ weights, dim=1)
 
 
 def case(B: int, C: int, K: int, side: int = 8, cells: int = 4, seed: int = 0):
-    """Random images, maps, labels (each image with a class), prototypes and encoder, all in float64."""
+    """Random images, maps, labels (each image with a class), prototypes and encoder, all in
+    float64."""
     g = torch.Generator().manual_seed(seed)
     images = torch.rand(B, 3, side, side, generator=g, dtype=torch.float64)
     maps = 3 * torch.randn(B, C, cells, cells, generator=g, dtype=torch.float64)
@@ -61,7 +81,9 @@ def enlarge(m: np.ndarray, H: int, W: int) -> np.ndarray:
             v, u = max((y + 0.5) * h / H - 0.5, 0), max((x + 0.5) * w / W - 0.5, 0)
             i, j = int(v), int(u)
             a, b, k, n = v - i, u - j, min(i + 1, h - 1), min(j + 1, w - 1)
-            out[y, x] = (1 - a) * ((1 - b) * m[i, j] + b * m[i, n]) + a * ((1 - b) * m[k, j] + b * m[k, n])
+            out[y, x] = (1 - a) * ((1 - b) * m[i, j] + b * m[i, n]) + a * (
+                (1 - b) * m[k, j] + b * m[k, n]
+            )
     return out
 
 
@@ -83,7 +105,22 @@ def slow_map(maps: np.ndarray, label: np.ndarray, c: int, span: str) -> np.ndarr
     return np.exp(maps[c]) / total
 
 
-def slow_loss(images, maps, labels, prototypes, encode, *, K, span, delta, fill, tau, theta_fg, theta_bg, **rest) -> float:
+def slow_loss(
+    images,
+    maps,
+    labels,
+    prototypes,
+    encode,
+    *,
+    K,
+    span,
+    delta,
+    fill,
+    tau,
+    theta_fg,
+    theta_bg,
+    **rest,
+) -> float:
     """Eq. (4-13), one pair, one prototype and one pixel after the other, exp and log as printed."""
     terms = []
     for X, image_maps, label in zip(images.numpy(), maps.numpy(), labels.numpy()):
@@ -113,15 +150,21 @@ def slow_loss(images, maps, labels, prototypes, encode, *, K, span, delta, fill,
 
 def test_unit_range_stretches_each_map_by_its_own_ends():
     maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[10.0, 10.5], [11.0, 12.0]]])
-    torch.testing.assert_close(unit_range(maps), torch.tensor([[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]]]))
-    assert unit_range(torch.full((2, 2), 7.0)).eq(0).all()  # a constant map has no foreground to speak of
+    torch.testing.assert_close(
+        unit_range(maps), torch.tensor([[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]]])
+    )
+    assert (
+        unit_range(torch.full((2, 2), 7.0)).eq(0).all()
+    )  # a constant map has no foreground to speak of
 
 
 def test_the_threshold_is_a_share_of_each_map_s_own_maximum_and_the_edge_is_inside():
     strong = torch.tensor([[0.8, 0.4, 0.39], [0.1, 0.5, 0.0], [0.7, 0.2, 0.41]])
     wanted = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 0, 1]]).bool()
     assert pool_foreground(strong, 0.5).equal(wanted)
-    assert pool_foreground(torch.stack([strong, strong / 100]), 0.5).equal(torch.stack([wanted, wanted]))
+    assert pool_foreground(torch.stack([strong, strong / 100]), 0.5).equal(
+        torch.stack([wanted, wanted])
+    )
     assert pool_foreground(strong, 0.9).sum() == 1
 
 
@@ -141,11 +184,15 @@ def test_each_present_class_has_its_share_of_every_cell():
     logits = torch.tensor([[[[0.0, 2.0]], [[math.log(3), 2.0]], [[9.0, -9.0]]]])  # (1, 3, 1, 2)
     shares = present_share(logits, torch.tensor([[1, 1, 0]]))
     torch.testing.assert_close(shares, torch.tensor([[[[0.25, 0.5]], [[0.75, 0.5]], [[0.0, 0.0]]]]))
-    assert present_share(logits, torch.tensor([[0, 1, 0]]))[0, 1].eq(1).all()  # alone, a class has it all
+    assert (
+        present_share(logits, torch.tensor([[0, 1, 0]]))[0, 1].eq(1).all()
+    )  # alone, a class has it all
     logits.requires_grad_()
     nothing = present_share(logits, torch.tensor([[0, 0, 0]]))
     nothing.sum().backward()
-    assert nothing.eq(0).all() and logits.grad.eq(0).all()  # no class, no share, and no NaN on the way back
+    assert (
+        nothing.eq(0).all() and logits.grad.eq(0).all()
+    )  # no class, no share, and no NaN on the way back
 
 
 def test_the_weights_of_foreground_and_background_of_a_hand_made_map():
@@ -163,7 +210,10 @@ def test_without_a_threshold_the_maps_weigh_both_sides_and_cut_neither():
     fg, bg = weights(M, 0.5, "none")
     assert torch.equal(fg, M) and torch.equal(bg, 1 - M)
     both = torch.stack([M, M / 4])[None]  # (1, 2, 2, 2): one threshold for the image is half of 1
-    assert weights(both, 0.5, "image")[0][0, 1].eq(0).all() and weights(both, 0.5, "map")[0][0, 1, 0, 0] == 0.25
+    assert (
+        weights(both, 0.5, "image")[0][0, 1].eq(0).all()
+        and weights(both, 0.5, "map")[0][0, 1, 0, 0] == 0.25
+    )
 
 
 def test_black_keeps_the_weighted_image_and_nothing_else():
@@ -176,7 +226,9 @@ def test_the_mean_fill_puts_the_colour_of_what_is_kept_where_nothing_is():
     image = torch.tensor([[[0.2, 0.8], [0.5, 0.9]]]).expand(3, 2, 2)[None]
     colour = (0.2 + 0.5 * 0.8) / 1.5
     kept = keep(image, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]), "mean")
-    torch.testing.assert_close(kept[0, 0], torch.tensor([[0.2, 0.4 + colour / 2], [colour, colour]]))
+    torch.testing.assert_close(
+        kept[0, 0], torch.tensor([[0.2, 0.4 + colour / 2], [colour, colour]])
+    )
     assert keep(image, torch.ones(1, 2, 2), "mean").equal(image)
     assert keep(image, torch.zeros(1, 2, 2), "mean").eq(0).all()
 
@@ -184,7 +236,9 @@ def test_the_mean_fill_puts_the_colour_of_what_is_kept_where_nothing_is():
 # The two terms
 
 
-@pytest.mark.parametrize("theta, phi, tau", [(0, 90, 1.0), (35, 120, 0.5), (200, 60, 0.1), (90, 180, 2.0)])
+@pytest.mark.parametrize(
+    "theta, phi, tau", [(0, 90, 1.0), (35, 120, 0.5), (200, 60, 0.1), (90, 180, 2.0)]
+)
 def test_two_prototypes_on_a_circle_have_a_closed_form(theta, phi, tau):
     own, other, f = 1.0, math.radians(phi), math.radians(theta)
     prototypes, feature = circle(0, phi), circle(theta)
@@ -195,13 +249,16 @@ def test_two_prototypes_on_a_circle_have_a_closed_form(theta, phi, tau):
 
 
 def test_half_way_between_two_prototypes_both_terms_are_log_2():
-    fgs, bgs = matching_terms(circle(45), circle(45), circle(0, 90), torch.tensor([1]), K=1, tau=0.07)
+    fgs, bgs = matching_terms(
+        circle(45), circle(45), circle(0, 90), torch.tensor([1]), K=1, tau=0.07
+    )
     assert fgs.item() == pytest.approx(math.log(2), rel=1e-12)
     assert bgs.item() == pytest.approx(math.log(2), rel=1e-12)
 
 
 def test_foreground_sums_and_background_averages_its_prototypes():
-    # class 0 at 0 and 60 degrees, classes 1 and 2 at 90, 180 and 270, 270; the feature at 0: cosines 1, .5, 0, -1, 0, 0
+    # class 0 at 0 and 60 degrees, classes 1 and 2 at 90, 180 and 270, 270; the feature at 0:
+    # cosines 1, .5, 0, -1, 0, 0
     prototypes = circle(0, 60, 90, 180, 270, 270)
     fgs, bgs = matching_terms(circle(0), circle(0), prototypes, torch.tensor([0]), K=2, tau=1.0)
     assert fgs.item() == pytest.approx(softlog(-1 - 1.5), rel=1e-12)
@@ -214,14 +271,20 @@ def test_each_pair_has_the_prototypes_of_its_own_class():
     together = matching_terms(fg, bg, prototypes, classes, K=2, tau=0.3)
     for i in range(3):  # with its own class moved to the front each pair gives the same alone
         rolled = prototypes.roll(-2 * i, 0)
-        alone = matching_terms(fg[i : i + 1], bg[i : i + 1], rolled, torch.tensor([0]), K=2, tau=0.3)
-        torch.testing.assert_close(torch.stack(together)[:, i], torch.cat(alone), rtol=1e-12, atol=0)
+        alone = matching_terms(
+            fg[i : i + 1], bg[i : i + 1], rolled, torch.tensor([0]), K=2, tau=0.3
+        )
+        torch.testing.assert_close(
+            torch.stack(together)[:, i], torch.cat(alone), rtol=1e-12, atol=0
+        )
 
 
 def test_a_temperature_of_a_thousandth_does_not_overflow():
     prototypes = circle(0, 180)
     fgs, bgs = matching_terms(circle(180), circle(0), prototypes, torch.tensor([0]), K=1, tau=1e-3)
-    assert fgs.item() == pytest.approx(2000, rel=1e-12) and bgs.item() == pytest.approx(2000, rel=1e-12)
+    assert fgs.item() == pytest.approx(2000, rel=1e-12) and bgs.item() == pytest.approx(
+        2000, rel=1e-12
+    )
     with pytest.raises(OverflowError):  # as printed it does
         math.exp(2 / 1e-3)
     right, _ = matching_terms(circle(0), circle(0), prototypes, torch.tensor([0]), K=1, tau=1e-3)
@@ -239,7 +302,9 @@ def test_the_loss_equals_the_equations_walked_pair_by_pair(C, K, span, delta, fi
     labels[-1] = 1  # at least one patch of several classes
     settings = SETTINGS | {"K": K, "span": span, "fill": fill, "delta": delta, "theta_bg": 0.7}
     fast = matching_loss(images, maps, labels, prototypes, encode, **settings)
-    assert fast.item() == pytest.approx(slow_loss(images, maps, labels, prototypes, encode, **settings), rel=1e-10)
+    assert fast.item() == pytest.approx(
+        slow_loss(images, maps, labels, prototypes, encode, **settings), rel=1e-10
+    )
 
 
 def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
@@ -248,11 +313,17 @@ def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
     single = []
     for i, c in ((0, 0), (1, 1), (1, 2)):
         only = F.one_hot(torch.tensor([c]), 3)
-        single.append(matching_loss(images[i : i + 1], maps[i : i + 1], only, prototypes, encode, **SETTINGS))
+        single.append(
+            matching_loss(images[i : i + 1], maps[i : i + 1], only, prototypes, encode, **SETTINGS)
+        )
     whole = matching_loss(images, maps, labels, prototypes, encode, **SETTINGS)
     torch.testing.assert_close(whole, torch.stack(single).mean(), rtol=1e-12, atol=0)
-    fg, bg = (matching_loss(images, maps, labels, prototypes, encode, **SETTINGS | {"theta_fg": a, "theta_bg": b})
-              for a, b in ((1, 0), (0, 1)))  # fmt: skip
+    fg, bg = (
+        matching_loss(
+            images, maps, labels, prototypes, encode, **SETTINGS | {"theta_fg": a, "theta_bg": b}
+        )
+        for a, b in ((1, 0), (0, 1))
+    )
     torch.testing.assert_close(whole, fg + 0.5 * bg, rtol=1e-12, atol=0)
 
 
@@ -271,14 +342,18 @@ def test_shares_ignore_what_moves_all_classes_of_a_cell_and_patches_of_one_class
     once = matching_loss(images, maps, labels, prototypes, encode, **settings)
     moved = matching_loss(images, maps + maps[:1, :1], labels, prototypes, encode, **settings)
     torch.testing.assert_close(once, moved, rtol=1e-12, atol=0)
-    mixed = matching_loss(images[[0, 2]], maps[[0, 2]], labels[[0, 2]], prototypes, encode, **settings)
+    mixed = matching_loss(
+        images[[0, 2]], maps[[0, 2]], labels[[0, 2]], prototypes, encode, **settings
+    )
     torch.testing.assert_close(once, mixed, rtol=1e-12, atol=0)
 
 
 def test_without_pairs_the_loss_is_0_and_still_has_a_graph():
     images, maps, labels, prototypes, _ = case(2, 3, 1)
     maps.requires_grad_()
-    loss = matching_loss(images, maps, labels * 0, prototypes, pytest.fail, **SETTINGS)  # the encoder is not called
+    loss = matching_loss(
+        images, maps, labels * 0, prototypes, pytest.fail, **SETTINGS
+    )  # the encoder is not called
     loss.backward()
     assert loss.item() == 0 and maps.grad.eq(0).all()
 
@@ -287,8 +362,14 @@ def test_one_encoder_pass_for_all_foregrounds_and_backgrounds():
     images, maps, _, prototypes, encode = case(4, 3, 2)
     labels = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     seen = []
-    matching_loss(images, maps, labels, prototypes, lambda x: (seen.append(tuple(x.shape)), encode(x))[1],
-                  **SETTINGS | {"K": 2})  # fmt: skip
+    matching_loss(
+        images,
+        maps,
+        labels,
+        prototypes,
+        lambda x: (seen.append(tuple(x.shape)), encode(x))[1],
+        **SETTINGS | {"K": 2},
+    )
     assert seen == [(2 * 6, 3, 8, 8)]
 
 
@@ -303,7 +384,9 @@ def test_the_gradient_of_the_maps_equals_finite_differences(span, fill):
     maps.requires_grad_()
 
     def loss(m):
-        return matching_loss(images, m, labels, prototypes, encode, **SETTINGS | {"K": 2, "span": span, "fill": fill})
+        return matching_loss(
+            images, m, labels, prototypes, encode, **SETTINGS | {"K": 2, "span": span, "fill": fill}
+        )
 
     assert torch.autograd.gradcheck(loss, maps, eps=1e-6, atol=1e-8, rtol=1e-6)
     absent = torch.autograd.grad(loss(maps), maps)[0][labels == 0]
@@ -315,18 +398,33 @@ def test_only_network_and_projection_learn_from_the_loss():
     p = preset("smoke")
     S, g = 2 * p.K, torch.Generator().manual_seed(0)
     prototypes = F.normalize(torch.randn(S, encoder.D, generator=g), dim=1).numpy()
-    bank = Bank(("A", "B"), p.K, "centre", prototypes.copy(), np.zeros(encoder.D, np.float32),
-                np.ones(encoder.D, np.float32), np.zeros(0, int), np.zeros(0, int), ((),) * S)  # fmt: skip
+    bank = Bank(
+        ("A", "B"),
+        p.K,
+        "centre",
+        prototypes.copy(),
+        np.zeros(encoder.D, np.float32),
+        np.ones(encoder.D, np.float32),
+        np.zeros(0, int),
+        np.zeros(0, int),
+        ((),) * S,
+    )
     prompts = torch.from_numpy(bank.prototypes)
     net = ClassNet(p, 2, prompts)
-    batch = {"image": torch.rand(2, 3, 64, 64, generator=g), "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]])}
+    batch = {
+        "image": torch.rand(2, 3, 64, 64, generator=g),
+        "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+    }
     weights = {k: v.clone() for k, v in encoder.state_dict().items()}
-    training.pbip_loss(net, batch, preset=p, bank=bank, encoder=encoder)["matching"].backward()
+    pbip_loss(net, batch, preset=p, bank=bank, encoder=encoder)["matching"].backward()
     assert all(v.grad is None and not v.requires_grad for v in encoder.parameters())
     assert all(v.equal(weights[k]) for k, v in encoder.state_dict().items())  # batch statistics too
     assert net.prototypes.grad is None and not net.prototypes.requires_grad
     for head in net.heads:
-        assert head.project[0].weight.grad.abs().sum() > 0 and head.project[2].weight.grad.abs().sum() > 0
+        assert (
+            head.project[0].weight.grad.abs().sum() > 0
+            and head.project[2].weight.grad.abs().sum() > 0
+        )
     assert net.net.net.conv_stem.weight.grad.abs().sum() > 0
     np.testing.assert_array_equal(bank.prototypes, prototypes)
 
@@ -338,10 +436,14 @@ def test_an_empty_part_is_left_out_of_loss_and_gradient():
     maps.requires_grad_()
     seen = []
     settings = SETTINGS | {"span": "share", "theta_fg": 0.0}
-    loss = matching_loss(images, maps, labels, prototypes, lambda x: (seen.append(len(x)), encode(x))[1], **settings)
+    loss = matching_loss(
+        images, maps, labels, prototypes, lambda x: (seen.append(len(x)), encode(x))[1], **settings
+    )
     assert seen == [2 * 2 + 2]  # foregrounds of both images, backgrounds of the second
     alone = matching_loss(images[1:], maps[1:], labels[1:], prototypes, encode, **settings)
-    torch.testing.assert_close(loss, alone / 2, rtol=1e-12, atol=0)  # the pair still counts in the mean
+    torch.testing.assert_close(
+        loss, alone / 2, rtol=1e-12, atol=0
+    )  # the pair still counts in the mean
     loss.backward()
     assert maps.grad[0].eq(0).all() and maps.grad[1].abs().sum() > 0
 
@@ -351,9 +453,17 @@ def test_maps_without_any_foreground_give_a_loss_of_0_and_a_finite_gradient(fill
     encoder = encoders.load("lite0")
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = torch.full((1, 2, 4, 4), 0.3, requires_grad=True)  # stretched it is 0 everywhere
-    prototypes = F.normalize(torch.randn(2, encoder.D, generator=torch.Generator().manual_seed(1)), dim=1)
-    loss = matching_loss(images, maps, torch.tensor([[1, 0]]), prototypes, lambda x: F.normalize(encoder(x), dim=1),
-                         **SETTINGS | {"fill": fill})  # fmt: skip
+    prototypes = F.normalize(
+        torch.randn(2, encoder.D, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    loss = matching_loss(
+        images,
+        maps,
+        torch.tensor([[1, 0]]),
+        prototypes,
+        lambda x: F.normalize(encoder(x), dim=1),
+        **SETTINGS | {"fill": fill},
+    )
     loss.backward()
     assert loss.item() == 0 and maps.grad.eq(0).all()
 
@@ -362,7 +472,9 @@ def test_the_kernel_has_no_loop_over_pairs():
     import ast
     import inspect
 
-    tree = ast.parse(inspect.getsource(matching.matching_loss) + inspect.getsource(matching.matching_terms))
+    tree = ast.parse(
+        inspect.getsource(matching.matching_loss) + inspect.getsource(matching.matching_terms)
+    )
     assert not [n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.While, ast.comprehension))]
 
 
@@ -374,7 +486,9 @@ def test_a_shared_threshold_lets_one_strong_map_empty_the_others_of_its_image():
     assert pool_foreground(maps, 0.5).tolist() == [[[[True, False]], [[True, True]]]]
     assert pool_foreground(maps, 0.5, shared=True).tolist() == [[[[True, False]], [[False, False]]]]
     two = torch.cat([maps, maps / 8])  # another image has its own maximum
-    assert pool_foreground(two, 0.5, shared=True)[1].equal(pool_foreground(maps, 0.5, shared=True)[0])
+    assert pool_foreground(two, 0.5, shared=True)[1].equal(
+        pool_foreground(maps, 0.5, shared=True)[0]
+    )
 
 
 def test_sub_classes_above_the_mean_of_a_present_class_are_selected():
@@ -382,7 +496,9 @@ def test_sub_classes_above_the_mean_of_a_present_class_are_selected():
     labels = torch.tensor([[1, 1], [1, 0]])
     found = matching.select_subclasses(logits, labels, (3, 2), "mean")
     assert found.tolist() == [[False, False, True, False, True], [False] * 5]  # a tie is not above
-    alone = matching.select_subclasses(torch.tensor([[3.0, 1.0]]), torch.tensor([[1, 1]]), (1, 1), "mean")
+    alone = matching.select_subclasses(
+        torch.tensor([[3.0, 1.0]]), torch.tensor([[1, 1]]), (1, 1), "mean"
+    )
     assert not alone.any()  # K = 1 selects nothing: the preset refuses it
 
 
@@ -392,14 +508,18 @@ def test_own_and_rival_prototypes_of_pairs_of_classes_and_of_sub_classes():
     own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "all")
     assert own.nonzero().tolist() == [[0, 3]] and rival.equal(~own)  # its sibling 2 is a rival
     own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "classes")
-    assert own.nonzero().tolist() == [[0, 3]] and rival.tolist() == [[True, True, False, False, True, True]]
+    assert own.nonzero().tolist() == [[0, 3]] and rival.tolist() == [
+        [True, True, False, False, True, True]
+    ]
 
 
 def test_a_product_is_stretched_in_each_colour_before_the_mask_hides_the_rest():
     image = torch.tensor([[[1.0, 2.0]], [[3.0, 3.0]], [[-1.0, 0.0]]])[None]  # (1, 3, 1, 2)
     found = matching.rescale(image, torch.tensor([[[2.0, 1.0]]]), torch.tensor([[[True, False]]]))
     # products (2, 2), (6, 3), (-2, 0): a constant becomes 0, then the second pixel is hidden
-    torch.testing.assert_close(found, torch.tensor([[[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]]), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        found, torch.tensor([[[[0.0, 0.0]], [[1.0, 0.0]], [[0.0, 0.0]]]]), atol=1e-7, rtol=0
+    )
 
 
 def test_one_log_of_the_batch_is_not_the_mean_of_logs():
@@ -415,12 +535,23 @@ def test_one_log_of_the_batch_is_not_the_mean_of_logs():
 
 
 RELEASED = SETTINGS | dict(
-    K=2, pairs="subclasses", span="raw", threshold="image", fill="minmax", negatives="all", pooling="batch", tau=0.07,
-    theta_bg=1.0, align_corners=True,
-)  # fmt: skip
+    K=2,
+    pairs="subclasses",
+    span="raw",
+    threshold="image",
+    fill="minmax",
+    negatives="all",
+    pooling="batch",
+    tau=0.07,
+    theta_bg=1.0,
+    align_corners=True,
+)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS | {"K": 2}, SETTINGS | {"K": 2, "span": "share", "fill": "mean"}, RELEASED])
+@pytest.mark.parametrize(
+    "settings",
+    [SETTINGS | {"K": 2}, SETTINGS | {"K": 2, "span": "share", "fill": "mean"}, RELEASED],
+)
 def test_chunks_change_neither_the_loss_nor_its_gradient(settings):
     images, maps, _, prototypes, encode = case(3, 3, 2)
     if settings["pairs"] == "subclasses":
@@ -428,7 +559,9 @@ def test_chunks_change_neither_the_loss_nor_its_gradient(settings):
     labels, found = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1]]), []
     for chunk in (0, 1, 4):
         leaf = maps.clone().requires_grad_()
-        loss = matching_loss(images, leaf, labels, prototypes, encode, **settings | {"chunk": chunk})
+        loss = matching_loss(
+            images, leaf, labels, prototypes, encode, **settings | {"chunk": chunk}
+        )
         found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
     assert found[0][1].abs().sum() > 0
     for other in found[1:]:
@@ -440,14 +573,19 @@ def test_the_released_loss_has_a_gradient_that_equals_finite_differences():
     maps = torch.cat([maps, maps.flip(2) + 0.3], dim=1).requires_grad_()  # (2, S, 3, 3)
     labels = torch.tensor([[1, 1], [0, 1]])
     assert torch.autograd.gradcheck(
-        lambda m: matching_loss(images, m, labels, prototypes, encode, **RELEASED | {"tau": 1.0}), maps, eps=1e-6, atol=1e-7
+        lambda m: matching_loss(images, m, labels, prototypes, encode, **RELEASED | {"tau": 1.0}),
+        maps,
+        eps=1e-6,
+        atol=1e-7,
     )
 
 
 def test_a_black_picture_whose_gradient_overflows_leaves_the_maps_alone():
     images, maps, _, prototypes, encode = case(2, 2, 2)
     maps = torch.cat([maps, maps.flip(3) + 0.3], dim=1)  # (2, S, h, w)
-    maps[0, 2] = maps[0, 2].abs() / 100  # far below the half of its image's maximum: selected, and black
+    maps[0, 2] = (
+        maps[0, 2].abs() / 100
+    )  # far below the half of its image's maximum: selected, and black
     maps[0, 3] = maps[0, 2] - 1
     maps.requires_grad_()
     settings = RELEASED | {"K": 2}
@@ -457,7 +595,9 @@ def test_a_black_picture_whose_gradient_overflows_leaves_the_maps_alone():
         seen.append(x.detach())
         return encode(x) * x.sum((1, 2, 3)).sqrt()[:, None]  # infinitely steep where all is black
 
-    loss = matching_loss(images, maps, torch.tensor([[1, 1], [0, 1]]), prototypes, steep, **settings)
+    loss = matching_loss(
+        images, maps, torch.tensor([[1, 1], [0, 1]]), prototypes, steep, **settings
+    )
     grad = torch.autograd.grad(loss, maps)[0]
     assert (seen[0].amax((1, 2, 3)) == 0).any()
     assert loss.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0

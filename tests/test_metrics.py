@@ -1,4 +1,6 @@
-"""Metrics against slow references written here, pixel by pixel, and masks small enough to score by hand."""
+"""Metrics against slow references written here, pixel by pixel, and masks small enough to score by
+hand."""
+
 import math
 
 import numpy as np
@@ -6,7 +8,17 @@ import pytest
 import torch
 
 from protolib import metrics
-from protolib.metrics import DEFAULT, ORACLE, Protocol, Scorer, band, boundary_counts, confusion, gate, scores
+from protolib.maps import gate
+from protolib.metrics import (
+    DEFAULT,
+    ORACLE,
+    Protocol,
+    Scorer,
+    band,
+    boundary_counts,
+    confusion,
+    scores,
+)
 
 TRUTH = np.array([[[0, 0, 1], [0, 2, 1], [2, 2, 1]]])  # C = 2, so 2 is ignore
 PREDICTION = np.array([[[0, 1, 1], [0, 0, 1], [1, 1, 1]]])
@@ -15,8 +27,10 @@ PREDICTION = np.array([[[0, 1, 1], [0, 0, 1], [1, 1, 1]]])
 def blobs(seed: int, values: int, n: int = 3, size: int = 48, cell: int = 8) -> np.ndarray:
     """Block masks with ragged borders, as uint8."""
     rng = np.random.default_rng(seed)
-    masks = np.kron(rng.integers(0, values, (n, size // cell, size // cell)), np.ones((1, cell, cell), int))
-    noise = rng.random(masks.shape) < .03
+    masks = np.kron(
+        rng.integers(0, values, (n, size // cell, size // cell)), np.ones((1, cell, cell), int)
+    )
+    noise = rng.random(masks.shape) < 0.03
     return np.where(noise, rng.integers(0, values, masks.shape), masks).astype(np.uint8)
 
 
@@ -29,21 +43,38 @@ def slow_scores(truth: np.ndarray, prediction: np.ndarray, C: int, ignore: str) 
         inside, found = truth == c, prediction == c
         union = float((inside | found).sum())
         iou.append((inside & found).sum() / union if union else math.nan)
-        dice.append(2 * (inside & found).sum() / float(inside.sum() + found.sum()) if union else math.nan)
+        dice.append(
+            2 * (inside & found).sum() / float(inside.sum() + found.sum()) if union else math.nan
+        )
         weight.append(inside.sum() / float((truth < C).sum()))
     there = [c for c in range(C) if not math.isnan(iou[c])]
-    return {"miou": sum(iou[c] for c in there) / len(there), "fwiou": sum(weight[c] * iou[c] for c in there),
-            "dice": sum(dice[c] for c in there) / len(there), "accuracy": (truth == prediction).mean(), "iou": iou}
+    return {
+        "miou": sum(iou[c] for c in there) / len(there),
+        "fwiou": sum(weight[c] * iou[c] for c in there),
+        "dice": sum(dice[c] for c in there) / len(there),
+        "accuracy": (truth == prediction).mean(),
+        "iou": iou,
+    }
 
 
 def slow_band(mask: np.ndarray, d: int) -> np.ndarray:
-    """Pixels of a (H, W) bool mask with something else, or the outside, in the square of 2d+1 around them."""
+    """Pixels of a (H, W) bool mask with something else, or the outside, in the square of 2d+1
+    around them."""
     padded = np.pad(mask, d)
-    return np.array([[mask[y, x] and not padded[y:y + 2 * d + 1, x:x + 2 * d + 1].all()
-                      for x in range(mask.shape[1])] for y in range(mask.shape[0])])
+    return np.array(
+        [
+            [
+                mask[y, x] and not padded[y : y + 2 * d + 1, x : x + 2 * d + 1].all()
+                for x in range(mask.shape[1])
+            ]
+            for y in range(mask.shape[0])
+        ]
+    )
 
 
-def slow_boundary(truth: np.ndarray, prediction: np.ndarray, C: int, ignore: str, d: int) -> np.ndarray:
+def slow_boundary(
+    truth: np.ndarray, prediction: np.ndarray, C: int, ignore: str, d: int
+) -> np.ndarray:
     counts = np.zeros((2, C), int)
     for t, p in zip(truth, prediction):
         judged = (0 <= t) & (t <= C) & ((t != C) | (ignore == "counted"))
@@ -68,16 +99,23 @@ def test_protocol_names_both_choices_everywhere_alike():
 
 
 def test_protocol_refuses_unknown_choices():
-    with pytest.raises(ValueError, match="image_labels = 'true' is unknown; expected one of predicted, oracle, none"):
+    with pytest.raises(
+        ValueError,
+        match="image_labels = 'true' is unknown; expected one of predicted, oracle, none",
+    ):
         Protocol("true")
-    with pytest.raises(ValueError, match="ignore = 'kept' is unknown; expected one of dropped, counted"):
+    with pytest.raises(
+        ValueError, match="ignore = 'kept' is unknown; expected one of dropped, counted"
+    ):
         Protocol(ignore="kept")
 
 
 def test_confusion_by_hand():
-    wanted = [[2, 1, 0],  # class 0: two found, one called 1
-              [0, 3, 0],
-              [1, 2, 0]]  # ignore: one called 0, two called 1
+    wanted = [
+        [2, 1, 0],  # class 0: two found, one called 1
+        [0, 3, 0],
+        [1, 2, 0],
+    ]  # ignore: one called 0, two called 1
     found = confusion(TRUTH, PREDICTION, 2)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, wanted)
@@ -86,13 +124,20 @@ def test_confusion_by_hand():
 def test_confusion_takes_tensors_and_every_integer():
     wanted = confusion(TRUTH, PREDICTION, 2)
     for kind in (np.uint8, np.int16, np.int32, np.uint64):
-        np.testing.assert_array_equal(confusion(TRUTH.astype(kind), PREDICTION.astype(kind), 2), wanted)
-    np.testing.assert_array_equal(confusion(torch.tensor(TRUTH), torch.tensor(PREDICTION), 2), wanted)
+        np.testing.assert_array_equal(
+            confusion(TRUTH.astype(kind), PREDICTION.astype(kind), 2), wanted
+        )
+    np.testing.assert_array_equal(
+        confusion(torch.tensor(TRUTH), torch.tensor(PREDICTION), 2), wanted
+    )
 
 
 def test_confusion_against_a_loop_with_values_outside():
     rng = np.random.default_rng(0)
-    truth, prediction = rng.choice([-1, 0, 1, 2, 3, 4, 5, 255], (2, 20, 21)), rng.integers(0, 5, (2, 20, 21))
+    truth, prediction = (
+        rng.choice([-1, 0, 1, 2, 3, 4, 5, 255], (2, 20, 21)),
+        rng.integers(0, 5, (2, 20, 21)),
+    )
     wanted = np.zeros((5, 5), int)
     for t, p in zip(truth.ravel(), prediction.ravel()):
         if 0 <= t <= 4:
@@ -101,15 +146,20 @@ def test_confusion_against_a_loop_with_values_outside():
 
 
 def test_confusion_of_nothing_is_zero():
-    np.testing.assert_array_equal(confusion(np.zeros((0, 4, 4), int), np.zeros((0, 4, 4), int), 2), np.zeros((3, 3)))
+    np.testing.assert_array_equal(
+        confusion(np.zeros((0, 4, 4), int), np.zeros((0, 4, 4), int), 2), np.zeros((3, 3))
+    )
 
 
-@pytest.mark.parametrize("prediction, words", [
-    (PREDICTION + 2, "prediction holds values 2 to 3; expected 0..1 for a class or 2 for none"),
-    (PREDICTION - 1, "prediction holds values -1 to 0"),
-    (PREDICTION[0], r"truth has shape \(1, 3, 3\), prediction \(3, 3\); expected the same"),
-    (PREDICTION / 2, "prediction has dtype float64; expected integers"),
-])
+@pytest.mark.parametrize(
+    "prediction, words",
+    [
+        (PREDICTION + 2, "prediction holds values 2 to 3; expected 0..1 for a class or 2 for none"),
+        (PREDICTION - 1, "prediction holds values -1 to 0"),
+        (PREDICTION[0], r"truth has shape \(1, 3, 3\), prediction \(3, 3\); expected the same"),
+        (PREDICTION / 2, "prediction has dtype float64; expected integers"),
+    ],
+)
 def test_confusion_refuses(prediction, words):
     with pytest.raises(ValueError, match=words):
         confusion(TRUTH, prediction, 2)
@@ -118,11 +168,27 @@ def test_confusion_refuses(prediction, words):
 def test_scores_by_hand_under_both_rules():
     matrix = confusion(TRUTH, PREDICTION, 2)
     # dropped, class 0: 2 of 2+1; class 1: 3 of 3+1
-    assert_scores(scores(matrix), {"iou": [2 / 3, 3 / 4], "miou": (2 / 3 + 3 / 4) / 2, "fwiou": (2 / 3 + 3 / 4) / 2,
-                                   "dice": (4 / 5 + 6 / 7) / 2, "accuracy": 5 / 6})
+    assert_scores(
+        scores(matrix),
+        {
+            "iou": [2 / 3, 3 / 4],
+            "miou": (2 / 3 + 3 / 4) / 2,
+            "fwiou": (2 / 3 + 3 / 4) / 2,
+            "dice": (4 / 5 + 6 / 7) / 2,
+            "accuracy": 5 / 6,
+        },
+    )
     # counted: the ignore pixels join the unions, one for class 0 and two for class 1
-    assert_scores(scores(matrix, "counted"), {"iou": [2 / 4, 3 / 6], "miou": 1 / 2, "fwiou": 1 / 2,
-                                              "dice": (4 / 6 + 6 / 9) / 2, "accuracy": 5 / 9})
+    assert_scores(
+        scores(matrix, "counted"),
+        {
+            "iou": [2 / 4, 3 / 6],
+            "miou": 1 / 2,
+            "fwiou": 1 / 2,
+            "dice": (4 / 6 + 6 / 9) / 2,
+            "accuracy": 5 / 9,
+        },
+    )
 
 
 def test_scores_leave_the_matrix_alone():
@@ -134,8 +200,13 @@ def test_scores_leave_the_matrix_alone():
 @pytest.mark.parametrize("ignore", ["dropped", "counted"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_against_the_slow_reference(ignore, seed):
-    truth, prediction = blobs(seed, 6).astype(int), blobs(seed + 10, 5)  # true value 5 is outside 0..C
-    mixed = np.where(np.random.default_rng(seed).random(truth.shape) < .6, np.minimum(truth, 4), prediction)
+    truth, prediction = (
+        blobs(seed, 6).astype(int),
+        blobs(seed + 10, 5),
+    )  # true value 5 is outside 0..C
+    mixed = np.where(
+        np.random.default_rng(seed).random(truth.shape) < 0.6, np.minimum(truth, 4), prediction
+    )
     assert_scores(scores(confusion(truth, mixed, 4), ignore), slow_scores(truth, mixed, 4, ignore))
 
 
@@ -151,15 +222,21 @@ def test_dice_is_the_mean_of_class_dice():
     matrix = np.array([[9, 1, 0], [0, 1, 0], [0, 0, 0]])  # IoU .9 and .5
     found = scores(matrix)
     np.testing.assert_allclose(found["dice"], (18 / 19 + 2 / 3) / 2, rtol=1e-15)
-    assert abs(found["dice"] - 2 * found["miou"] / (1 + found["miou"])) > .01  # what the paper's tables derive
-    np.testing.assert_allclose(found["fwiou"], 10 / 11 * .9 + 1 / 11 * .5, rtol=1e-15)
+    assert (
+        abs(found["dice"] - 2 * found["miou"] / (1 + found["miou"])) > 0.01
+    )  # what the paper's tables derive
+    np.testing.assert_allclose(found["fwiou"], 10 / 11 * 0.9 + 1 / 11 * 0.5, rtol=1e-15)
 
 
 def test_absent_class_is_nan_and_outside_the_means():
     truth = np.array([[[0, 0], [1, 3]]])
     found = scores(confusion(truth, np.array([[[0, 0], [0, 1]]]), 3))
     np.testing.assert_equal(found["iou"], [2 / 3, 0.0, math.nan])
-    assert (found["miou"], found["fwiou"], found["dice"]) == (1 / 3, pytest.approx(4 / 9, rel=1e-15), 0.4)
+    assert (found["miou"], found["fwiou"], found["dice"]) == (
+        1 / 3,
+        pytest.approx(4 / 9, rel=1e-15),
+        0.4,
+    )
 
 
 def test_a_class_found_where_it_is_not_scores_zero():
@@ -174,7 +251,10 @@ def test_prediction_of_none_is_a_miss():
 @pytest.mark.filterwarnings("error")
 def test_only_ignore_gives_nan_without_warning():
     found = scores(confusion(np.full(4, 2), np.zeros(4, int), 2))
-    assert all(math.isnan(v) for v in (found["miou"], found["fwiou"], found["dice"], found["accuracy"], *found["iou"]))
+    assert all(
+        math.isnan(v)
+        for v in (found["miou"], found["fwiou"], found["dice"], found["accuracy"], *found["iou"])
+    )
 
 
 def test_scores_refuse():
@@ -192,17 +272,24 @@ def test_per_class_by_hand_holds_the_row_of_ignore():
 
 
 def test_band_width_is_a_share_of_the_diagonal():
-    assert [metrics.band_width(*size) for size in ((224, 224), (128, 128), (3, 3), (300, 400))] == [6, 4, 1, 10]
+    assert [metrics.band_width(*size) for size in ((224, 224), (128, 128), (3, 3), (300, 400))] == [
+        6,
+        4,
+        1,
+        10,
+    ]
 
 
 def test_band_by_hand():
     mask = np.zeros((1, 5, 7), int)
     mask[0, :, 6] = 1
-    wanted = [[1, 1, 1, 1, 1, 1, 1],
-              [1, 0, 0, 0, 0, 1, 1],
-              [1, 0, 0, 0, 0, 1, 1],
-              [1, 0, 0, 0, 0, 1, 1],
-              [1, 1, 1, 1, 1, 1, 1]]
+    wanted = [
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 0, 0, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 1, 1],
+        [1, 1, 1, 1, 1, 1, 1],
+    ]
     np.testing.assert_array_equal(band(mask, 1)[0], np.array(wanted, bool))
 
 
@@ -231,8 +318,9 @@ def test_boundary_by_hand():
     truth[0, :, 3:] = 1
     shifted = np.zeros((1, 5, 5), int)
     shifted[0, :, 4:] = 1
-    # d = 1. Class 0: bands of 5x3 and 5x4 without their insides of 3x1 and 3x2, so 12 and 14 pixels, and 11 are common
-    # (the column x = 2 loses its inner three). Class 1: 10 and 5 pixels, one within the other
+    # d = 1. Class 0: bands of 5x3 and 5x4 without their insides of 3x1 and 3x2, so 12 and 14
+    # pixels, and 11 are common (the column x = 2 loses its inner three). Class 1: 10 and 5 pixels,
+    # one within the other
     np.testing.assert_array_equal(boundary_counts(truth, shifted, 2), [[9, 5], [17, 10]])
 
 
@@ -252,20 +340,23 @@ def test_boundary_refuses_masks_without_images():
 
 
 def test_gate_closes_absent_classes_only():
-    given = torch.arange(8.).reshape(2, 2, 1, 2)
+    given = torch.arange(8.0).reshape(2, 2, 1, 2)
     labels = torch.tensor([[1, 0], [0, 0]])
     found = gate(given, labels)
     inf = math.inf
-    assert found.tolist() == [[[[0., 1.]], [[-inf, -inf]]], [[[4., 5.]], [[6., 7.]]]]  # no label: left as it is
+    assert found.tolist() == [
+        [[[0.0, 1.0]], [[-inf, -inf]]],
+        [[[4.0, 5.0]], [[6.0, 7.0]]],
+    ]  # no label: left as it is
     assert found.argmax(1).tolist() == [[[0, 0]], [[1, 1]]]
-    assert given.tolist() == torch.arange(8.).reshape(2, 2, 1, 2).tolist()
+    assert given.tolist() == torch.arange(8.0).reshape(2, 2, 1, 2).tolist()
     for kind in (torch.bool, torch.float32, torch.uint8):
         assert torch.equal(gate(given, labels.to(kind)), found)
 
 
 def test_gate_refuses():
     with pytest.raises(ValueError, match="values other than 0 and 1; threshold"):
-        gate(torch.zeros(1, 2, 3, 3), torch.tensor([[.7, 1.]]))
+        gate(torch.zeros(1, 2, 3, 3), torch.tensor([[0.7, 1.0]]))
     with pytest.raises(ValueError, match=r"scores \(1, 2, 3, 3\) and labels \(1, 3\) do not fit"):
         gate(torch.zeros(1, 2, 3, 3), torch.ones(1, 3))
 
@@ -280,7 +371,9 @@ def test_scorer_adds_up_batches(ignore):
     assert list(found) == ["miou", "fwiou", "biou", "dice", "accuracy", "iou", "protocol"]
     assert found["protocol"] == f"no image labels, ignore pixels {ignore}"
     assert_scores(found, slow_scores(truth, prediction, 4, ignore))
-    inter, union = slow_boundary(truth, prediction, 4, ignore, d=1)  # 48 px: 0.02 * 67.9 rounds to 1
+    inter, union = slow_boundary(
+        truth, prediction, 4, ignore, d=1
+    )  # 48 px: 0.02 * 67.9 rounds to 1
     np.testing.assert_allclose(found["biou"], (inter / union).mean(), rtol=1e-13)
 
 

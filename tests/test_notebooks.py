@@ -1,6 +1,8 @@
-"""The notebooks: their form, what is committed of them, and the whole story at preset smoke through the runner.
+"""The notebooks: their form, what is committed of them, and the whole story at preset smoke through
+the runner.
 
-That their cells run and their exact outputs hold is nbval's part: pytest collects notebooks/ beside tests/.
+That their cells run and their exact outputs hold is nbval's part: pytest collects notebooks/ beside
+tests/.
 """
 
 import ast
@@ -17,11 +19,19 @@ from protolib import results
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STORY = [path for path in NOTEBOOKS if path.stem != "cell"]  # which `ablate` runs, once for each cell of the grid
+STORY = [
+    path for path in NOTEBOOKS if path.stem != "cell"
+]  # which `ablate` runs, once for each cell of the grid
 NAMES = [
-    "00_start_here", "01_dataset_exploration", "02_clustering_prototypes", "03_matching_loss", "04_cam_training",
-    "05_segmentation", "06_how_to_score", "07_reproduce_the_paper",
-]  # fmt: skip
+    "00_start_here",
+    "01_dataset_exploration",
+    "02_clustering_prototypes",
+    "03_matching_loss",
+    "04_cam_training",
+    "05_segmentation",
+    "06_how_to_score",
+    "07_reproduce_the_paper",
+]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 chapter = pytest.mark.parametrize("path", STORY, ids=lambda p: p.stem)
 
@@ -38,7 +48,10 @@ def test_the_story_is_complete_and_in_order():
 def test_form(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5) and notebook.metadata.kernelspec.name == "python3"
+    assert (notebook.nbformat, notebook.nbformat_minor) == (
+        4,
+        5,
+    ) and notebook.metadata.kernelspec.name == "python3"
     assert len({c.id for c in notebook.cells}) == len(notebook.cells)
     lines = [len(c.source.splitlines()) for c in code_cells(path)]
     assert 15 <= len(lines) <= 25 and max(lines) <= 25
@@ -59,7 +72,9 @@ def test_parameters_are_one_cell_of_commented_literals(path):
         return
     shared = ["preset", "dataset", "data_root", "run_dir", "seed", "device"]
     assert names[: len(shared)] == shared
-    assert names[6:9] == (["encoder", "backbone", "K"] if path in STORY else ["method", "settings", "cache"])
+    assert names[6:9] == (
+        ["encoder", "backbone", "K"] if path in STORY else ["method", "settings", "cache"]
+    )
 
 
 @each
@@ -67,20 +82,35 @@ def test_committed_outputs_are_there_and_clean(path):
     text = path.read_text()
     assert not re.search(r"/(root|work|tmp|home|Users)/", text), "a private path"
     assert "papermill" not in json.dumps(json.loads(text)["metadata"])
-    for n, cell in enumerate(code_cells(path), start=1):  # a widget's output means nothing without its kernel: it is dropped
+    for n, cell in enumerate(
+        code_cells(path), start=1
+    ):  # a widget's output means nothing without its kernel: it is dropped
         wanted = None if "nbval-ignore-output" in cell.metadata.get("tags", []) else n
         assert cell.execution_count == wanted, "not executed from top to bottom by `make notebooks`"
     kinds = {o.output_type for c in code_cells(path) for o in c.outputs}
     assert "error" not in kinds and "display_data" in kinds
-    assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], "a warning was left"
-    assert "widget-view" not in text, "a bar or a widget was left: it shows nothing without its kernel"
+    assert not [o for c in code_cells(path) for o in c.outputs if o.get("name") == "stderr"], (
+        "a warning was left"
+    )
+    assert "widget-view" not in text, (
+        "a bar or a widget was left: it shows nothing without its kernel"
+    )
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """The whole story at preset smoke, run as a user runs it."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    command = [sys.executable, "-m", "protolib", "run", "--preset", "smoke", "--run-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "protolib",
+        "run",
+        "--preset",
+        "smoke",
+        "--run-dir",
+        str(folder),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder

@@ -1,4 +1,6 @@
-"""The phantom: determinism, consistency of what is drawn, the two dials, and that colour alone does not solve it."""
+"""The phantom: determinism, consistency of what is drawn, the two dials, and that colour alone does
+not solve it."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
-from protolib import bank, encoders, phantom, tissue
+from protolib import bank
+from protolib.data import phantom, tissue
+from protolib.nets import encoders
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,9 @@ def only(part):
 
 
 def same(a, b, n):
-    return a.ids[:n] == b.ids[:n] and all(np.array_equal(x[:n], y[:n]) for x, y in zip(a[2:], b[2:]))
+    return a.ids[:n] == b.ids[:n] and all(
+        np.array_equal(x[:n], y[:n]) for x, y in zip(a[2:], b[2:])
+    )
 
 
 def test_same_seed_same_bytes_for_any_workers_and_n():
@@ -37,22 +43,33 @@ def test_same_seed_same_bytes_for_any_workers_and_n():
 
 
 def test_another_seed_or_split_is_another_picture():
-    images = [phantom.draw(split, 1, 64, seed).images[0] for split in phantom.SLIDES for seed in (0, 1)]
+    images = [
+        phantom.draw(split, 1, 64, seed).images[0] for split in phantom.SLIDES for seed in (0, 1)
+    ]
     pairs = [(a, b) for i, a in enumerate(images) for b in images[:i]]
     assert min((a != b).mean() for a, b in pairs) > 0.5
 
 
 def test_shapes_types_and_ids(train):
-    assert train.images.shape == (160, 112, 112, 3) and train.masks.shape == train.subtypes.shape == (160, 112, 112)
+    assert train.images.shape == (
+        160,
+        112,
+        112,
+        3,
+    ) and train.masks.shape == train.subtypes.shape == (160, 112, 112)
     assert {a.dtype for a in train[2:]} == {np.dtype("uint8")}
-    assert all(f"{slide}+{i}" == name for i, (slide, name) in enumerate(zip(train.slides, train.ids)))
+    assert all(
+        f"{slide}+{i}" == name for i, (slide, name) in enumerate(zip(train.slides, train.ids))
+    )
     assert train.ids[17].startswith("PH-train-s") and train.ids[17].endswith("+17")
 
 
 def test_masks_follow_subtypes_and_one_subtype_per_class(train):
     white = train.masks == phantom.IGNORE
     assert np.array_equal(white, train.subtypes == phantom.SUB_IGNORE)
-    assert np.array_equal(train.subtypes[~white] // 3, train.masks[~white]) and train.masks.max() == 4
+    assert (
+        np.array_equal(train.subtypes[~white] // 3, train.masks[~white]) and train.masks.max() == 4
+    )
     for areas in train.subtypes:
         kinds = np.setdiff1d(areas, [12])
         assert len(kinds) == len(set(kinds // 3)) <= 3
@@ -95,9 +112,14 @@ def test_stain_mixing_closed_form():
 
 def test_develop_lets_less_light_through_more_stain():
     rng = np.random.default_rng(0)
-    flat = [phantom.develop(rng, np.full((2, 64, 64), d), 0, "train", 0).mean((0, 1)) for d in (0, 0.2, 0.4)]
+    flat = [
+        phantom.develop(rng, np.full((2, 64, 64), d), 0, "train", 0).mean((0, 1))
+        for d in (0, 0.2, 0.4)
+    ]
     density = -np.log10(np.array(flat) / flat[0])
-    assert np.allclose(density[2] / density[1], 2, atol=0.4)  # thickness differs by up to 8 % each time
+    assert np.allclose(
+        density[2] / density[1], 2, atol=0.4
+    )  # thickness differs by up to 8 % each time
     assert density[1, 1] == max(density[1])  # both stains absorb green most
 
 
@@ -111,7 +133,9 @@ def test_field_has_unit_variance_and_the_asked_correlation():
 
 def test_scatter_keeps_its_distance():
     points = tissue.scatter(np.random.default_rng(0), 100, 9.0, 10)
-    gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) + 1e9 * np.eye(len(points))
+    gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) + 1e9 * np.eye(
+        len(points)
+    )
     assert gaps.min() >= 9 and 0.4 < len(points) * 9**2 / 120**2 < 1
 
 
@@ -121,7 +145,11 @@ def test_looks_closed_form():
     assert np.allclose(tissue.looks(0, 0), table.mean(1, keepdims=True).repeat(3, 1), atol=1e-15)
     colours = tissue.looks(0.5, 1)[..., :2].reshape(-1, 2)
     assert np.allclose(colours, table[..., :2].mean((0, 1)), atol=1e-15)
-    assert np.allclose(tissue.looks(0.5, 0.5)[..., :2] - colours[0], 0.5 * (table[..., :2] - colours[0]), atol=1e-15)
+    assert np.allclose(
+        tissue.looks(0.5, 0.5)[..., :2] - colours[0],
+        0.5 * (table[..., :2] - colours[0]),
+        atol=1e-15,
+    )
 
 
 def test_similarity_pulls_the_classes_together_in_colour():
@@ -136,10 +164,15 @@ def test_similarity_pulls_the_classes_together_in_colour():
 
 def test_heterogeneity_spreads_the_subtypes_of_a_class():
     def spread(heterogeneity):
-        part = phantom.draw("train", 54, 64, heterogeneity=heterogeneity)  # 24 single patches: each sub-type twice
+        part = phantom.draw(
+            "train", 54, 64, heterogeneity=heterogeneity
+        )  # 24 single patches: each sub-type twice
         index, kinds = only(part)
         gray = part.images[index].mean(-1)
-        texture = np.stack([np.log(ndimage.gaussian_filter(gray, (0, s, s)).std((1, 2)) + 1) for s in (0.5, 2, 5)], 1)
+        texture = np.stack(
+            [np.log(ndimage.gaussian_filter(gray, (0, s, s)).std((1, 2)) + 1) for s in (0.5, 2, 5)],
+            1,
+        )
         means = np.stack([texture[kinds == k].mean(0) for k in range(12)]).reshape(4, 3, 3)
         return means.std(1).mean()
 
@@ -149,7 +182,9 @@ def test_heterogeneity_spreads_the_subtypes_of_a_class():
 
 def test_small_patches_are_drawn_not_resized():
     rng = np.random.default_rng(0)
-    mine = [i for i in range(80) if phantom.plan(rng, "train", i, 0) == [7]]  # diffuse lymphocytes: nuclei stand apart
+    mine = [
+        i for i in range(80) if phantom.plan(rng, "train", i, 0) == [7]
+    ]  # diffuse lymphocytes: nuclei stand apart
 
     def nucleus(size):  # median area in pixels
         areas = []
@@ -159,15 +194,24 @@ def test_small_patches_are_drawn_not_resized():
             areas += list(ndimage.sum_labels(np.ones_like(red), blobs, range(1, n + 1)))
         return np.median([area for area in areas if area > 30])
 
-    assert len(mine) == 3 and 0.8 < nucleus(80) / nucleus(200) < 1.25  # resized it would be (80 / 200)^2 = 0.16
+    assert (
+        len(mine) == 3 and 0.8 < nucleus(80) / nucleus(200) < 1.25
+    )  # resized it would be (80 / 200)^2 = 0.16
 
 
-@pytest.mark.parametrize("wrong, found", [
-    ({"split": "training"}, "split = 'training'.*train, val, test"), ({"n": 0}, "n = 0"),
-    ({"size": 32}, "size = 32.*64"), ({"size": 512}, "size = 512.*256"),
-    ({"seed": -1}, "seed = -1"), ({"workers": 0}, "workers = 0"),
-    ({"heterogeneity": 1.2}, "heterogeneity = 1.2.*0 to 1"), ({"similarity": -0.1}, "similarity = -0.1.*0 to 1"),
-])
+@pytest.mark.parametrize(
+    "wrong, found",
+    [
+        ({"split": "training"}, "split = 'training'.*train, val, test"),
+        ({"n": 0}, "n = 0"),
+        ({"size": 32}, "size = 32.*64"),
+        ({"size": 512}, "size = 512.*256"),
+        ({"seed": -1}, "seed = -1"),
+        ({"workers": 0}, "workers = 0"),
+        ({"heterogeneity": 1.2}, "heterogeneity = 1.2.*0 to 1"),
+        ({"similarity": -0.1}, "similarity = -0.1.*0 to 1"),
+    ],
+)
 def test_errors_name_what_was_found(wrong, found):
     with pytest.raises(ValueError, match=found):
         phantom.draw(**{"split": "train", "n": 1, "size": 64} | wrong)
@@ -179,7 +223,10 @@ def test_write_folder_round_trip(tmp_path):
     drawn, val = phantom.draw("train", 3, 64, seed=1), phantom.draw("val", 2, 64, seed=1)
     names = [f"{i}[{''.join(map(str, label))}].png" for i, label in zip(drawn.ids, drawn.labels)]
     assert sorted(p.name for p in (root / "training").iterdir()) == sorted(names)
-    assert all(np.array_equal(Image.open(root / "training" / name), a) for name, a in zip(names, drawn.images))
+    assert all(
+        np.array_equal(Image.open(root / "training" / name), a)
+        for name, a in zip(names, drawn.images)
+    )
     for i, name in enumerate(val.ids):
         assert np.array_equal(Image.open(root / "val/img" / f"{name}.png"), val.images[i])
         assert np.array_equal(Image.open(root / "val/mask" / f"{name}.png"), val.masks[i])
@@ -192,7 +239,9 @@ def features(part, index):
     import torch
 
     with torch.no_grad():
-        return encoders.load("lite0")(torch.from_numpy(part.images[index]).permute(0, 3, 1, 2) / 255).numpy()
+        return encoders.load("lite0")(
+            torch.from_numpy(part.images[index]).permute(0, 3, 1, 2) / 255
+        ).numpy()
 
 
 def unit(x, like):
@@ -206,11 +255,14 @@ def test_clusters_of_the_embedded_encoder_are_the_subtypes(train):
     X = unit(raw, raw)
     for c in range(4):
         mine = kinds // 3 == c
-        assert adjusted_rand_score(kinds[mine], bank.spherical_kmeans(X[mine], 3).labels) > 0.6, phantom.CLASSES[c]
+        assert adjusted_rand_score(kinds[mine], bank.spherical_kmeans(X[mine], 3).labels) > 0.6, (
+            phantom.CLASSES[c]
+        )
 
 
 def test_colour_alone_does_not_solve_it(train, test):
-    """5 nearest neighbours across slides, balanced accuracy over sub-types: colours below .65, texture above .8."""
+    """5 nearest neighbours across slides, balanced accuracy over sub-types: colours below .65,
+    texture above .8."""
     (i, kinds), (j, truth) = only(train), only(test)
 
     def histograms(images):
@@ -226,12 +278,19 @@ def test_colour_alone_does_not_solve_it(train, test):
 
 
 def test_pixel_colour_does_not_segment_it(train, test):
-    """Logistic regression on colour and its products, trained on true masks: mean IoU below .35 on other slides."""
+    """Logistic regression on colour and its products, trained on true masks: mean IoU below .35 on
+    other slides."""
+
     def pixels(part):
-        rng, (rows, truth) = np.random.default_rng(0), (part.images.reshape(-1, 3), part.masks.ravel())
+        rng, (rows, truth) = (
+            np.random.default_rng(0),
+            (part.images.reshape(-1, 3), part.masks.ravel()),
+        )
         chosen = rng.choice(np.flatnonzero(truth < 4), 8000, replace=False)
         rgb = rows[chosen] / 255 - 0.6
-        return np.concatenate([rgb, rgb[:, [0, 0, 0, 1, 1, 2]] * rgb[:, [0, 1, 2, 1, 2, 2]]], 1), truth[chosen]
+        return np.concatenate(
+            [rgb, rgb[:, [0, 0, 0, 1, 1, 2]] * rgb[:, [0, 1, 2, 1, 2, 2]]], 1
+        ), truth[chosen]
 
     X, truth = pixels(train)
     model = LogisticRegression(max_iter=2000, class_weight="balanced").fit(X, truth)

@@ -1,4 +1,5 @@
-"""The story's steps on real tissue, laid out by the script beside the ingredients; not an official benchmark."""
+"""The story's steps on real tissue, laid out by the script beside the ingredients; not an official
+benchmark."""
 
 import subprocess
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protolib import data, results
+from protolib import results
+from protolib.data import patches, specs
 from protolib.experiment import Run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "shared" / "data" / "make_patches.py"
-pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="../shared/data with the real tissue is not beside this clone")
+pytestmark = pytest.mark.skipif(
+    not SCRIPT.exists(), reason="../shared/data with the real tissue is not beside this clone"
+)
 
 LUAD3 = """
 name = "luad3"
@@ -31,11 +35,21 @@ def mosaic(tmp_path_factory):
 
 
 def test_mosaic_loads_as_bcss_wsss(mosaic, tmp_path):
-    splits = [data.load("bcss-wsss", s, 64, data_root=mosaic, cache=tmp_path) for s in data.SPLITS]
+    splits = [
+        patches.load("bcss-wsss", s, 64, data_root=mosaic, cache=tmp_path) for s in specs.SPLITS
+    ]
     assert [len(s) for s in splits] == [78, 13, 13]
-    assert splits[0].labels.sum(1).min() == 1 and len(splits[0].single_class()) == 24  # 4 of 13 label vectors are pure
-    assert splits[2].masks.shape == (13, 224, 224) and set(np.unique(splits[2].masks)) <= {0, 1, 2, 3, 4}
-    assert data.split_overlap(*splits).slides == {}
+    assert (
+        splits[0].labels.sum(1).min() == 1 and len(splits[0].single_class()) == 24
+    )  # 4 of 13 label vectors are pure
+    assert splits[2].masks.shape == (13, 224, 224) and set(np.unique(splits[2].masks)) <= {
+        0,
+        1,
+        2,
+        3,
+        4,
+    }
+    assert patches.split_overlap(*splits).slides == {}
 
 
 def test_mosaic_runs_from_patches_to_scores(mosaic, tmp_path):
@@ -44,7 +58,8 @@ def test_mosaic_runs_from_patches_to_scores(mosaic, tmp_path):
     assert list(record["methods"]) == list(results.METHODS)
     assert run.masked_split().dataset.split == "val"  # BCSS-WSSS publishes no training masks
     assert run.masks("pbip_stage2", "test").shape == (13, 224, 224)
-    # one epoch of 78 patches: far from trained, yet with the image label given every method must beat a constant guess
+    # one epoch of 78 patches: far from trained, yet with the image label given every method must
+    # beat a constant guess
     assert record["methods"]["pbip_stage1"]["oracle"]["miou"] > 0.25
 
 
@@ -55,6 +70,8 @@ def test_luad3_runs_as_a_custom_data_set_and_reports_thin_classes(tmp_path):
     run = Run("smoke", "custom", root, tmp_path / "run", device="cpu")
     assert run.spec.C == 3 and len(run.data("train")) == 323
     assert run.bank.prototypes.shape == (9, 496)
-    assert any(name.startswith("TUM") for name in run.bank.thin)  # four pure tumor patches for three sub-classes
+    assert any(
+        name.startswith("TUM") for name in run.bank.thin
+    )  # four pure tumor patches for three sub-classes
     scores = run.scores("prototypes")
     assert len(scores["iou"]) == 3 and 0 < scores["miou"] < 1

@@ -1,4 +1,6 @@
-"""The runner on small notebooks that the tests write: order, parameters, failures, resume, report.html."""
+"""The runner on small notebooks that the tests write: order, parameters, failures, resume,
+report.html."""
+
 import base64
 import json
 import os
@@ -12,17 +14,33 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from protolib import files, page, results, runner
+from protolib import files, results
 from protolib.__main__ import main
 from protolib.metrics import DEFAULT, ORACLE
+from protolib.study import html, runner
 
 PYTHON = os.path.abspath(sys.executable)
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYPgPAAEFAQHqqRG1AAAAAElFTkSuQmCC")
-SCORES = {"miou": 0.5, "fwiou": 0.6, "biou": 0.25, "dice": 0.625, "iou": [0.75, None, 0.25, 0.5],
-          "protocol": str(DEFAULT)}
-RESULTS = {"preset": "smoke", "dataset": "phantom", "seed": 3, "device": "cpu", "protolib": "0.1.0",
-           "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "protocol": str(ORACLE)}}},
-           "seconds": {}, "peak_rss_mb": None}
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYPgPAAEFAQHqqRG1AAAAAElFTkSuQmCC"
+)
+SCORES = {
+    "miou": 0.5,
+    "fwiou": 0.6,
+    "biou": 0.25,
+    "dice": 0.625,
+    "iou": [0.75, None, 0.25, 0.5],
+    "protocol": str(DEFAULT),
+}
+RESULTS = {
+    "preset": "smoke",
+    "dataset": "phantom",
+    "seed": 3,
+    "device": "cpu",
+    "protolib": "0.1.0",
+    "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "protocol": str(ORACLE)}}},
+    "seconds": {},
+    "peak_rss_mb": None,
+}
 MAKE = f"""
 import json, sys, os
 from pathlib import Path
@@ -44,15 +62,22 @@ with open(Path(run_dir, "count.txt"), "a") as count: count.write("second\\n")
 
 def write(path, parameters, *cells):
     v4, spec = nbformat.v4, {"name": "python3", "display_name": "Python 3", "language": "python"}
-    head = [v4.new_markdown_cell(f"# The *story* of {path.stem}"),
-            v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
-    nbformat.write(v4.new_notebook(cells=head + [v4.new_code_cell(cell) for cell in cells],
-                                   metadata={"kernelspec": spec}), path)
+    head = [
+        v4.new_markdown_cell(f"# The *story* of {path.stem}"),
+        v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+    ]
+    nbformat.write(
+        v4.new_notebook(
+            cells=head + [v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": spec}
+        ),
+        path,
+    )
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A project with an empty notebooks/, entered; what the runner does to the environment is undone after the test."""
+    """A project with an empty notebooks/, entered; what the runner does to the environment is
+    undone after the test."""
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PATH", os.environ.get("JUPYTER_PATH", ""))
@@ -75,28 +100,46 @@ def record(run):
 
 
 def test_the_whole_story(two, monkeypatch, capfd):
-    kernels = two / "other" / "kernels" / "python3"  # a user's own kernel of the same name must not be taken
+    kernels = (
+        two / "other" / "kernels" / "python3"
+    )  # a user's own kernel of the same name must not be taken
     kernels.mkdir(parents=True)
-    (kernels / "kernel.json").write_text('{"argv": ["no-such-python"], "display_name": "other", "language": "python"}')
+    (kernels / "kernel.json").write_text(
+        '{"argv": ["no-such-python"], "display_name": "other", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(two / "other"))
 
     assert protolib("run", "--preset", "smoke", "--seed", "3", "-p", "K=4") == 0
 
     run = Path("runs/latest").resolve()
     assert run.parent == two / "runs" and run.name[8] == "-" and run.name[15:] == "-smoke-phantom-3"
-    assert json.loads((run / "seen.json").read_text()) == {"K": 4, "preset": "smoke", "python": PYTHON,
-                                                           "cwd": str(two / "notebooks")}
+    assert json.loads((run / "seen.json").read_text()) == {
+        "K": 4,
+        "preset": "smoke",
+        "python": PYTHON,
+        "cwd": str(two / "notebooks"),
+    }
     out, err = capfd.readouterr()
     first, second, third, *table, last = [line for line in out.splitlines() if line]
     assert first == f"run: runs/{run.name}" and last == f"report: runs/{run.name}/report.html"
-    assert second.split()[::2] == ["00_make", "s", "cells"] and third.split()[0] == "01_score" and err == ""
+    assert (
+        second.split()[::2] == ["00_make", "s", "cells"]
+        and third.split()[0] == "01_score"
+        and err == ""
+    )
     found = json.loads((run / "results.json").read_text())
-    assert table == [line for line in results.table(found, ("TUM", "STR", "LYM", "NEC")).splitlines() if line]
-    assert found["seconds"] == {name: entry["seconds"] for name, entry in record(run)["notebooks"].items()}
+    assert table == [
+        line for line in results.table(found, ("TUM", "STR", "LYM", "NEC")).splitlines() if line
+    ]
+    assert found["seconds"] == {
+        name: entry["seconds"] for name, entry in record(run)["notebooks"].items()
+    }
     assert list(found["seconds"]) == ["00_make", "01_score"] and min(found["seconds"].values()) > 0
     assert found["peak_rss_mb"] == record(run)["peak_rss_mb"] > 10
     assert {entry["state"] for entry in record(run)["notebooks"].values()} == {"done"}
-    assert len(nbformat.read(run / "notebooks" / "00_make.ipynb", 4).cells) == 4  # with the injected parameters
+    assert (
+        len(nbformat.read(run / "notebooks" / "00_make.ipynb", 4).cells) == 4
+    )  # with the injected parameters
 
 
 def test_resume_executes_only_what_changed(two, capsys):
@@ -121,13 +164,24 @@ def test_resume_executes_only_what_changed(two, capsys):
 
 def test_a_failed_cell_is_named_and_the_run_goes_on_after_the_repair(two, capsys):
     broken = two / "notebooks" / "01_score.ipynb"
-    write(broken, "run_dir = ''", "print('made')", "def f():\n    raise ValueError('two\\nlines')\nf()", "print('no')")
+    write(
+        broken,
+        "run_dir = ''",
+        "print('made')",
+        "def f():\n    raise ValueError('two\\nlines')\nf()",
+        "print('no')",
+    )
     assert protolib("run") == 1
     run = Path("runs/latest").resolve()
     assert capsys.readouterr().err.splitlines() == [
-        "", "01_score.ipynb: cell In [4] failed", "----> 3 f()", "ValueError: two", "lines",
+        "",
+        "01_score.ipynb: cell In [4] failed",
+        "----> 3 f()",
+        "ValueError: two",
+        "lines",
         f"executed so far: runs/{run.name}/notebooks/01_score.ipynb",
-        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
+        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks",
+    ]
     assert [entry["state"] for entry in record(run)["notebooks"].values()] == ["done", "failed"]
     kept = nbformat.read(run / "notebooks" / "01_score.ipynb", 4)
     outputs = [out for cell in kept.cells for out in cell.get("outputs", [])]
@@ -141,22 +195,40 @@ def test_a_failed_cell_is_named_and_the_run_goes_on_after_the_repair(two, capsys
 
 
 def test_a_lost_kernel_is_named(folder, capsys):
-    write(folder / "notebooks" / "00_lost.ipynb", "K = 3", "print(1)", "import os; os._exit(1)", "print(2)")
+    write(
+        folder / "notebooks" / "00_lost.ipynb",
+        "K = 3",
+        "print(1)",
+        "import os; os._exit(1)",
+        "print(2)",
+    )
     assert protolib("run") == 1
-    assert capsys.readouterr().err.splitlines()[1:3] == ["00_lost.ipynb: cell In [3] was not finished",
-                                                         "DeadKernelError: Kernel died"]
+    assert capsys.readouterr().err.splitlines()[1:3] == [
+        "00_lost.ipynb: cell In [3] was not finished",
+        "DeadKernelError: Kernel died",
+    ]
     assert record(Path("runs/latest"))["notebooks"]["00_lost"]["state"] == "failed"
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     os.mkfifo("started")  # opening it waits for the other side: no sleep, no polling
     story = folder / "notebooks" / "00_long.ipynb"
-    write(story, "K = 3", "import os, time\nwith open('../started', 'w') as pipe: print(os.getpid(), file=pipe)\n"
-                          "time.sleep(600)")
+    write(
+        story,
+        "K = 3",
+        "import os, time\nwith open('../started', 'w') as pipe: print(os.getpid(), file=pipe)\n"
+        "time.sleep(600)",
+    )
     command = [sys.executable, "-m", "protolib", "run", "--notebooks", "notebooks"]
-    # a shell that put the tests in the background made them ignore Ctrl-C, and children inherit that
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    # a shell that put the tests in the background made them ignore Ctrl-C, and children inherit
+    # that
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     guard = threading.Timer(60, process.kill)
     guard.start()
     kernel = int(Path("started").read_text())
@@ -166,26 +238,43 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     assert process.returncode == 130
     run = Path("runs/latest").resolve()
     assert err.splitlines() == [
-        "", f"00_long: interrupted; what it made is kept in runs/{run.name}",
-        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks"]
+        "",
+        f"00_long: interrupted; what it made is kept in runs/{run.name}",
+        f"go on with: {PYTHON} -m protolib run --resume runs/{run.name} --notebooks notebooks",
+    ]
     assert record(run)["notebooks"]["00_long"]["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["-p", "k=4"], "no notebook has a parameter 'k', did you mean 'K'? Known: K; with options of their own: --preset, "
-                    "--dataset, --data, --seed, --device, --run-dir"),
-    (["-p", "epochs=4"], "no notebook has a parameter 'epochs'. Known: K; with options of their own: --preset, "
-                         "--dataset, --data, --seed, --device, --run-dir"),
-    (["-p", "seed=4"], "-p seed=4: 'seed' has an option of its own: --seed 4"),
-    (["-p", "K"], "-p K: expected name=value, for example -p K=4"),
-    (["--preset", "quik"], "preset 'quik' is not known; choose one of "),
-    (["--dataset", "bcs"], "dataset 'bcs' is not known. Known: phantom, "),
-    (["--dataset", "bcss-wsss", "--data", "nowhere"], "bcss-wsss in "),
-    (["--run-dir", "notebooks"], "notebooks is there already; choose another --run-dir, or go on with it: --resume "),
-    (["--resume"], "no run 'latest' with a run.json in runs; start one with: python -m protolib run"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["-p", "k=4"],
+            "no notebook has a parameter 'k', did you mean 'K'? Known: K; with options of their own: --preset, "
+            "--dataset, --data, --seed, --device, --run-dir",
+        ),
+        (
+            ["-p", "epochs=4"],
+            "no notebook has a parameter 'epochs'. Known: K; with options of their own: --preset, "
+            "--dataset, --data, --seed, --device, --run-dir",
+        ),
+        (["-p", "seed=4"], "-p seed=4: 'seed' has an option of its own: --seed 4"),
+        (["-p", "K"], "-p K: expected name=value, for example -p K=4"),
+        (["--preset", "quik"], "preset 'quik' is not known; choose one of "),
+        (["--dataset", "bcs"], "dataset 'bcs' is not known. Known: phantom, "),
+        (["--dataset", "bcss-wsss", "--data", "nowhere"], "bcss-wsss in "),
+        (
+            ["--run-dir", "notebooks"],
+            "notebooks is there already; choose another --run-dir, or go on with it: --resume ",
+        ),
+        (
+            ["--resume"],
+            "no run 'latest' with a run.json in runs; start one with: python -m protolib run",
+        ),
+    ],
+)
 def test_refused_before_work(two, capsys, arguments, message):
     assert protolib("run", *arguments) == 2
     out, err = capsys.readouterr()
@@ -194,22 +283,50 @@ def test_refused_before_work(two, capsys, arguments, message):
 
 def test_a_folder_without_notebooks_is_refused(folder, capsys):
     assert protolib("run") == 2
-    assert capsys.readouterr().err == "protolib: no notebook 0*.ipynb in notebooks; pass --notebooks DIR\n"
+    assert (
+        capsys.readouterr().err
+        == "protolib: no notebook 0*.ipynb in notebooks; pass --notebooks DIR\n"
+    )
     (folder / "notebooks" / "00_bad.ipynb").write_text("{")
     assert protolib("run") == 2
-    assert capsys.readouterr().err.startswith("protolib: 00_bad.ipynb is no notebook that papermill can read: ")
+    assert capsys.readouterr().err.startswith(
+        "protolib: 00_bad.ipynb is no notebook that papermill can read: "
+    )
 
 
 def test_another_seed_is_another_run(two, finished, capsys):
     assert protolib("run", "--resume", finished.name, "--seed", "4") == 2
-    assert capsys.readouterr().err == (f"protolib: runs/{finished.name} was run with --seed 3, not 4: "
-                                       "that is another run; leave --resume away to start it\n")
+    assert capsys.readouterr().err == (
+        f"protolib: runs/{finished.name} was run with --seed 3, not 4: "
+        "that is another run; leave --resume away to start it\n"
+    )
 
 
 def test_values_of_p_are_literals_or_text():
-    pairs = ["a=3", "b=1e-4", "c=true", "d=null", "e=lite0", "f=[1, 2]", "g='3'", "h=", "i=x=y", "j=no"]
-    assert runner.parse(pairs) == {"a": 3, "b": 1e-4, "c": True, "d": None, "e": "lite0", "f": [1, 2], "g": "3",
-                                   "h": "", "i": "x=y", "j": "no"}
+    pairs = [
+        "a=3",
+        "b=1e-4",
+        "c=true",
+        "d=null",
+        "e=lite0",
+        "f=[1, 2]",
+        "g='3'",
+        "h=",
+        "i=x=y",
+        "j=no",
+    ]
+    assert runner.parse(pairs) == {
+        "a": 3,
+        "b": 1e-4,
+        "c": True,
+        "d": None,
+        "e": "lite0",
+        "f": [1, 2],
+        "g": "3",
+        "h": "",
+        "i": "x=y",
+        "j": "no",
+    }
 
 
 def test_latest_is_a_text_file_where_links_are_not_possible(finished, monkeypatch):
@@ -233,12 +350,28 @@ def finished(folder):
         if caption:
             (run / "figures" / f"{name}.txt").write_text(caption)
     write(run / "notebooks" / "04_cam_training.ipynb", "K = 3")
-    settings = {"preset": "smoke", "dataset": "phantom", "data_root": "", "seed": 3, "device": "auto"}
+    settings = {
+        "preset": "smoke",
+        "dataset": "phantom",
+        "data_root": "",
+        "seed": 3,
+        "device": "auto",
+    }
     titles = ["tumour", "stroma", "lymphocytes", "necrosis"]
-    notebooks = {"04_cam_training": {"sha256": "", "parameters": {}, "state": "done", "seconds": 61.25}}
-    files.write_json(run / "run.json", {"protolib": "0.1.0", "parameters": settings, "titles": titles,
-                                        "classes": ["TUM", "STR", "LYM", "NEC"], "notebooks": notebooks,
-                                        "peak_rss_mb": 1234.5})
+    notebooks = {
+        "04_cam_training": {"sha256": "", "parameters": {}, "state": "done", "seconds": 61.25}
+    }
+    files.write_json(
+        run / "run.json",
+        {
+            "protolib": "0.1.0",
+            "parameters": settings,
+            "titles": titles,
+            "classes": ["TUM", "STR", "LYM", "NEC"],
+            "notebooks": notebooks,
+            "peak_rss_mb": 1234.5,
+        },
+    )
     files.write_json(run / "results.json", RESULTS)
     return run
 
@@ -253,10 +386,14 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tag = tag
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        self.addresses += [
+            value for name, value in attributes if name in ("src", "href", "srcset", "action")
+        ]
 
     def handle_data(self, data):
-        kept = {"td": self.cells, "th": self.heads} | dict.fromkeys(("h2", "figcaption", "p"), self.captions)
+        kept = {"td": self.cells, "th": self.heads} | dict.fromkeys(
+            ("h2", "figcaption", "p"), self.captions
+        )
         if data.strip():
             kept.get(self.tag, []).append(data.strip())
 
@@ -269,26 +406,71 @@ def test_report_writes_one_page_that_needs_nothing_else(finished, capsys):
     image = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     assert seen.addresses == ["data:,", image, image, image] and "http" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
-    assert seen.cells == ["CAM", "50.0", "60.0", "25.0", "62.5", "75.0", "–", "25.0", "50.0",
-                          "CAM", "87.5", "60.0", "25.0", "62.5", "75.0", "–", "25.0", "50.0",
-                          "04_cam_training", "61.2", "all", "61.2"]
-    assert seen.heads[:6] == ["method", "mIoU (%)", "FwIoU (%)", "bIoU (%)", "Dice (%)", "IoU tumour (%)"]
-    order = [seen.captions.index(caption) for caption in (
-        "Preset smoke, seed 3, device cpu, protolib 0.1.0.", "Scores on the test split", f"Protocol: {DEFAULT}.",
-        f"Protocol: {ORACLE}.", "notebook 02", "umap plot", "The story of 04_cam_training", "04_cam_training",
-        "First <b>.", "Second.", "Time and memory",
-        "Seconds per notebook on this machine. Peak memory of one process: 1234 MB.")]
+    assert seen.cells == [
+        "CAM",
+        "50.0",
+        "60.0",
+        "25.0",
+        "62.5",
+        "75.0",
+        "–",
+        "25.0",
+        "50.0",
+        "CAM",
+        "87.5",
+        "60.0",
+        "25.0",
+        "62.5",
+        "75.0",
+        "–",
+        "25.0",
+        "50.0",
+        "04_cam_training",
+        "61.2",
+        "all",
+        "61.2",
+    ]
+    assert seen.heads[:6] == [
+        "method",
+        "mIoU (%)",
+        "FwIoU (%)",
+        "bIoU (%)",
+        "Dice (%)",
+        "IoU tumour (%)",
+    ]
+    order = [
+        seen.captions.index(caption)
+        for caption in (
+            "Preset smoke, seed 3, device cpu, protolib 0.1.0.",
+            "Scores on the test split",
+            f"Protocol: {DEFAULT}.",
+            f"Protocol: {ORACLE}.",
+            "notebook 02",
+            "umap plot",
+            "The story of 04_cam_training",
+            "04_cam_training",
+            "First <b>.",
+            "Second.",
+            "Time and memory",
+            "Seconds per notebook on this machine. Peak memory of one process: 1234 MB.",
+        )
+    ]
     assert order == sorted(order)
 
 
 def test_a_run_without_scores_still_has_its_figures(finished, capsys):
     (finished / "results.json").unlink()
     assert protolib("report", str(finished)) == 0
-    assert capsys.readouterr().out == ("no results.json: the notebooks of this run wrote no scores\n"
-                                       f"report: runs/{finished.name}/report.html\n")
-    assert "The notebooks of this run wrote no scores." in Reader((finished / "report.html").read_text()).captions
+    assert capsys.readouterr().out == (
+        "no results.json: the notebooks of this run wrote no scores\n"
+        f"report: runs/{finished.name}/report.html\n"
+    )
+    assert (
+        "The notebooks of this run wrote no scores."
+        in Reader((finished / "report.html").read_text()).captions
+    )
 
 
 def test_a_caption_with_a_dollar_or_a_brace_stays_as_it_is(finished):
     (finished / "figures" / "04_a.txt").write_text("costs $title {0} & more")
-    assert "costs $title {0} &amp; more" in page.write(finished).read_text("utf-8")
+    assert "costs $title {0} &amp; more" in html.write(finished).read_text("utf-8")

@@ -1,4 +1,5 @@
-"""Stage 2: output sizes, four branches in closed form, ignore without gradient, masks resized by nearest neighbour."""
+"""Stage 2: output sizes, four branches in closed form, ignore without gradient, masks resized by
+nearest neighbour."""
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ BACKBONE = "tf_efficientnet_lite0"
 
 
 class Constant(nn.Module):
-    """Stands in for the backbone: deepest map of 5 x 7 cells and two channels, 1 and 10 everywhere."""
+    """Stands in for the backbone: deepest map of 5 x 7 cells and two channels, 1 and 10
+    everywhere."""
 
     channels = (2,)
 
@@ -20,9 +22,13 @@ class Constant(nn.Module):
 
 
 def with_branches(rates: tuple[int, ...], C: int = 2) -> segmentation.DeepLabV2:
-    """A net on constant features whose branch i has weight i + 1 on channel 0, 0 on channel 1, and bias class / 4."""
+    """A net on constant features whose branch i has weight i + 1 on channel 0, 0 on channel 1, and
+    bias class / 4."""
     net = segmentation.DeepLabV2(BACKBONE, 16, C, rates)
-    net.net, net.branches = Constant(), nn.ModuleList(nn.Conv2d(2, C, 3, padding=r, dilation=r) for r in rates)
+    net.net, net.branches = (
+        Constant(),
+        nn.ModuleList(nn.Conv2d(2, C, 3, padding=r, dilation=r) for r in rates),
+    )
     for i, branch in enumerate(net.branches):
         nn.init.zeros_(branch.weight)
         branch.weight.data[:, 0] = i + 1.0
@@ -42,31 +48,46 @@ def test_the_output_has_the_size_of_the_image_whatever_it_is(size):
 
 def test_four_branches_are_summed_each_with_its_own_dilation():
     rates, (h, w) = (1, 2, 3, 4), (5, 7)
-    logits = with_branches(rates)(torch.rand(1, 3, h, w))  # as many pixels as cells, so nothing is resized
+    logits = with_branches(rates)(
+        torch.rand(1, 3, h, w)
+    )  # as many pixels as cells, so nothing is resized
     for y in range(h):
         for x in range(w):
             # of the nine taps of branch i those inside the map read a 1; outside is padding, 0
-            inside = [[sum(0 <= v + s < n for s in (-r, 0, r)) for v, n in ((y, h), (x, w))] for r in rates]
+            inside = [
+                [sum(0 <= v + s < n for s in (-r, 0, r)) for v, n in ((y, h), (x, w))]
+                for r in rates
+            ]
             taps = [rows * columns for rows, columns in inside]
             wanted = sum((i + 1) * n for i, n in enumerate(taps))
-            torch.testing.assert_close(logits[0, :, y, x], torch.tensor([wanted, wanted + 1.0]), rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                logits[0, :, y, x], torch.tensor([wanted, wanted + 1.0]), rtol=0, atol=1e-4
+            )
 
 
 def test_taps_beyond_the_map_leave_the_middle_tap_alone():
     logits = with_branches((7,))(torch.rand(1, 3, 5, 7))
-    torch.testing.assert_close(logits, torch.tensor([1.0, 1.25]).view(1, 2, 1, 1).expand(1, 2, 5, 7), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        logits, torch.tensor([1.0, 1.25]).view(1, 2, 1, 1).expand(1, 2, 5, 7), rtol=0, atol=1e-6
+    )
 
 
 def test_predict_averages_the_eight_poses_of_an_image():
     class Ramp(nn.Module):
-        def forward(self, images):  # two classes; the first grows from left to right, whatever the image
+        def forward(
+            self, images
+        ):  # two classes; the first grows from left to right, whatever the image
             ramp = torch.arange(images.shape[3]).float().expand(len(images), 1, *images.shape[2:])
             return torch.cat([ramp, torch.zeros_like(ramp)], dim=1)
 
     images = torch.rand(2, 3, 4, 6)
     plain = torch.sigmoid(torch.arange(6.0))  # softmax of (x, 0)
-    assert torch.allclose(segmentation.predict(Ramp(), images, tta=False)[1, 0, 3], plain, atol=1e-7)
-    rows = torch.sigmoid(torch.arange(4.0))  # turned by a quarter, the ramp runs along the image's height
+    assert torch.allclose(
+        segmentation.predict(Ramp(), images, tta=False)[1, 0, 3], plain, atol=1e-7
+    )
+    rows = torch.sigmoid(
+        torch.arange(4.0)
+    )  # turned by a quarter, the ramp runs along the image's height
     across, along = (plain + plain.flip(0)) / 2, (rows + rows.flip(0)) / 2
     averaged = segmentation.predict(Ramp(), images, tta=True)
     assert torch.allclose(averaged[1, 0], (across[None] + along[:, None]) / 2, atol=1e-7)
@@ -76,7 +97,9 @@ def test_loss_is_the_mean_cross_entropy_of_the_pixels_that_count():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
     mask = torch.randint(4, (2, 4, 4), generator=generator)  # 3 is ignore
-    loss = segmentation.segmentation_loss(lambda images: logits, {"image": None, "mask": mask})["loss"]
+    loss = segmentation.segmentation_loss(lambda images: logits, {"image": None, "mask": mask})[
+        "loss"
+    ]
     p = logits.detach().exp() / logits.detach().exp().sum(1, keepdim=True)
     places = [tuple(place) for place in (mask < 3).nonzero().tolist()]
     terms = [-p[b, mask[b, y, x], y, x].log() for b, y, x in places]
@@ -120,23 +143,33 @@ def test_masks_replace_those_of_the_split_and_keep_their_order():
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_larger_masks_are_resized_to_codes_that_were_there(factor):
-    codes = np.array([[[0, 4, 1, 4], [4, 0, 4, 1], [2, 4, 3, 4], [4, 2, 4, 3]]], np.uint8).repeat(2, axis=0)
-    large = codes.repeat(factor, axis=1).repeat(factor, axis=2)  # each pixel a block: any sensible pick gives it back
+    codes = np.array([[[0, 4, 1, 4], [4, 0, 4, 1], [2, 4, 3, 4], [4, 2, 4, 3]]], np.uint8).repeat(
+        2, axis=0
+    )
+    large = codes.repeat(factor, axis=1).repeat(
+        factor, axis=2
+    )  # each pixel a block: any sensible pick gives it back
     assert segmentation.MaskedPatches(Patches(), large)[1]["mask"].tolist() == codes[1].tolist()
-    # by the middle of each block when the block is mixed: row 1 of three is the middle, the upper of two rows is not it
+    # by the middle of each block when the block is mixed: row 1 of three is the middle, the upper
+    # of two rows is not it
     stripes = np.zeros((2, 4 * factor, 4 * factor), np.uint8)
     stripes[:, factor // 2 :: factor] = 4
     assert (segmentation.MaskedPatches(Patches(), stripes)[0]["mask"] == 4).all()
 
 
 def test_present_classes_are_those_that_win_their_share_of_the_pixels():
-    winners = torch.tensor([
-        [[0, 0, 0], [0, 0, 0], [0, 1, 2]],
-        [[1, 1, 1], [1, 1, 2], [2, 2, 2]],
-    ])  # (2, 3, 3)  # fmt: skip
+    winners = torch.tensor(
+        [
+            [[0, 0, 0], [0, 0, 0], [0, 1, 2]],
+            [[1, 1, 1], [1, 1, 2], [2, 2, 2]],
+        ]
+    )  # (2, 3, 3)
     scores = nn.functional.one_hot(winners, 4).permute(0, 3, 1, 2) - 0.5  # (2, 4, 3, 3)
-    for share, wanted in ((1 / 9, [[1, 1, 1, 0], [0, 1, 1, 0]]), (2 / 9, [[1, 0, 0, 0], [0, 1, 1, 0]]),
-                          (0.5, [[1, 0, 0, 0], [0, 1, 0, 0]])):  # fmt: skip
+    for share, wanted in (
+        (1 / 9, [[1, 1, 1, 0], [0, 1, 1, 0]]),
+        (2 / 9, [[1, 0, 0, 0], [0, 1, 1, 0]]),
+        (0.5, [[1, 0, 0, 0], [0, 1, 0, 0]]),
+    ):
         found = segmentation.present_classes(scores, share)
         assert found.dtype == torch.bool and found.int().tolist() == wanted
 

@@ -1,4 +1,5 @@
-"""The training loop: poses, learning rate, steps by hand, resume, another key, a non-finite loss, two processes."""
+"""The training loop: poses, learning rate, steps by hand, resume, another key, a non-finite loss,
+two processes."""
 
 import math
 import os
@@ -13,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from protolib import training
+from protolib.losses import cam_loss
 from protolib.presets import PRESETS
 
 SETTINGS = dict(epochs=3, batch=4, lr=0.01, weight_decay=0.1, seed=5, device="cpu", key="a")
@@ -23,7 +25,9 @@ class Squares(Dataset):
 
     def __init__(self, constant: bool = False):
         pixels = torch.randint(256, (10, 3, 6, 6), generator=torch.Generator().manual_seed(0))
-        self.images = (pixels[..., :1, :1].expand_as(pixels) if constant else pixels).to(torch.uint8)
+        self.images = (pixels[..., :1, :1].expand_as(pixels) if constant else pixels).to(
+            torch.uint8
+        )
         self.ids = [f"patch {i}" for i in range(10)]
 
     def __len__(self) -> int:
@@ -31,11 +35,17 @@ class Squares(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         image = self.images[i]
-        return {"image": image, "label": torch.tensor([i % 2, i // 2 % 2]).float(), "index": i, "mask": image[0].long()}
+        return {
+            "image": image,
+            "label": torch.tensor([i % 2, i // 2 % 2]).float(),
+            "index": i,
+            "mask": image[0].long(),
+        }
 
 
 class Tiny(nn.Module):
-    """A convolution, batch statistics and dropout: what a resumed run must restore and draw again."""
+    """A convolution, batch statistics and dropout: what a resumed run must restore and draw
+    again."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.3):
         super().__init__()
@@ -85,17 +95,25 @@ def test_image_and_mask_turn_together():
     poses = training.dihedral(patches.images[0][0].repeat(8, 1, 1), torch.arange(8)).long()
     seen = {int((poses == m).all((1, 2)).nonzero()) for m in turned["mask"][::10]}
     assert len(seen) > 3  # eight draws of the first patch: not all in one pose
-    assert torch.equal(turned["label"], batch["label"]) and torch.equal(turned["index"], batch["index"])
-    assert batch["image"].dtype == torch.uint8 and torch.equal(batch["image"][0], patches.images[0])  # left as it was
+    assert torch.equal(turned["label"], batch["label"]) and torch.equal(
+        turned["index"], batch["index"]
+    )
+    assert batch["image"].dtype == torch.uint8 and torch.equal(
+        batch["image"][0], patches.images[0]
+    )  # left as it was
 
 
 def test_poly_lr_falls_on_a_straight_line():
-    assert [training.poly_lr(i, 4, 0.8) for i in range(4)] == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
+    assert [training.poly_lr(i, 4, 0.8) for i in range(4)] == pytest.approx(
+        [0.8, 0.6, 0.4, 0.2], abs=1e-15
+    )
 
 
 def test_poly_lr_warms_up_and_stays_past_its_end():
     rates = [training.poly_lr(i, 8, 0.8, power=2, warmup=4, ratio=0.1) for i in range(10)]
-    risen = [0.8 * share for share in (0.1, 0.325, 0.55, 0.775)]  # from a tenth, a quarter of the way each step
+    risen = [
+        0.8 * share for share in (0.1, 0.325, 0.55, 0.775)
+    ]  # from a tenth, a quarter of the way each step
     fallen = [0.8 * (1 - k / 8) ** 2 for k in (0, 1, 2, 3, 3, 3)]
     assert rates == pytest.approx(risen + fallen, abs=1e-15)
 
@@ -110,7 +128,13 @@ def test_steps_are_adamw_under_the_falling_learning_rate(tmp_path):
     nn.init.constant_(net.weight, 0.5)
     lr, decay, b1, b2 = 0.1, 0.2, 0.9, 0.999
     settings = dict(epochs=2, batch=5, lr=lr, weight_decay=decay, seed=0, device="cpu")
-    training.fit(net, Squares(), lambda n, batch: {"loss": 3 * n(torch.ones(1, 1)).sum()}, tmp_path, **settings)
+    training.fit(
+        net,
+        Squares(),
+        lambda n, batch: {"loss": 3 * n(torch.ones(1, 1)).sum()},
+        tmp_path,
+        **settings,
+    )
     w, m, v = 0.5, 0.0, 0.0
     for step in range(4):  # two epochs of two batches; the gradient is 3 at every step
         rate = lr * (1 - step / 4)
@@ -131,7 +155,9 @@ def test_what_is_watched_stands_in_the_history_and_steers_nothing(tmp_path):
 
     watched, history = trained(tmp_path / "a", watch=watch)
     plain, bare = trained(tmp_path / "b")
-    assert history["IoU A"].tolist() == [0.25, 0.5, 0.75] and losses(history.drop(columns="IoU A")) == losses(bare)
+    assert history["IoU A"].tolist() == [0.25, 0.5, 0.75] and losses(
+        history.drop(columns="IoU A")
+    ) == losses(bare)
     assert same_weights(watched, plain) and torch.equal(seen[-1], plain.conv.weight)
     assert pd.read_csv(tmp_path / "a" / "history.csv")["IoU A"].tolist() == [0.25, 0.5, 0.75]
 
@@ -144,17 +170,27 @@ def test_history_holds_the_mean_of_each_loss(tmp_path):
         return {"loss": net(batch["image"]).sum() * 0 + seen[-1], "index": seen[-1]}
 
     calls = []
-    history = training.fit(Tiny(), Squares(), loss, tmp_path, **(SETTINGS | {"epochs": 2}), on_epoch=calls.append)
-    assert len(seen) == 4  # ten patches in batches of four: the last two are dropped, two batches in each epoch
+    history = training.fit(
+        Tiny(), Squares(), loss, tmp_path, **(SETTINGS | {"epochs": 2}), on_epoch=calls.append
+    )
+    assert (
+        len(seen) == 4
+    )  # ten patches in batches of four: the last two are dropped, two batches in each epoch
     assert history["epoch"].tolist() == [1, 2]
-    assert history["index"].tolist() == pytest.approx([float(sum(seen[:2])) / 2, float(sum(seen[2:])) / 2])
+    assert history["index"].tolist() == pytest.approx(
+        [float(sum(seen[:2])) / 2, float(sum(seen[2:])) / 2]
+    )
     assert history["loss"].tolist() == pytest.approx(history["index"].tolist())
     assert [len(c) for c in calls] == [1, 2] and calls[1].equals(history)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "history.csv"), history)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
-    (a, first), (b, second), (c, _) = trained(tmp_path / "a"), trained(tmp_path / "b"), trained(tmp_path / "c", seed=6)
+    (a, first), (b, second), (c, _) = (
+        trained(tmp_path / "a"),
+        trained(tmp_path / "b"),
+        trained(tmp_path / "c", seed=6),
+    )
     assert same_weights(a, b) and losses(first) == losses(second)
     assert not same_weights(a, c)
 
@@ -203,7 +239,9 @@ def test_a_loss_that_is_no_number_stops_names_and_keeps_its_batch(tmp_path):
         return {"loss": value * torch.where((batch["index"] == 7).any(), torch.nan, 1.0)}
 
     net = Tiny()
-    with pytest.raises(FloatingPointError, match="loss is nan .*patch .*lower the learning rate") as error:
+    with pytest.raises(
+        FloatingPointError, match="loss is nan .*patch .*lower the learning rate"
+    ) as error:
         training.fit(net, Squares(), loss, tmp_path, **(SETTINGS | {"batch": 2}))
     assert "patch 7" in str(error.value)
     kept = torch.load(tmp_path / "non_finite_batch.pt", weights_only=True)
@@ -213,7 +251,8 @@ def test_a_loss_that_is_no_number_stops_names_and_keeps_its_batch(tmp_path):
 
 
 class Linear(nn.Module):
-    """A classifier with the methods that training.cam_loss asks of ClassNet; a colour looks the same in every pose."""
+    """A classifier with the methods that training.cam_loss asks of ClassNet; a colour looks the
+    same in every pose."""
 
     def __init__(self):
         super().__init__()
@@ -230,20 +269,33 @@ class Linear(nn.Module):
 
 def _train_as(rank: int, port: int, folder) -> None:
     """One of two processes on the CPU: accelerate finds out from the environment."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     net, seen = Linear(), []
 
     def loss(net, batch):
         seen.append(batch["index"].tolist())
-        return training.cam_loss(net, batch, preset=PRESETS["quick"])
+        return cam_loss(net, batch, preset=PRESETS["quick"])
 
-    history = training.fit(net, Squares(constant=True), loss, folder, **SETTINGS | {"batch": 2, "epochs": 2})
-    torch.save({"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt")
+    history = training.fit(
+        net, Squares(constant=True), loss, folder, **SETTINGS | {"batch": 2, "epochs": 2}
+    )
+    torch.save(
+        {"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt"
+    )
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo: no processes on a CPU")
+@pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo: no processes on a CPU",
+)
 def test_two_processes_share_the_batches_and_end_with_one_set_of_weights(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -253,7 +305,9 @@ def test_two_processes_share_the_batches_and_end_with_one_set_of_weights(tmp_pat
     assert all(torch.equal(v, second["net"][k]) for k, v in first["net"].items())
     assert first["rows"] == second["rows"] == len(pd.read_csv(tmp_path / "history.csv")) == 2
     joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
-    assert len(joined) == 4 and all(len(set(joined[e] + joined[e + 1])) == 8 for e in (0, 2))  # no patch twice an epoch
+    assert len(joined) == 4 and all(
+        len(set(joined[e] + joined[e + 1])) == 8 for e in (0, 2)
+    )  # no patch twice an epoch
     # the same by hand: AdamW on the joined batches
     net, patches = Linear(), Squares(constant=True)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=SETTINGS["weight_decay"])
@@ -277,8 +331,13 @@ def test_the_bar_speaks_once_a_second(tmp_path, monkeypatch):
             return super().display(*args, **kwargs)
 
     monkeypatch.setattr(training, "tqdm", Bar)
-    training.fit(Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS)  # six steps in far less than a second
-    # at the start and at the end: a notebook's client that reads late keeps 1000 messages, and nbval reads late
+    training.fit(
+        Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS
+    )  # six steps in far less than a second
+    # at the start and at the end: a notebook's client that reads late keeps 1000 messages, and
+    # nbval reads late
     assert spoken == [0, 6]
-    training.fit(Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS)  # all is loaded: nothing to say
+    training.fit(
+        Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS
+    )  # all is loaded: nothing to say
     assert spoken == [0, 6]

@@ -1,4 +1,6 @@
-"""One file over a bad line: against every kind of server in server.py, always the same bytes or a clear error."""
+"""One file over a bad line: against every kind of server in server.py, always the same bytes or a
+clear error."""
+
 import hashlib
 import itertools
 import json
@@ -10,15 +12,17 @@ import time
 import tracemalloc
 
 import pytest
+from server import QUOTA, Server
 
 from data_download import part, transport
 from data_download.part import MirrorFailed, Remote
 from data_download.registry import Refused
-from server import QUOTA, Server
 
 DATA = random.Random(0).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
-EAGER = transport.Patience(connect=2, stall=5, waits=(0, 0, 0))     # tries as the real one does, without the waits
+EAGER = transport.Patience(
+    connect=2, stall=5, waits=(0, 0, 0)
+)  # tries as the real one does, without the waits
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +34,22 @@ def no_proxy(monkeypatch):
 @pytest.fixture
 def bring(tmp_path):
     """Download /x of a server to tmp_path/x; anything of Remote may be given."""
+
     def call(server, patience=EAGER, moved=lambda have, total: None, **given):
         with transport.session() as client:
-            return transport.get(Remote("x", f"{server.url}/x", **given), tmp_path / "x", client, patience, moved)
+            return transport.get(
+                Remote("x", f"{server.url}/x", **given), tmp_path / "x", client, patience, moved
+            )
+
     return call
 
 
 def cuts(*lengths, **more):
     """Spoil the first len(lengths) answers, each closed after so many bytes of its body."""
     left = iter(lengths)
-    return lambda path, start: {"cut": cut, **more} if (cut := next(left, None)) is not None else None
+    return lambda path, start: (
+        {"cut": cut, **more} if (cut := next(left, None)) is not None else None
+    )
 
 
 def names(folder):
@@ -63,7 +73,7 @@ def test_a_cut_is_resumed_where_it_was(bring, tmp_path, reset):
         assert bring(server) == SHA
     first, second, third = server.gets()
     assert first == "" and all(wanted.startswith("bytes=") for wanted in (second, third))
-    if not reset:       # a reset may swallow bytes that were on their way
+    if not reset:  # a reset may swallow bytes that were on their way
         assert (second, third) == ("bytes=100000-", "bytes=150000-")
     assert (tmp_path / "x").read_bytes() == DATA
 
@@ -72,14 +82,20 @@ def test_a_later_run_goes_on(bring, tmp_path):
     with Server({"/x": DATA}, spoil=cuts(120_000, 0, 0, 0)) as server:
         with pytest.raises(MirrorFailed, match="x: gave up after 3 tries: .*what came is kept"):
             bring(server, transport.Patience(waits=(0, 0)))
-        assert names(tmp_path) == ["x.part", "x.part.json"] and (tmp_path / "x.part").read_bytes() == DATA[:120_000]
+        assert (
+            names(tmp_path) == ["x.part", "x.part.json"]
+            and (tmp_path / "x.part").read_bytes() == DATA[:120_000]
+        )
         assert bring(server) == SHA
     assert server.gets()[-1] == "bytes=120000-" and names(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("etag, given, again", [(False, {}, ""), (False, {"hash": f"sha256:{SHA}"}, "bytes=120000-")])
+@pytest.mark.parametrize(
+    "etag, given, again", [(False, {}, ""), (False, {"hash": f"sha256:{SHA}"}, "bytes=120000-")]
+)
 def test_bytes_that_nothing_vouches_for_are_not_spliced(bring, tmp_path, etag, given, again):
-    """Neither ETag nor date nor hash: a file that was replaced meanwhile could not be told from the old one."""
+    """Neither ETag nor date nor hash: a file that was replaced meanwhile could not be told from the
+    old one."""
     with Server({"/x": DATA}, etag=etag, spoil=cuts(120_000, 0)) as server:
         with pytest.raises(MirrorFailed):
             bring(server, transport.Patience(waits=()), **given)
@@ -92,8 +108,10 @@ def test_bytes_that_nothing_vouches_for_are_not_spliced(bring, tmp_path, etag, g
 def test_a_file_that_changes_meanwhile_is_not_spliced(bring, tmp_path):
     new = bytes(reversed(DATA))
     with Server({"/x": DATA}, spoil=cuts(120_000)) as server:
+
         def changed(have, total):
             server.bodies["/x"] = new
+
         assert bring(server, moved=changed) == hashlib.sha256(new).hexdigest()
     assert server.gets() == ["", "bytes=120000-"] and (tmp_path / "x").read_bytes() == new
 
@@ -102,13 +120,21 @@ def test_a_server_that_ignores_if_range_is_found_out(bring, tmp_path):
     """It sends the rest of another version: its ETag tells."""
     new = bytes(reversed(DATA))
     with Server({"/x": DATA}, spoil=cuts(120_000)) as server:
+
         def changed(have, total):
             server.bodies["/x"] = new
             if have == 120_000:
-                rest = {"status": 206, "body": new[120_000:], "headers": {
-                    "ETag": '"new"', "Content-Range": f"bytes 120000-{len(new) - 1}/{len(new)}"}}
+                rest = {
+                    "status": 206,
+                    "body": new[120_000:],
+                    "headers": {
+                        "ETag": '"new"',
+                        "Content-Range": f"bytes 120000-{len(new) - 1}/{len(new)}",
+                    },
+                }
                 answers = iter([rest])
                 server.spoil = lambda path, start: next(answers, None)
+
         assert bring(server, moved=changed) == hashlib.sha256(new).hexdigest()
     assert server.gets() == ["", "bytes=120000-", ""]
 
@@ -120,7 +146,8 @@ def test_a_server_without_ranges_begins_anew(bring, tmp_path):
 
 
 def test_all_bytes_here_but_no_name_yet(bring, tmp_path):
-    """Killed between the last byte and the rename: the server refuses the empty range with 416 and all bytes."""
+    """Killed between the last byte and the rename: the server refuses the empty range with 416 and
+    all bytes."""
     with Server({"/x": DATA}) as server:
         with transport.session() as client:
             piece = part.Part(tmp_path / "x", Remote("x", f"{server.url}/x"))
@@ -139,13 +166,17 @@ def test_a_shorter_file_than_the_part_begins_anew(bring, tmp_path):
         note = json.loads((tmp_path / "x.part.json").read_text())
         server.bodies["/x"] = DATA[:1000]
         etag = f'"{hash(server.bodies["/x"])}"'
-        (tmp_path / "x.part.json").write_text(json.dumps(note | {"validator": etag}))      # the server kept its ETag
+        (tmp_path / "x.part.json").write_text(
+            json.dumps(note | {"validator": etag})
+        )  # the server kept its ETag
         assert bring(server) == hashlib.sha256(DATA[:1000]).hexdigest()
 
 
 def test_silence_counts_as_a_cut(bring, tmp_path):
     stalls = iter([70_000, 90_000])
-    with Server({"/x": DATA}, spoil=lambda path, start: {"stall": n} if (n := next(stalls, None)) else None) as server:
+    with Server(
+        {"/x": DATA}, spoil=lambda path, start: {"stall": n} if (n := next(stalls, None)) else None
+    ) as server:
         assert bring(server, transport.Patience(stall=0.5, waits=(0, 0))) == SHA
     assert server.gets() == ["", "bytes=70000-", "bytes=160000-"]
 
@@ -153,7 +184,7 @@ def test_silence_counts_as_a_cut(bring, tmp_path):
 def test_waits_grow_with_jitter_and_begin_anew_after_progress(bring, monkeypatch):
     slept = []
     monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds))
-    plan = [0, 0, 50_000, 0, 0]     # no progress twice, then some, then none twice
+    plan = [0, 0, 50_000, 0, 0]  # no progress twice, then some, then none twice
     with Server({"/x": DATA}, spoil=cuts(*plan)) as server:
         bring(server, transport.Patience(waits=(10, 20, 40)))
     assert len(slept) == 5
@@ -165,8 +196,12 @@ def test_waits_grow_with_jitter_and_begin_anew_after_progress(bring, monkeypatch
 
 @pytest.mark.parametrize("type", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_a_page_with_status_200_is_never_saved(bring, tmp_path, type):
-    with Server({"/x": DATA}, spoil=lambda path, start: {"status": 200, "type": type, "body": QUOTA}) as server:
-        with pytest.raises(MirrorFailed, match=r"sent a web page \('Google Drive - Quota exceeded'\) where x is"):
+    with Server(
+        {"/x": DATA}, spoil=lambda path, start: {"status": 200, "type": type, "body": QUOTA}
+    ) as server:
+        with pytest.raises(
+            MirrorFailed, match=r"sent a web page \('Google Drive - Quota exceeded'\) where x is"
+        ):
             bring(server)
         assert len(server.gets()) == 1
     assert names(tmp_path) == []
@@ -183,7 +218,9 @@ def test_a_page_in_place_of_the_rest_leaves_the_part(bring, tmp_path):
 
 def test_a_confirm_page_leads_on_once(bring, tmp_path):
     page = {"status": 200, "type": "text/html", "body": b"<html>sure?</html>"}
-    with Server({"/x": b"", "/y": DATA}, spoil=lambda path, start: page if path.startswith("/x") else None) as server:
+    with Server(
+        {"/x": b"", "/y": DATA}, spoil=lambda path, start: page if path.startswith("/x") else None
+    ) as server:
         assert bring(server, onward=lambda text: f"{server.url}/y") == SHA
         (tmp_path / "x").unlink()
         with pytest.raises(MirrorFailed, match="one web page leads to the next"):
@@ -203,7 +240,9 @@ def test_a_refusal_is_not_asked_again(bring, tmp_path, status):
 def test_a_busy_server_is_asked_again(bring, monkeypatch, status):
     slept = []
     monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds))
-    busy = iter([{"status": status, "type": "text/html", "body": QUOTA, "headers": {"Retry-After": "7"}}])
+    busy = iter(
+        [{"status": status, "type": "text/html", "body": QUOTA, "headers": {"Retry-After": "7"}}]
+    )
     with Server({"/x": DATA}, spoil=lambda path, start: next(busy, None)) as server:
         assert bring(server) == SHA
     assert slept == [7]
@@ -213,8 +252,11 @@ def test_a_busy_server_is_asked_again(bring, monkeypatch, status):
 def test_a_wrong_hash_is_never_saved(bring, tmp_path, algorithm):
     wrong = "0" * len(hashlib.new(algorithm).hexdigest())
     with Server({"/x": DATA}) as server:
-        with pytest.raises(MirrorFailed, match=f"x has the {algorithm} {hashlib.new(algorithm, DATA).hexdigest()}, "
-                                               f"expected {wrong} .as told.; nothing of it is kept"):
+        with pytest.raises(
+            MirrorFailed,
+            match=f"x has the {algorithm} {hashlib.new(algorithm, DATA).hexdigest()}, "
+            f"expected {wrong} .as told.; nothing of it is kept",
+        ):
             bring(server, hash=f"{algorithm}:{wrong}", told_by="as told")
         assert names(tmp_path) == []
         assert bring(server, hash=f"{algorithm}:{hashlib.new(algorithm, DATA).hexdigest()}") == SHA
@@ -241,9 +283,18 @@ def test_no_length_no_hash_is_refused_but_chunks_are_counted(bring, tmp_path):
     packed = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
     chunked = {"status": 200, "headers": {"Content-Length": "", "Transfer-Encoding": "chunked"}}
     plain = {"status": 200, "headers": {"Content-Length": ""}, "body": DATA, "cut": len(DATA)}
-    answers = iter([plain, plain, chunked | {"body": packed[:150_000], "cut": 150_000}, chunked | {"body": packed}])
+    answers = iter(
+        [
+            plain,
+            plain,
+            chunked | {"body": packed[:150_000], "cut": 150_000},
+            chunked | {"body": packed},
+        ]
+    )
     with Server({"/x": DATA}, spoil=lambda path, start: next(answers)) as server:
-        with pytest.raises(MirrorFailed, match="does not say how long x is, so a cut could not be noticed"):
+        with pytest.raises(
+            MirrorFailed, match="does not say how long x is, so a cut could not be noticed"
+        ):
             bring(server)
         assert bring(server, hash=f"sha256:{SHA}") == SHA
         (tmp_path / "x").unlink()
@@ -252,7 +303,9 @@ def test_no_length_no_hash_is_refused_but_chunks_are_counted(bring, tmp_path):
 
 
 def test_a_full_disk_is_known_before_the_first_byte(bring, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 ** 9, 10 ** 9 - 9, 9))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 9, 9)
+    )
     with Server({"/x": DATA}) as server:
         with pytest.raises(Refused, match="x needs 300,000 more bytes, 9 are free"):
             bring(server)
@@ -270,7 +323,8 @@ def test_a_folder_that_cannot_be_written(bring, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(bring, tmp_path):
-    """64 MiB pass through; what waits for the hash is AHEAD chunks of 1 MiB at most, and a few are under way."""
+    """64 MiB pass through; what waits for the hash is AHEAD chunks of 1 MiB at most, and a few are
+    under way."""
     data = bytes(64 << 20)
     with Server({"/x": data}) as server:
         tracemalloc.start()
@@ -284,7 +338,10 @@ def test_memory_does_not_grow_with_the_file(bring, tmp_path):
 def test_listing_follows_no_more_than_it_should(tmp_path):
     link = {"status": 200, "body": b"[1]", "headers": {"Link": '<http://127.0.0.1/2>; rel="next"'}}
     answers = iter([{"cut": 0}, {"status": 500}, link, {"status": 200, "body": b"[2]"}])
-    with Server({"/l": b"[0]"}, spoil=lambda path, start: next(answers)) as server, transport.session() as client:
+    with (
+        Server({"/l": b"[0]"}, spoil=lambda path, start: next(answers)) as server,
+        transport.session() as client,
+    ):
         assert transport.listing(f"{server.url}/l", client, EAGER) == ("[1]", "http://127.0.0.1/2")
         assert transport.listing(f"{server.url}/l", client, EAGER) == ("[2]", "")
     with Server({"/l": bytes(transport.LISTING + 1)}) as server, transport.session() as client:
@@ -302,7 +359,9 @@ def test_someone_answers(monkeypatch):
     with transport.session() as client:
         assert not transport.someone_answers([closed_port(), closed_port()], client)
         with Server({}) as server:
-            assert transport.someone_answers([closed_port(), server.url], client)       # a 404 is an answer
+            assert transport.someone_answers(
+                [closed_port(), server.url], client
+            )  # a 404 is an answer
         blocked = threading.Event()
 
         def hang(*args, **more):
@@ -312,16 +371,21 @@ def test_someone_answers(monkeypatch):
         monkeypatch.setattr(socket, "getaddrinfo", hang)
         start = time.monotonic()
         assert not transport.someone_answers(["http://nowhere.invalid/"], client, seconds=0.5)
-        assert time.monotonic() - start < 9                                             # 0.5 s and a busy machine
+        assert time.monotonic() - start < 9  # 0.5 s and a busy machine
         blocked.set()
 
 
 def test_random_cuts_on_every_kind_of_server(bring, tmp_path):
-    """64 files, each with up to four cuts at random bytes: ranges or not, ETag or not, closed softly or hard."""
+    """64 files, each with up to four cuts at random bytes: ranges or not, ETag or not, closed
+    softly or hard."""
     draw = random.Random(1)
-    for trial, ranges, etag, reset in itertools.product(range(8), (True, False), (True, False), (True, False)):
+    for trial, ranges, etag, reset in itertools.product(
+        range(8), (True, False), (True, False), (True, False)
+    ):
         lengths = [draw.randrange(len(DATA)) for _ in range(draw.randrange(5))]
-        with Server({"/x": DATA}, ranges=ranges, etag=etag, spoil=cuts(*lengths, reset=reset)) as server:
+        with Server(
+            {"/x": DATA}, ranges=ranges, etag=etag, spoil=cuts(*lengths, reset=reset)
+        ) as server:
             assert bring(server, transport.Patience(stall=20, waits=(0,) * 6)) == SHA
         assert (tmp_path / "x").read_bytes() == DATA and names(tmp_path) == ["x"]
         (tmp_path / "x").unlink()

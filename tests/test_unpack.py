@@ -1,4 +1,6 @@
-"""Archives: honest ones byte for byte, malicious ones refused with nothing left, damaged ones told apart from both."""
+"""Archives: honest ones byte for byte, malicious ones refused with nothing left, damaged ones told
+apart from both."""
+
 import gzip
 import io
 import os
@@ -17,8 +19,12 @@ import pytest
 from data_download.registry import Refused
 from data_download.unpack import Damaged, Limits, is_archive, unpack
 
-TREE = {"top/a [1 0 0 1].png": random.Random(0).randbytes(200_000), "top/sub/ü.txt": b"text", "top/empty.txt": b"",
-        "readme": b"x" * 70_000}
+TREE = {
+    "top/a [1 0 0 1].png": random.Random(0).randbytes(200_000),
+    "top/sub/ü.txt": b"text",
+    "top/empty.txt": b"",
+    "readme": b"x" * 70_000,
+}
 SUFFIXES = {"zip": ".zip", "": ".tar", "gz": ".tar.gz", "bz2": ".tar.bz2", "xz": ".tar.xz"}
 
 
@@ -27,7 +33,13 @@ def make_tar(path, members, mode="w"):
     with tarfile.open(path, mode) as file:
         for name, body in members.items():
             info = tarfile.TarInfo(name)
-            if body in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            if body in (
+                tarfile.SYMTYPE,
+                tarfile.LNKTYPE,
+                tarfile.CHRTYPE,
+                tarfile.FIFOTYPE,
+                tarfile.DIRTYPE,
+            ):
                 info.type, info.linkname, body = body, "readme", b""
             info.size = len(body)
             file.addfile(info, io.BytesIO(body))
@@ -51,12 +63,18 @@ def make(path, members, kind):
 
 
 def tree(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture
 def refused(tmp_path):
-    """The message of a refusal, and the proof that nothing but the archive is on the disk after it."""
+    """The message of a refusal, and the proof that nothing but the archive is on the disk after
+    it."""
+
     def call(archive, limits=Limits(), error=Refused):
         home = tmp_path / "here"
         home.mkdir(exist_ok=True)
@@ -65,6 +83,7 @@ def refused(tmp_path):
             unpack(archive, home / "out", limits)
         assert sorted(tmp_path.rglob("*")) == before
         return str(found.value)
+
     return call
 
 
@@ -86,21 +105,41 @@ def test_unpacked_byte_for_byte(tmp_path, kind):
     archive = make(tmp_path / f"a{SUFFIXES[kind]}", TREE, kind)
     assert is_archive(archive)
     assert unpack(archive, tmp_path / "out") == 4
-    assert tree(tmp_path / "out") == TREE and sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "out"]
-    bare = archive.rename(tmp_path / "copy")        # a Drive file may have no suffix: its first bytes tell
+    assert tree(tmp_path / "out") == TREE and sorted(path.name for path in tmp_path.iterdir()) == [
+        archive.name,
+        "out",
+    ]
+    bare = archive.rename(
+        tmp_path / "copy"
+    )  # a Drive file may have no suffix: its first bytes tell
     assert is_archive(bare) and unpack(bare, tmp_path / "again") == 4
 
 
 def test_what_is_an_archive(tmp_path):
-    files = {"a.png": b"\x89PNG", "x.npz": b"PK\x03\x04", "w.bin": b"PK\x03\x04", "notes": b"text", "b.rar": b"",
-             "c.7z": b"", "D.ZIP": b"", "e.tgz": b""}
+    files = {
+        "a.png": b"\x89PNG",
+        "x.npz": b"PK\x03\x04",
+        "w.bin": b"PK\x03\x04",
+        "notes": b"text",
+        "b.rar": b"",
+        "c.7z": b"",
+        "D.ZIP": b"",
+        "e.tgz": b"",
+    }
     for name, body in files.items():
         (tmp_path / name).write_bytes(body)
-    assert [name for name in files if is_archive(tmp_path / name)] == ["b.rar", "c.7z", "D.ZIP", "e.tgz"]
+    assert [name for name in files if is_archive(tmp_path / name)] == [
+        "b.rar",
+        "c.7z",
+        "D.ZIP",
+        "e.tgz",
+    ]
 
 
 def test_folders_and_the_dot_of_tar(tmp_path):
-    archive = make_tar(tmp_path / "a.tar", {".": tarfile.DIRTYPE, "./d": tarfile.DIRTYPE, "./d/x": b"one"})
+    archive = make_tar(
+        tmp_path / "a.tar", {".": tarfile.DIRTYPE, "./d": tarfile.DIRTYPE, "./d/x": b"one"}
+    )
     assert unpack(archive, tmp_path / "out") == 1 and tree(tmp_path / "out") == {"d/x": b"one"}
 
 
@@ -120,20 +159,26 @@ def test_what_a_killed_run_left_is_replaced(tmp_path):
 # malicious archives
 
 
-@pytest.mark.parametrize("name", ["/x", "../x", "a/../../x", "C:\\x", "\\\\host\\x", "..\\..\\x", "a\nb"])
+@pytest.mark.parametrize(
+    "name", ["/x", "../x", "a/../../x", "C:\\x", "\\\\host\\x", "..\\..\\x", "a\nb"]
+)
 @pytest.mark.parametrize("kind", ["zip", "gz"])
 def test_paths_that_lead_out(tmp_path, refused, kind, name):
     archive = make(tmp_path / "evil", {"good": b"one", name: b"two"}, kind)
     assert "would leave its folder" in refused(archive)
 
 
-@pytest.mark.parametrize("type", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "type", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
+)
 def test_links_and_devices_in_a_tar(tmp_path, refused, type):
     archive = make_tar(tmp_path / "evil.tar", {"readme": b"one", "x": type})
     assert "'x' is neither a file nor a folder (a link or a device)" in refused(archive)
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]
+)
 def test_links_and_devices_in_a_zip(tmp_path, refused, kind):
     archive = make_zip(tmp_path / "evil.zip", {"readme": b"one", "x": kind | 0o777})
     assert "'x' is neither a file nor a folder (a link or a device)" in refused(archive)
@@ -144,7 +189,7 @@ def test_a_sparse_file_of_a_tebibyte(tmp_path, refused):
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    header[483:495] = b"%011o\0" % 7            # real size; any will do
+    header[483:495] = b"%011o\0" % 7  # real size; any will do
     header[148:156] = b"        "
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "evil.tar").write_bytes(bytes(header) + bytes(1024))
@@ -164,7 +209,8 @@ def test_a_file_that_is_a_folder_too(tmp_path, refused, kind):
 
 
 def zeros(packed_mebibytes):
-    """Raw deflate of about 1030 times as many zeros: one block that leans on nothing before it, repeated."""
+    """Raw deflate of about 1030 times as many zeros: one block that leans on nothing before it,
+    repeated."""
     packer = zlib.compressobj(9, wbits=-15)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     count = (packed_mebibytes << 20) // len(block)
@@ -173,17 +219,48 @@ def zeros(packed_mebibytes):
 
 def zip_of(path, packed, size, count=1, name=b"x"):
     """A zip, by hand: `count` directory entries that all point to one file."""
-    local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 45, 0, 8, 0, 33, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(name), 20) + name
+    local = (
+        struct.pack(
+            "<4s5H3I2H", b"PK\x03\x04", 45, 0, 8, 0, 33, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(name), 20
+        )
+        + name
+    )
     extra = struct.pack("<2H2Q", 1, 16, size, len(packed))
-    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 45, 45, 0, 8, 0, 33, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(name), 20,
-                        0, 0, 0, 0, 0) + name + extra
+    entry = (
+        struct.pack(
+            "<4s6H3I5H2I",
+            b"PK\x01\x02",
+            45,
+            45,
+            0,
+            8,
+            0,
+            33,
+            0,
+            0xFFFFFFFF,
+            0xFFFFFFFF,
+            len(name),
+            20,
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
+        + name
+        + extra
+    )
     start, length = len(local) + 20 + len(packed), len(entry) * count
     with open(path, "wb") as file:
         file.write(local + extra + packed)
         file.write(entry * count)
-        file.write(struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, start))
+        file.write(
+            struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, length, start)
+        )
         file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, start + length, 1))
-        file.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
+        file.write(
+            struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        )
     return path
 
 
@@ -191,7 +268,9 @@ def test_ten_gigabytes_of_zeros_in_ten_megabytes_zip(tmp_path, refused):
     packed, size = zeros(10)
     archive = zip_of(tmp_path / "bomb.zip", packed, size)
     assert size > 10e9 and archive.stat().st_size < 10.6e6
-    assert zipfile.ZipFile(archive).infolist()[0].file_size == size         # a zip that others would unpack
+    assert (
+        zipfile.ZipFile(archive).infolist()[0].file_size == size
+    )  # a zip that others would unpack
     assert "swells to more than 500 times its size, as bombs do" in refused(archive)
 
 
@@ -225,7 +304,8 @@ def test_a_million_entries_in_a_zip(tmp_path, refused):
 
 
 def test_more_entries_than_the_limit_in_a_tar(tmp_path, refused):
-    """A folder may stand in a tar a million times; it is left after the first one over the limit."""
+    """A folder may stand in a tar a million times; it is left after the first one over the
+    limit."""
     header = make_tar(tmp_path / "d.tar", {"d": tarfile.DIRTYPE}).read_bytes()[:512]
     (tmp_path / "d.tar").write_bytes(gzip.compress(header * 100_000, 1))
     assert "it has more than 1,000 entries" in refused(tmp_path / "d.tar", Limits(entries=1000))
@@ -241,7 +321,9 @@ def test_the_limits_hold_for_all_entries_together(tmp_path, refused, kind):
 
 def test_more_than_the_disk_holds(tmp_path, refused, monkeypatch):
     archive = make(tmp_path / "a.zip", TREE, "zip")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10 ** 9, 10 ** 9 - 9, 9))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 9, 9)
+    )
     assert "a.zip needs 270,004 bytes when unpacked, 9 are free" in refused(archive)
 
 
@@ -253,7 +335,9 @@ def test_encrypted_and_foreign_kinds(tmp_path, refused):
     assert "it is encrypted" in refused(archive)
     for name, magic in (("a.rar", b"Rar!\x1a\x07\x00"), ("a.7z", b"7z\xbc\xaf\x27\x1c")):
         (tmp_path / name).write_bytes(magic)
-        assert "unpack it yourself and give the folder with --from-local" in refused(tmp_path / name)
+        assert "unpack it yourself and give the folder with --from-local" in refused(
+            tmp_path / name
+        )
 
 
 # damaged archives
@@ -262,7 +346,9 @@ def test_encrypted_and_foreign_kinds(tmp_path, refused):
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_cut_archives(tmp_path, refused, kind):
     archive = make(tmp_path / "cut", TREE, kind)
-    os.truncate(archive, archive.stat().st_size * 2 // 3 if kind else 100_000)      # a plain tar ends in padding
+    os.truncate(
+        archive, archive.stat().st_size * 2 // 3 if kind else 100_000
+    )  # a plain tar ends in padding
     assert "cut is damaged" in refused(archive, error=Damaged)
 
 
@@ -275,7 +361,9 @@ def test_one_wrong_byte(tmp_path, refused, kind):
     assert "bad is damaged" in refused(archive, error=Damaged)
 
 
-@pytest.mark.parametrize("body", [b"", b"<!doctype html>", b"PK\x03\x04 and no more", b"PK\x05\x06", b"\x1f\x8bno"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<!doctype html>", b"PK\x03\x04 and no more", b"PK\x05\x06", b"\x1f\x8bno"]
+)
 def test_no_archive_at_all(tmp_path, refused, body):
     (tmp_path / "a.zip").write_bytes(body)
     assert "a.zip is damaged or no archive" in refused(tmp_path / "a.zip", error=Damaged)

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from protolib import bank, viz
-from protolib.data import SPECS
+from protolib import bank
+from protolib.data.specs import SPECS
+from protolib.teach import viz
 
 SPEC = SPECS["phantom"]
 WHITE = [1.0, 1.0, 1.0]
@@ -41,8 +42,14 @@ def test_mask_rgb_gives_each_class_its_colour_and_ignore_white():
 def test_colours_differ_in_all_data_sets_and_come_back_after_eight():
     for spec in SPECS.values():
         assert len({tuple(c) for c in viz.colours(spec)}) == spec.C + 1
-    nine = replace(SPEC, classes=tuple("ABCDEFGHI"), titles=tuple("ABCDEFGHI"), codes={i: i for i in range(9)}, ignored=(),
-                   palette=tuple((i, 0, 0) for i in range(10)))  # fmt: skip
+    nine = replace(
+        SPEC,
+        classes=tuple("ABCDEFGHI"),
+        titles=tuple("ABCDEFGHI"),
+        codes={i: i for i in range(9)},
+        ignored=(),
+        palette=tuple((i, 0, 0) for i in range(10)),
+    )
     np.testing.assert_array_equal(viz.colours(nine)[8], viz.colours(nine)[0])
 
 
@@ -103,7 +110,9 @@ def test_scatter_draws_class_colour_and_group_marker():
     points = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
     ax = plt.figure().add_subplot()
     viz.scatter(ax, points, np.array([0, 0, 1]), np.array([0, 1, 1]), SPEC, ["first", "second"])
-    drawn = [(c.get_offsets().tolist(), c.get_facecolor()[0, :3].tolist()) for c in ax.collections[:3]]
+    drawn = [
+        (c.get_offsets().tolist(), c.get_facecolor()[0, :3].tolist()) for c in ax.collections[:3]
+    ]
     assert drawn == [([[0.0, 1.0]], ORANGE), ([[2.0, 3.0]], ORANGE), ([[4.0, 5.0]], GREEN)]
     paths = [c.get_paths()[0].vertices for c in ax.collections]
     np.testing.assert_array_equal(paths[1], paths[2])  # one marker for one group
@@ -115,8 +124,15 @@ def test_heat_map_writes_the_numbers_and_separates_the_classes():
     ax = plt.figure().add_subplot()
     viz.heat_map(ax, np.array([[1, -0.001], [-0.25, 1]]), ["A", "B"], block=1)
     assert [(t.get_text(), t.get_position()) for t in ax.texts] == [
-        ("1.00", (0, 0)), (".00", (1, 0)), ("-.25", (0, 1)), ("1.00", (1, 1))]  # fmt: skip
-    assert [line.get_xydata()[:, axis].tolist() for line, axis in zip(ax.lines, (1, 0))] == [[0.5, 0.5], [0.5, 0.5]]
+        ("1.00", (0, 0)),
+        (".00", (1, 0)),
+        ("-.25", (0, 1)),
+        ("1.00", (1, 1)),
+    ]
+    assert [line.get_xydata()[:, axis].tolist() for line, axis in zip(ax.lines, (1, 0))] == [
+        [0.5, 0.5],
+        [0.5, 0.5],
+    ]
 
 
 def test_play_draws_again_when_a_control_moves():
@@ -137,7 +153,9 @@ def test_play_draws_again_when_a_control_moves():
 
 
 def test_show_source_is_the_source():
-    assert viz.show_source(bank.white_share, bank.lloyd).data.startswith("def white_share(images: np.ndarray)")
+    assert viz.show_source(bank.white_share, bank.lloyd).data.startswith(
+        "def white_share(images: np.ndarray)"
+    )
     assert "\n\ndef lloyd(" in viz.show_source(bank.white_share, bank.lloyd).data
 
 
@@ -145,7 +163,10 @@ def test_save_leaves_picture_and_caption_and_nothing_else(tmp_path):
     fig = plt.figure(figsize=(2, 1))
     fig.add_subplot().plot([0, 1])
     viz.save(fig, tmp_path, "01_line", "A line goes up.")
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["01_line.png", "01_line.txt"]
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
+        "01_line.png",
+        "01_line.txt",
+    ]
     assert (tmp_path / "figures" / "01_line.txt").read_text("utf-8") == "A line goes up.\n"
     with Image.open(tmp_path / "figures" / "01_line.png") as picture:
         picture.load()  # raises on a file cut short
@@ -160,14 +181,28 @@ def test_save_keeps_the_old_picture_when_drawing_fails(tmp_path):
     with pytest.raises(ValueError, match="unknown"):
         viz.save(fig, tmp_path, "01_line", "Second.")
     assert (tmp_path / "figures" / "01_line.png").read_bytes() == old
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["01_line.png", "01_line.txt"]
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == [
+        "01_line.png",
+        "01_line.txt",
+    ]
 
 
 def test_the_live_plot_draws_losses_and_leaves_out_what_was_watched():
-    history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "half": [1.0, 0.5], "seconds": [9.0, 9.0], "IoU TUM": [80.0, 90.0]})
+    history = pd.DataFrame(
+        {
+            "epoch": [1, 2],
+            "loss": [2.0, 1.0],
+            "half": [1.0, 0.5],
+            "seconds": [9.0, 9.0],
+            "IoU TUM": [80.0, 90.0],
+        }
+    )
     assert viz.LivePlot.losses(history) == ["loss", "half"]
     live = viz.LivePlot(["net"])
     live.histories["net"] = history
     [ax] = live.figure().axes
-    assert [line.get_ydata().tolist() for line in ax.lines] == [[2.0, 1.0], [1.0, 0.5]] and ax.get_ylim() == (0, pytest.approx(2.2))
+    assert [line.get_ydata().tolist() for line in ax.lines] == [
+        [2.0, 1.0],
+        [1.0, 0.5],
+    ] and ax.get_ylim() == (0, pytest.approx(2.2))
     plt.close("all")

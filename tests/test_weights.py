@@ -21,7 +21,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from protolib import weights
+from protolib.nets import weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -74,7 +74,9 @@ def test_a_cut_off_file_is_refused_by_name(tmp_path, name):
     WRITERS[name](tmp_path / name, {"a": torch.arange(5000.0)})
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{name} cannot be read as weights .*: delete it and bring it again"):
+    with pytest.raises(
+        ValueError, match=f"{name} cannot be read as weights .*: delete it and bring it again"
+    ):
         weights.read(tmp_path / name)
 
 
@@ -96,15 +98,23 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="checkpoint.pth holds no plain table of tensors by name"):
         weights.read(tmp_path / "checkpoint.pth")
     in_zip(tmp_path / "other.zip", {"a": torch.zeros(1)}, "readme.txt")
-    with pytest.raises(ValueError, match="other.zip cannot be read as weights .it holds no pytorch_model.bin"):
+    with pytest.raises(
+        ValueError, match="other.zip cannot be read as weights .it holds no pytorch_model.bin"
+    ):
         weights.read(tmp_path / "other.zip")
     with pytest.raises(FileNotFoundError):
         weights.read(tmp_path / "absent.bin")
 
 
 def test_put_loads_all_and_says_what(tmp_path):
-    state = {f"old.{k}": torch.full_like(v, 2) for k, v in tiny().state_dict().items() if "num_batches" not in k}
-    file = file_of(tmp_path / "w.bin", state | {"head.weight": torch.ones(9), "head.bias": torch.ones(9)})
+    state = {
+        f"old.{k}": torch.full_like(v, 2)
+        for k, v in tiny().state_dict().items()
+        if "num_batches" not in k
+    }
+    file = file_of(
+        tmp_path / "w.bin", state | {"head.weight": torch.ones(9), "head.bias": torch.ones(9)}
+    )
     net = tiny()
     rename = ("^new", "x"), (r"^old\.", ""), ("", "y")
     info = weights.put(net, weights.read(file.path), file, (r"head\.", "never"), rename)
@@ -130,7 +140,10 @@ def drop(state):
 def test_put_loads_all_or_nothing(tmp_path, spoil, message):
     net, state = tiny(), {k: v.clone() + 1 for k, v in tiny().state_dict().items()}
     spoil(state)
-    with pytest.raises(ValueError, match=f"w.bin does not fit Sequential, which has 7 tensors: {message}. Nothing was"):
+    with pytest.raises(
+        ValueError,
+        match=f"w.bin does not fit Sequential, which has 7 tensors: {message}. Nothing was",
+    ):
         weights.put(net, state, file_of(tmp_path / "w.bin", state))
     before = tiny().state_dict()
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
@@ -140,7 +153,9 @@ def test_half_precision_files_load_into_a_float_network(tmp_path):
     state = {k: v.half() if v.is_floating_point() else v for k, v in tiny().state_dict().items()}
     net = tiny()
     weights.put(net, state, file_of(tmp_path / "w.bin", state))
-    assert net[0].weight.dtype == torch.float32 and torch.equal(net[0].weight, state["0.weight"].float())
+    assert net[0].weight.dtype == torch.float32 and torch.equal(
+        net[0].weight, state["0.weight"].float()
+    )
 
 
 def test_a_file_in_the_folder_comes_first(alone):
@@ -169,13 +184,18 @@ def test_the_cache_of_the_hub_needs_no_network_and_keeps_its_hash(alone):
     state = tiny().state_dict()
     torch.save(state, alone / "w")
     content = (alone / "w").read_bytes()
-    cached(alone, "nvidia/mit-b1", "pytorch_model.bin", content, hashlib.sha256(content).hexdigest())
+    cached(
+        alone, "nvidia/mit-b1", "pytorch_model.bin", content, hashlib.sha256(content).hexdigest()
+    )
     found = weights.find("mit_b1")
     assert (found.source, found.revision) == ("nvidia/mit-b1 pytorch_model.bin", COMMIT)
     assert weights.put(tiny(), weights.read(found.path), found).revision == COMMIT
     cached(alone, "vinid/plip", "pytorch_model.bin", content, "0" * 64)
     found = weights.find("plip")
-    with pytest.raises(ValueError, match="pytorch_model.bin has sha256 .* the hub's is 0000.*: delete .*load it again"):
+    with pytest.raises(
+        ValueError,
+        match="pytorch_model.bin has sha256 .* the hub's is 0000.*: delete .*load it again",
+    ):
         weights.put(tiny(), state, found)
 
 
@@ -183,28 +203,40 @@ def test_offline_errors_say_what_to_bring_and_where(alone):
     with pytest.raises(FileNotFoundError) as caught:
         weights.find("clip")
     for words in (
-        "the weights of 'clip'", "HF_HUB_OFFLINE is set", "bring model.safetensors or pytorch_model.bin",
-        "https://huggingface.co/openai/clip-vit-base-patch32", f"put it into {alone / 'weights'} as clip.safetensors",
-    ):  # fmt: skip
+        "the weights of 'clip'",
+        "HF_HUB_OFFLINE is set",
+        "bring model.safetensors or pytorch_model.bin",
+        "https://huggingface.co/openai/clip-vit-base-patch32",
+        f"put it into {alone / 'weights'} as clip.safetensors",
+    ):
         assert words in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="'ilsvrc-cls_rna-a1_cls1000_ep-0001' of https://.*/jiwoon-ahn/psa"):
+    with pytest.raises(
+        FileNotFoundError, match="'ilsvrc-cls_rna-a1_cls1000_ep-0001' of https://.*/jiwoon-ahn/psa"
+    ):
         weights.find("resnet38d")
-    with pytest.raises(FileNotFoundError, match="'medclip-vit-pretrained' of https://github.com/RyanWangZf/MedCLIP"):
+    with pytest.raises(
+        FileNotFoundError, match="'medclip-vit-pretrained' of https://github.com/RyanWangZf/MedCLIP"
+    ):
         weights.find("medclip")
-    with pytest.raises(FileNotFoundError, match="no weights are published for 'vgg'; known: resnet18, "):
+    with pytest.raises(
+        FileNotFoundError, match="no weights are published for 'vgg'; known: resnet18, "
+    ):
         weights.find("vgg")
 
 
 def test_a_gated_repository_names_the_page_to_ask_at(alone, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(PermissionError, match="'uni' are gated .HF_TOKEN is not set.: ask for .*co/MahmoodLab/UNI"):
+    with pytest.raises(
+        PermissionError, match="'uni' are gated .HF_TOKEN is not set.: ask for .*co/MahmoodLab/UNI"
+    ):
         weights.find("uni")
 
 
 @contextmanager
 def serving(answer):
-    """A local web server; answer(method, path, headers) -> status, headers, body. Gives its address and its log."""
+    """A local web server; answer(method, path, headers) -> status, headers, body. Gives its address
+    and its log."""
     log = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -239,12 +271,18 @@ def test_a_file_at_its_own_address_arrives_whole_or_not_at_all(alone, monkeypatc
 
     def answer(method, path, headers):
         size = 3000 if "cut" in path else 2000
-        return (404, {}, b"gone") if "absent" in path else (200, {"Content-Length": size}, b"z" * 2000)
+        return (
+            (404, {}, b"gone") if "absent" in path else (200, {"Content-Length": size}, b"z" * 2000)
+        )
 
     known = weights.PUBLISHED["medclip"]
     with serving(answer) as (address, log):
         for name in ("absent", "cut", "whole"):
-            monkeypatch.setitem(weights.PUBLISHED, "medclip", replace(known, url=f"{address}/{name}.zip", file="whole"))
+            monkeypatch.setitem(
+                weights.PUBLISHED,
+                "medclip",
+                replace(known, url=f"{address}/{name}.zip", file="whole"),
+            )
             if name == "whole":
                 assert weights.find("medclip").path.read_bytes() == b"z" * 2000
             else:
@@ -252,12 +290,14 @@ def test_a_file_at_its_own_address_arrives_whole_or_not_at_all(alone, monkeypatc
                     weights.find("medclip")
                 assert list((alone / "weights").iterdir()) == []
         before = len(log)
-        assert weights.find("medclip").path.name == "whole.zip" and len(log) == before  # from the folder now
+        assert (
+            weights.find("medclip").path.name == "whole.zip" and len(log) == before
+        )  # from the folder now
 
 
 PROGRAM = """
     import sys
-    from protolib import weights
+    from protolib.nets import weights
     for name in sys.argv[1:]:
         try:
             found = weights.find(name)
@@ -281,17 +321,30 @@ def test_the_hub_is_asked_once_and_its_refusals_are_told(tmp_path):
 
     with serving(answer) as (address, log):
         environment = os.environ | {
-            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test",
-            "PROTOLIB_WEIGHTS": str(tmp_path / "w"), "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": "hf_test",
+            "PROTOLIB_WEIGHTS": str(tmp_path / "w"),
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         names = ["mit_b1", "mit_b1", "uni", "plip", "clip"]
         program = [sys.executable, "-c", textwrap.dedent(PROGRAM), *names]
-        said = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+        said = subprocess.run(
+            program, env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     first, second, uni, plip, clip = said
     assert first == second == f"mit_b1 nvidia/mit-b1 pytorch_model.bin {COMMIT} b'the weights'"
-    assert [path for method, path in log if method == "GET"].count("/nvidia/mit-b1/resolve/main/pytorch_model.bin") == 1
-    assert "PermissionError" in uni and "the hub refused the token" in uni and "huggingface.co/MahmoodLab/UNI" in uni
+    assert [path for method, path in log if method == "GET"].count(
+        "/nvidia/mit-b1/resolve/main/pytorch_model.bin"
+    ) == 1
+    assert (
+        "PermissionError" in uni
+        and "the hub refused the token" in uni
+        and "huggingface.co/MahmoodLab/UNI" in uni
+    )
     assert "FileNotFoundError" in plip and "the hub shows no vinid/plip" in plip
     assert "clip-vit-base-patch32 has neither model.safetensors nor pytorch_model.bin" in clip
 
@@ -301,6 +354,10 @@ def test_no_answer_is_an_error_within_seconds(alone, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     began = time.perf_counter()
-    with pytest.raises(FileNotFoundError, match="ConnectError.*bring model.safetensors or pytorch_model.bin"):
+    with pytest.raises(
+        FileNotFoundError, match="ConnectError.*bring model.safetensors or pytorch_model.bin"
+    ):
         weights.find("mit_b1")
-    assert time.perf_counter() - began < 2 * weights.SECONDS  # hf_hub_download alone would try for 23 s
+    assert (
+        time.perf_counter() - began < 2 * weights.SECONDS
+    )  # hf_hub_download alone would try for 23 s

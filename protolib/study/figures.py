@@ -1,4 +1,6 @@
-"""Curves: the paper's and ours over K (Table 4), loss weights (Figure 3) and images (Figure 4); a training's over its epochs."""
+"""Curves: the paper's and ours over K (Table 4), loss weights (Figure 3) and images (Figure 4); a
+training's over its epochs."""
+
 import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -9,23 +11,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from protolib import account, ledger, paper
-from protolib.datasets import DatasetSpec
+from protolib.data.specs import DatasetSpec
+from protolib.study import ledger, paper, report
 
 # Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
 OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LOOKS = {"paper": tuple(zip((OKABE_ITO[i] for i in (2, 1, 4, 7)), "so^D")),
-         "ours": tuple(zip((OKABE_ITO[i] for i in (0, 5, 6)), "vPX"))}  # no marker stands for both
+LOOKS = {
+    "paper": tuple(zip((OKABE_ITO[i] for i in (2, 1, 4, 7)), "so^D")),
+    "ours": tuple(zip((OKABE_ITO[i] for i in (0, 5, 6)), "vPX")),
+}  # no marker stands for both
 CAPTION = "Paper: dashed, hollow. Ours: solid, filled, mean and standard deviation over seeds, predicted image labels."
 # for each figure, the sweeps that share a panel and what is swept there
-PANELS = {"table4": {("K",): "K, sub-classes per class"},
-          "figure3": {("beta/alpha",): r"$\beta / \alpha$ (values evenly spaced)",
-                      ("theta2/theta1",): r"$\theta_2 / \theta_1$ (values evenly spaced)"},
-          "figure4": {("random", "clustering"): "images per sub-class (values evenly spaced)"}}
+PANELS = {
+    "table4": {("K",): "K, sub-classes per class"},
+    "figure3": {
+        ("beta/alpha",): r"$\beta / \alpha$ (values evenly spaced)",
+        ("theta2/theta1",): r"$\theta_2 / \theta_1$ (values evenly spaced)",
+    },
+    "figure4": {("random", "clustering"): "images per sub-class (values evenly spaced)"},
+}
 
 
 class Curve(NamedTuple):
-    """One line: mIoU in % at each x, and how far the bars reach down and up from it, NaN for none."""
+    """One line: mIoU in % at each x, and how far the bars reach down and up from it, NaN for
+    none."""
+
     whose: str  # "paper" or "ours"
     label: str
     sweep: str
@@ -37,28 +47,41 @@ class Curve(NamedTuple):
 def figure(results: Sequence[Mapping], name: str) -> Figure:
     """The paper's curves and ours, mIoU in %, of "table4", "figure3" or "figure4".
 
-    results: as ledger.read returns them. Ours is mean ± std over seeds under predicted image labels. Runs on the
-    paper's own data stand in the paper's panel; those on other data have panels of their own that say so. Runs with fewer than
-    three values, such as those of other tables that share a cell, are left out. Raises ValueError for another name.
-    Notebook 07.
+    results: as ledger.read returns them. Ours is mean ± std over seeds under predicted image
+    labels. Runs on the paper's own data stand in the paper's panel; those on other data have panels
+    of their own that say so. Runs with fewer than three values, such as those of other tables that
+    share a cell, are left out. Raises ValueError for another name. Notebook 07.
     """
     if name not in PANELS:
         raise ValueError(f"figure {name!r} is unknown; expected one of {', '.join(PANELS)}")
     table, columns = paper.TABLES[name], PANELS[name]
-    run = [(result, curves) for result in results if _enough(curves := _ours(table, result), columns)]
+    run = [
+        (result, curves) for result in results if _enough(curves := _ours(table, result), columns)
+    ]
     beside = [curve for result, curves in run if ledger.same(table, result) for curve in curves]
     panels = [("published data: the paper" + " and ours" * bool(beside), [*_paper(table), *beside])]
-    panels += [(f"ours on {ledger.name(result)}\nother data than the paper's: heights do not compare", curves)
-               for result, curves in run if not ledger.same(table, result)]
+    panels += [
+        (
+            f"ours on {ledger.name(result)}\nother data than the paper's: heights do not compare",
+            curves,
+        )
+        for result, curves in run
+        if not ledger.same(table, result)
+    ]
     rows, across = (len(panels), len(columns)) if len(columns) > 1 else (1, len(panels))
     fig = Figure(figsize=(5 * across, 3.8 * rows + 0.4), layout="constrained")
-    fig.suptitle(account.title(table), fontsize=10)
+    fig.suptitle(report.title(table), fontsize=10)
     places = iter(fig.subplots(rows, across, squeeze=False).flat)
     drawn = [curve for _, curves in panels for curve in curves]
     for title, curves in panels:
         for sweeps, label in columns.items():
-            ax, positions = next(places), sorted({x for c in drawn if c.sweep in sweeps for x in c.x})
-            _draw(ax, [c for c in curves if c.sweep in sweeps], positions, name_sweeps=len(sweeps) > 1)
+            ax, positions = (
+                next(places),
+                sorted({x for c in drawn if c.sweep in sweeps for x in c.x}),
+            )
+            _draw(
+                ax, [c for c in curves if c.sweep in sweeps], positions, name_sweeps=len(sweeps) > 1
+            )
             ax.set_title(title, fontsize=9)
             ax.set(xlabel=label, ylabel="mIoU (%)")
     return fig
@@ -66,29 +89,50 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
 
 def _enough(curves: Sequence[Curve], columns: Mapping[tuple[str, ...], str]) -> bool:
     """Whether some panel has three values to draw a curve through."""
-    return any(len({x for curve in curves if curve.sweep in sweeps for x in curve.x}) > 2 for sweeps in columns)
+    return any(
+        len({x for curve in curves if curve.sweep in sweeps for x in curve.x}) > 2
+        for sweeps in columns
+    )
 
 
 def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
-    """Loss and IoU of each class on val after each epoch, on the band of reference runs where there is one. Notebook 04.
+    """Loss and IoU of each class on val after each epoch, on the band of reference runs where there
+    is one. Notebook 04.
 
-    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the reference runs, see ledger.band.
+    curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the
+    reference runs, see ledger.band.
     """
     fig = Figure(figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
     axes = fig.subplots(1, 1 + spec.C)
     inks = ["black", *(OKABE_ITO[c % len(OKABE_ITO)] for c in range(spec.C))]
-    own = [np.asarray(curve["loss"], float)[:, None], 100 * np.asarray(curve["iou"], float)]  # (E, 1), (E, C)
+    own = [
+        np.asarray(curve["loss"], float)[:, None],
+        100 * np.asarray(curve["iou"], float),
+    ]  # (E, 1), (E, C)
     reference = [band.loss[..., None], 100 * band.iou] if band else None  # (3, E, 1), (3, E, C)
     for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
         part, c = (0, 0) if i == 0 else (1, i - 1)
         if reference:
             mean, low, high = reference[part][..., c]
             epochs = np.arange(1, len(mean) + 1)
-            ax.fill_between(epochs, low, high, color=ink, alpha=0.25, lw=0, label="reference, lowest to highest")
+            ax.fill_between(
+                epochs, low, high, color=ink, alpha=0.25, lw=0, label="reference, lowest to highest"
+            )
             ax.plot(epochs, mean, color=ink, ls="--", lw=1, label="reference, mean")
         epochs = np.arange(1, len(own[part]) + 1)
-        ax.plot(epochs, own[part][:, c], color=ink, marker="os^DvP"[i % 6], mec="black", label="this run")
-        ax.set(title=title, xlabel="epoch", ylabel="loss (nats)" if i == 0 else "IoU on val (%)" if i == 1 else "")
+        ax.plot(
+            epochs,
+            own[part][:, c],
+            color=ink,
+            marker="os^DvP"[i % 6],
+            mec="black",
+            label="this run",
+        )
+        ax.set(
+            title=title,
+            xlabel="epoch",
+            ylabel="loss (nats)" if i == 0 else "IoU on val (%)" if i == 1 else "",
+        )
         ax.set_ylim(*((0, None) if i == 0 else (0, 100)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].legend(fontsize=7)
@@ -111,39 +155,76 @@ def _paper(table: paper.Table) -> list[Curve]:
     curves = []
     for (dataset, sweep), values in found.items():
         ranges, stds = any(v.low is not None for v in values), any(v.std for v in values)
-        bars = [(v.mean - v.low, v.high - v.mean) if v.low is not None else (v.std or math.nan,) * 2 for v in values]
-        label = f"paper, {dataset}" + (" (bars: range of draws)" if ranges else " (bars: std)" if stds else "")
-        curves.append(Curve("paper", label, sweep, [ledger.point(v.row)[1] for v in values], [v.mean for v in values],
-                            bars))
+        bars = [
+            (v.mean - v.low, v.high - v.mean) if v.low is not None else (v.std or math.nan,) * 2
+            for v in values
+        ]
+        label = f"paper, {dataset}" + (
+            " (bars: range of draws)" if ranges else " (bars: std)" if stds else ""
+        )
+        curves.append(
+            Curve(
+                "paper",
+                label,
+                sweep,
+                [ledger.point(v.row)[1] for v in values],
+                [v.mean for v in values],
+                bars,
+            )
+        )
     return curves
 
 
 def _ours(table: paper.Table, result: Mapping) -> list[Curve]:
-    """One curve per sweep that a result file has; its label counts the seeds of the point that has fewest."""
+    """One curve per sweep that a result file has; its label counts the seeds of the point that has
+    fewest."""
     found: dict[str, list[dict]] = {}
     for entry in ledger.rows([result]):
-        if entry["table"] == table.name and entry["ours_mean"] is not None and "oracle" not in entry["protocol"]:
+        if (
+            entry["table"] == table.name
+            and entry["ours_mean"] is not None
+            and "oracle" not in entry["protocol"]
+        ):
             found.setdefault(ledger.point(entry["row"])[0], []).append(entry)
     curves = []
     for sweep, entries in found.items():
         seeds = min(e["seeds"] for e in entries)
         label = f"ours, {result['label']}, {result['preset']}, {seeds} seed{'s (bars: std)' if seeds > 1 else ''}"
-        curves.append(Curve("ours", label, sweep, [ledger.point(e["row"])[1] for e in entries],
-                            [e["ours_mean"] for e in entries],
-                            [(math.nan if e["ours_std"] is None else e["ours_std"],) * 2 for e in entries]))
+        curves.append(
+            Curve(
+                "ours",
+                label,
+                sweep,
+                [ledger.point(e["row"])[1] for e in entries],
+                [e["ours_mean"] for e in entries],
+                [(math.nan if e["ours_std"] is None else e["ours_std"],) * 2 for e in entries],
+            )
+        )
     return curves
 
 
 def _draw(ax: Axes, curves: Sequence[Curve], positions: Sequence[float], name_sweeps: bool) -> None:
-    """Curves over evenly spaced positions, the same in every panel: no other axis suits 0 beside 0.01 to 100."""
+    """Curves over evenly spaced positions, the same in every panel: no other axis suits 0 beside
+    0.01 to 100."""
     seen = {"paper": 0, "ours": 0}
     for curve in curves:
         colour, marker = LOOKS[curve.whose][seen[curve.whose] % len(LOOKS[curve.whose])]
         seen[curve.whose] += 1
         fill, line = (colour, "-") if curve.whose == "ours" else ("white", "--")
-        ax.errorbar([positions.index(x) for x in curve.x], curve.mean, yerr=list(zip(*curve.bars)), color=colour,
-                    marker=marker, ms=6, mfc=fill, ls=line, lw=1.3, capsize=3, elinewidth=1,
-                    label=curve.label + f": {curve.sweep}" * name_sweeps)
+        ax.errorbar(
+            [positions.index(x) for x in curve.x],
+            curve.mean,
+            yerr=list(zip(*curve.bars)),
+            color=colour,
+            marker=marker,
+            ms=6,
+            mfc=fill,
+            ls=line,
+            lw=1.3,
+            capsize=3,
+            elinewidth=1,
+            label=curve.label + f": {curve.sweep}" * name_sweeps,
+        )
     ax.set(xlim=(-0.5, len(positions) - 0.5))
     ax.set_xticks(range(len(positions)), [f"{x:g}" for x in positions])
     ax.margins(y=0.12)

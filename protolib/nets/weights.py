@@ -1,4 +1,6 @@
-"""Published weights: where a file is found, how it is read, and loading that is whole or refused."""
+"""Published weights: where a file is found, how it is read, and loading that is whole or
+refused."""
+
 import hashlib
 import io
 import os
@@ -18,13 +20,17 @@ from tqdm.auto import tqdm
 from protolib import files
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".zip")
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # a repository has one or both; the first holds no code at all
+HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # a repository has one or both; the first holds no code at all
 SECONDS = 5  # without an answer the network counts as down
 
 
 @dataclass(frozen=True)
 class Published:
-    """Who publishes the weights of one name: licence as stated, and a hub repository, an address or a page."""
+    """Who publishes the weights of one name: licence as stated, and a hub repository, an address or
+    a page."""
 
     licence: str
     repo: str = ""  # of the Hugging Face hub
@@ -38,7 +44,8 @@ PUBLISHED = {
     "resnet18": Published("BSD-3-Clause (torchvision)", repo="timm/resnet18.tv_in1k"),
     "resnet50": Published("BSD-3-Clause (torchvision)", repo="timm/resnet50.tv_in1k"),
     "resnet38d": Published(
-        "none stated", page="https://github.com/jiwoon-ahn/psa (there for MXNet: convert it)",
+        "none stated",
+        page="https://github.com/jiwoon-ahn/psa (there for MXNet: convert it)",
         file="ilsvrc-cls_rna-a1_cls1000_ep-0001",
     ),
     "transunet": Published("Apache-2.0", repo="timm/vit_base_r50_s16_224.orig_in21k"),
@@ -47,14 +54,17 @@ PUBLISHED = {
     "medclip": Published(
         "MIT for the code; none stated for the weights",
         url="https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip",
-        page="https://github.com/RyanWangZf/MedCLIP", file="medclip-vit-pretrained",
+        page="https://github.com/RyanWangZf/MedCLIP",
+        file="medclip-vit-pretrained",
     ),
-    "clip": Published("MIT for the code; none stated for the weights", repo="openai/clip-vit-base-patch32"),
+    "clip": Published(
+        "MIT for the code; none stated for the weights", repo="openai/clip-vit-base-patch32"
+    ),
     "plip": Published("none stated", repo="vinid/plip"),
     "dinov2": Published("Apache-2.0", repo="facebook/dinov2-small"),
     "uni": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/UNI", gated=True),
     "conch": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/CONCH", gated=True),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -69,31 +79,39 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what not. Notebook 02."""
+    """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what
+    not. Notebook 02."""
 
     source: str
     revision: str
     sha256: str
     licence: str
     loaded: int  # tensors
-    missing: tuple[str, ...] = ()  # tensors that the file does not hold by design; a seed draws them
+    missing: tuple[
+        str, ...
+    ] = ()  # tensors that the file does not hold by design; a seed draws them
     ignored: tuple[str, ...] = ()  # patterns of keys of the file that the network has no use for
 
 
 def folder() -> Path:
-    """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or ~/.cache/protolib."""
+    """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or
+    ~/.cache/protolib."""
     return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
 
 
 def find(name: str) -> WeightsFile:
-    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the hub or their address.
+    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the
+    hub or their address.
 
-    In the folder it is called by that name or as published, with any of SUFFIXES. The network is asked only if
-    HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises FileNotFoundError that names the file
-    to bring, its repository and where to put it, PermissionError for a gated repository without access.
+    In the folder it is called by that name or as published, with any of SUFFIXES. The network is
+    asked only if HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises
+    FileNotFoundError that names the file to bring, its repository and where to put it,
+    PermissionError for a gated repository without access.
     """
     if name not in PUBLISHED:
-        raise FileNotFoundError(f"no weights are published for '{name}'; known: {', '.join(PUBLISHED)}")
+        raise FileNotFoundError(
+            f"no weights are published for '{name}'; known: {', '.join(PUBLISHED)}"
+        )
     known = PUBLISHED[name]
     for stem in filter(None, (name, known.file)):
         for path in (folder() / f"{stem}{suffix}" for suffix in SUFFIXES):
@@ -119,7 +137,11 @@ def _absent(name: str, why: str) -> FileNotFoundError:
 def _from_hub(name: str, known: Published) -> WeightsFile:
     """From the hub's cache, else from the hub; resumed, with a bar, by huggingface_hub."""
     import huggingface_hub as hub  # here, for the embedded weights need no hub
-    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     for file in HUB_FILES:
         if isinstance(cached := hub.try_to_load_from_cache(known.repo, file), str):
@@ -145,7 +167,9 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
 
 
 def _hub_file(path: Path, known: Published) -> WeightsFile:
-    return WeightsFile(path, f"{known.repo} {path.name}", path.parent.name, known.licence)  # .../snapshots/COMMIT/file
+    return WeightsFile(
+        path, f"{known.repo} {path.name}", path.parent.name, known.licence
+    )  # .../snapshots/COMMIT/file
 
 
 def _no_access(name: str, known: Published, why: str) -> PermissionError:
@@ -163,7 +187,10 @@ def _from_address(name: str, known: Published) -> WeightsFile:
         raise _absent(name, "HF_HUB_OFFLINE is set")
     path = folder() / Path(known.url).name
     try:
-        with urllib.request.urlopen(known.url, timeout=SECONDS) as answer, files.whole(path) as handle:
+        with (
+            urllib.request.urlopen(known.url, timeout=SECONDS) as answer,
+            files.whole(path) as handle,
+        ):
             size = int(answer.headers["Content-Length"])
             with tqdm.wrapattr(answer, "read", total=size, desc=path.name, leave=False) as reader:
                 shutil.copyfileobj(reader, handle)
@@ -175,10 +202,11 @@ def _from_address(name: str, known: Published) -> WeightsFile:
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name: safetensors, a torch file (weights only), or a zip that holds pytorch_model.bin.
+    """The tensors of a file by name: safetensors, a torch file (weights only), or a zip that holds
+    pytorch_model.bin.
 
-    Raises ValueError that names the file if it is cut off, damaged, or holds anything but named tensors: code in a
-    pickle is never run.
+    Raises ValueError that names the file if it is cut off, damaged, or holds anything but named
+    tensors: code in a pickle is never run.
     """
     path = Path(path)
     try:
@@ -186,32 +214,46 @@ def read(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                inner = next((n for n in archive.namelist() if Path(n).name == "pytorch_model.bin"), None)
+                inner = next(
+                    (n for n in archive.namelist() if Path(n).name == "pytorch_model.bin"), None
+                )
                 if inner is None:
                     raise ValueError("it holds no pytorch_model.bin")
-                state = torch.load(io.BytesIO(archive.read(inner)), map_location="cpu", weights_only=True)
+                state = torch.load(
+                    io.BytesIO(archive.read(inner)), map_location="cpu", weights_only=True
+                )
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:  # of zip, pickle, torch and safetensors, each with several kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name} cannot be read as weights ({reason}): delete it and bring it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} holds no plain table of tensors by name: save net.state_dict() of it")
+        raise ValueError(
+            f"{path.name} cannot be read as weights ({reason}): delete it and bring it again"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise ValueError(
+            f"{path.name} holds no plain table of tensors by name: save net.state_dict() of it"
+        )
     return state
 
 
 def put(
-    net: nn.Module, state: dict[str, Tensor], file: WeightsFile, ignore: Sequence[str] = (),
+    net: nn.Module,
+    state: dict[str, Tensor],
+    file: WeightsFile,
+    ignore: Sequence[str] = (),
     rename: Sequence[tuple[str, str]] = (),
-) -> WeightsInfo:  # fmt: skip
+) -> WeightsInfo:
     """Load tensors into a network, all of them or none.
 
-    ignore: patterns, matched from a key's first letter, of keys that the network has no use for. rename: pairs
-    (pattern, replacement) applied in their order to a key until the network knows it. The counters num_batches_tracked
-    may be absent. Raises ValueError that names the file and the first keys that are missing, unknown, of another shape
-    or not finite, or if a file of the hub's cache has not the hub's hash.
+    ignore: patterns, matched from a key's first letter, of keys that the network has no use for.
+    rename: pairs (pattern, replacement) applied in their order to a key until the network knows it.
+    The counters num_batches_tracked may be absent. Raises ValueError that names the file and the
+    first keys that are missing, unknown, of another shape or not finite, or if a file of the hub's
+    cache has not the hub's hash.
     """
     net_state = net.state_dict()
     given, ignored = {}, set()
@@ -222,12 +264,24 @@ def put(
         else:
             ignored.add(pattern)
     faults = {
-        "missing": [k for k in net_state if k not in given and not k.endswith("num_batches_tracked")],
+        "missing": [
+            k for k in net_state if k not in given and not k.endswith("num_batches_tracked")
+        ],
         "unknown": [k for k in given if k not in net_state],
-        "of another shape": [k for k in given if k in net_state and given[k].shape != net_state[k].shape],
-        "not finite": [k for k, value in given.items() if value.is_floating_point() and not value.isfinite().all()],
+        "of another shape": [
+            k for k in given if k in net_state and given[k].shape != net_state[k].shape
+        ],
+        "not finite": [
+            k
+            for k, value in given.items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ],
     }
-    found = [f"{len(keys)} {fault} (first: {', '.join(keys[:3])})" for fault, keys in faults.items() if keys]
+    found = [
+        f"{len(keys)} {fault} (first: {', '.join(keys[:3])})"
+        for fault, keys in faults.items()
+        if keys
+    ]
     if found:
         raise ValueError(
             f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: "
@@ -235,16 +289,21 @@ def put(
         )
     sha256 = _sha256(file.path)
     net.load_state_dict(given, strict=False)
-    return WeightsInfo(file.source, file.revision, sha256, file.licence, len(given), (), tuple(sorted(ignored)))
+    return WeightsInfo(
+        file.source, file.revision, sha256, file.licence, len(given), (), tuple(sorted(ignored))
+    )
 
 
 def _sha256(path: Path) -> str:
-    """The file's hash; the hub's cache calls a large file by it, so that a byte changed since is seen."""
+    """The file's hash; the hub's cache calls a large file by it, so that a byte changed since is
+    seen."""
     with open(path, "rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob) and blob != found:
-        raise ValueError(f"{path} has sha256 {found}, the hub's is {blob}: delete {path.resolve()} and load it again")
+        raise ValueError(
+            f"{path} has sha256 {found}, the hub's is {blob}: delete {path.resolve()} and load it again"
+        )
     return found
 
 

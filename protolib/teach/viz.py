@@ -1,4 +1,5 @@
-"""Figures of the notebooks: colours that all readers can tell apart, a letter for every tissue, one way to save."""
+"""Figures of the notebooks: colours that all readers can tell apart, a letter for every tissue, one
+way to save."""
 
 import inspect
 from collections.abc import Callable
@@ -15,17 +16,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import metrics, results
-from protolib.curves import OKABE_ITO
-from protolib.data import DatasetSpec
+from protolib import metrics
+from protolib.data.specs import DatasetSpec
 from protolib.files import whole, write_text
+from protolib.metrics import SCORES
+from protolib.study.figures import OKABE_ITO
 
 MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
 def colours(spec: DatasetSpec) -> np.ndarray:
-    """One colour per class in label order and white for ignore: (C + 1, 3) float in [0, 1]. Notebook 01."""
-    return np.array([to_rgb(OKABE_ITO[c % len(OKABE_ITO)]) for c in range(spec.C)] + [(1.0, 1.0, 1.0)])
+    """One colour per class in label order and white for ignore: (C + 1, 3) float in [0, 1].
+    Notebook 01."""
+    return np.array(
+        [to_rgb(OKABE_ITO[c % len(OKABE_ITO)]) for c in range(spec.C)] + [(1.0, 1.0, 1.0)]
+    )
 
 
 def mask_rgb(mask: np.ndarray, spec: DatasetSpec) -> np.ndarray:
@@ -33,13 +38,18 @@ def mask_rgb(mask: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     return colours(spec)[mask]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, spec: DatasetSpec, opacity: float = 0.45) -> np.ndarray:
+def overlay(
+    image: np.ndarray, mask: np.ndarray, spec: DatasetSpec, opacity: float = 0.45
+) -> np.ndarray:
     """A mask laid over its image: (H, W, 3) float in [0, 1]. Notebook 01.
 
-    image: (H, W, 3) uint8; mask: (Hm, Wm) uint8, of any size: each pixel of the image takes the mask's nearest.
+    image: (H, W, 3) uint8; mask: (Hm, Wm) uint8, of any size: each pixel of the image takes the
+    mask's nearest.
     """
     rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(image.shape, mask.shape))
-    return (1 - opacity) * image / 255 + opacity * mask_rgb(mask[np.ix_(rows.astype(int), columns.astype(int))], spec)
+    return (1 - opacity) * image / 255 + opacity * mask_rgb(
+        mask[np.ix_(rows.astype(int), columns.astype(int))], spec
+    )
 
 
 def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
@@ -48,36 +58,63 @@ def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
 
 
 def letters(spec: DatasetSpec) -> list[str]:
-    """C short marks: as many first letters as tell the classes apart, "T", but "TE" beside "TA". Notebook 01."""
+    """C short marks: as many first letters as tell the classes apart, "T", but "TE" beside "TA".
+    Notebook 01."""
     longest = max(map(len, spec.classes))
-    enough = next((n for n in range(1, longest) if len({c[:n] for c in spec.classes}) == spec.C), longest)
+    enough = next(
+        (n for n in range(1, longest) if len({c[:n] for c in spec.classes}) == spec.C), longest
+    )
     return [c[:enough] for c in spec.classes]
 
 
 def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
-    """Write each class's letters inside its region of a mask, for readers who cannot rely on colour. Notebook 01."""
+    """Write each class's letters inside its region of a mask, for readers who cannot rely on
+    colour. Notebook 01."""
     from scipy.ndimage import distance_transform_edt
 
     for c in np.unique(mask[mask < spec.C]):
         depth = distance_transform_edt(np.pad(mask == c, 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)  # the point farthest from the region's border
+        y, x = np.unravel_index(
+            depth.argmax(), depth.shape
+        )  # the point farthest from the region's border
         if depth.max() > 4:
-            ax.text(x, y, letters(spec)[c], ha="center", va="center", weight="bold", fontsize=9,
-                    color="black", bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec="none", alpha=0.8))  # fmt: skip
+            ax.text(
+                x,
+                y,
+                letters(spec)[c],
+                ha="center",
+                va="center",
+                weight="bold",
+                fontsize=9,
+                color="black",
+                bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec="none", alpha=0.8),
+            )
 
 
 def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
-    """A legend of tissue names and colours, and of what white means, below a figure. Notebook 01."""
-    handles = [Patch(fc=c, ec="black", label=f"{s}  {t}") for s, t, c in zip(spec.classes, spec.titles, colours(spec))]
+    """A legend of tissue names and colours, and of what white means, below a figure. Notebook
+    01."""
+    handles = [
+        Patch(fc=c, ec="black", label=f"{s}  {t}")
+        for s, t, c in zip(spec.classes, spec.titles, colours(spec))
+    ]
     handles.append(Patch(fc="white", ec="black", label=white))
-    columns = max(2, min(len(handles), int(fig.get_figwidth() / 1.35)))  # about 1.35 inches an entry
+    columns = max(
+        2, min(len(handles), int(fig.get_figwidth() / 1.35))
+    )  # about 1.35 inches an entry
     fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np.ndarray]:
-    """A figure of pictures without ticks, `side` inches each, and its axes, always (rows, columns). Notebook 01."""
+    """A figure of pictures without ticks, `side` inches each, and its axes, always (rows, columns).
+    Notebook 01."""
     fig, axes = plt.subplots(
-        rows, columns, figsize=(side * columns, side * rows + 0.5), squeeze=False, layout="constrained", **more
+        rows,
+        columns,
+        figsize=(side * columns, side * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+        **more,
     )
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -85,7 +122,8 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
 
 
 def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
-    """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3) uint8. Notebooks 01 and 02."""
+    """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3) uint8. Notebooks
+    01 and 02."""
     fig, axes = grid(len(rows), max(map(len, rows)), side)
     fig.set_figwidth(fig.get_figwidth() + 1)  # for the names
     for own, patches, name in zip(axes, rows, names):
@@ -97,22 +135,47 @@ def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figu
     return fig
 
 
-def scatter(ax, points: np.ndarray, classes: np.ndarray, marks: np.ndarray, spec: DatasetSpec, names: list[str]):
-    """Points coloured by class, their markers by a second group, for instance the cluster. Notebooks 01 and 02.
+def scatter(
+    ax,
+    points: np.ndarray,
+    classes: np.ndarray,
+    marks: np.ndarray,
+    spec: DatasetSpec,
+    names: list[str],
+):
+    """Points coloured by class, their markers by a second group, for instance the cluster.
+    Notebooks 01 and 02.
 
     points: (n, 2) float; classes, marks: (n,) int from 0; names: of the marks, for the legend.
     """
     for c, m in sorted(set(zip(classes.tolist(), marks.tolist()))):
         own = points[(classes == c) & (marks == m)]  # (n_own, 2)
-        ax.scatter(*own.T, color=colours(spec)[c], marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4)
+        ax.scatter(
+            *own.T,
+            color=colours(spec)[c],
+            marker=MARKERS[m % len(MARKERS)],
+            s=24,
+            ec="black",
+            lw=0.4,
+        )
     for m, name in enumerate(names):
         fill = colours(spec)[m] if np.array_equal(marks, classes) else "0.7"
-        ax.scatter([], [], color=fill, marker=MARKERS[m % len(MARKERS)], s=24, ec="black", lw=0.4, label=name)
+        ax.scatter(
+            [],
+            [],
+            color=fill,
+            marker=MARKERS[m % len(MARKERS)],
+            s=24,
+            ec="black",
+            lw=0.4,
+            label=name,
+        )
     ax.legend(fontsize=8, handletextpad=0.2)
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
-    """A square matrix of cosines with its numbers, and lines around blocks of `block` rows. Notebook 02."""
+    """A square matrix of cosines with its numbers, and lines around blocks of `block` rows.
+    Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
         text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
@@ -126,10 +189,12 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
 
 
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
-    """Controls over the picture that draw makes of their values, drawn again when one moves. Notebook 01.
+    """Controls over the picture that draw makes of their values, drawn again when one moves.
+    Notebook 01.
 
-    draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact: nbclient answers its
-    output area on the socket where it waits for a cell's end, and now and then misses that end, for ever.
+    draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact:
+    nbclient answers its output area on the socket where it waits for a cell's end, and now and then
+    misses that end, for ever.
     """
     picture = widgets.Image(format="jpeg")
 
@@ -147,14 +212,19 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
 
 
 def show_source(*kernels) -> Code:
-    """The source of functions or classes as coloured code, so that page and library cannot drift. Notebook 02."""
-    return Code("\n\n".join(inspect.getsource(kernel).rstrip() for kernel in kernels), language="python")
+    """The source of functions or classes as coloured code, so that page and library cannot drift.
+    Notebook 02."""
+    return Code(
+        "\n\n".join(inspect.getsource(kernel).rstrip() for kernel in kernels), language="python"
+    )
 
 
 def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
-    """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or not. Notebook 00.
+    """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or
+    not. Notebook 00.
 
-    name: two digits of the notebook, underscore, words: "02_umap"; caption: a sentence that says what to see.
+    name: two digits of the notebook, underscore, words: "02_umap"; caption: a sentence that says
+    what to see.
     """
     folder = Path(run_dir) / "figures"
     with whole(folder / f"{name}.png") as file:
@@ -163,10 +233,12 @@ def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
 
 
 class LivePlot:
-    """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch. Notebooks 04 and 05.
+    """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch.
+    Notebooks 04 and 05.
 
-    titles: one panel each. Call it with a title and the history that training.fit hands to on_epoch; a call with a
-    finished history draws the same, so one picture stays, whether the networks were trained or loaded.
+    titles: one panel each. Call it with a title and the history that training.fit hands to
+    on_epoch; a call with a finished history draws the same, so one picture stays, whether the
+    networks were trained or loaded.
     """
 
     def __init__(self, titles: list[str]):
@@ -174,11 +246,20 @@ class LivePlot:
         self.shown = None
 
     def figure(self) -> Figure:
-        """The picture as it stands: mean loss over epochs, one panel per training, the same axis for all."""
-        fig, axes = plt.subplots(1, len(self.histories), figsize=(3.4 * len(self.histories), 2.8), sharey=True,
-                                 squeeze=False, layout="constrained")  # fmt: skip
+        """The picture as it stands: mean loss over epochs, one panel per training, the same axis
+        for all."""
+        fig, axes = plt.subplots(
+            1,
+            len(self.histories),
+            figsize=(3.4 * len(self.histories), 2.8),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
         for ax, (title, history) in zip(axes[0], self.histories.items()):
-            for name, marker, colour in zip(self.losses(history), "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])):
+            for name, marker, colour in zip(
+                self.losses(history), "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])
+            ):
                 ax.plot(history["epoch"], history[name], marker=marker, color=colour, label=name)
                 ax.legend(fontsize=8)
             ax.set(title=title, xlabel="epoch", xlim=(0.5, max(len(history), 1) + 0.5))
@@ -191,7 +272,11 @@ class LivePlot:
     @staticmethod
     def losses(history: pd.DataFrame) -> list[str]:
         """The columns of a history that hold losses. Notebook 04."""
-        return [name for name in history if name not in ("epoch", "seconds") and not name.startswith("IoU ")]
+        return [
+            name
+            for name in history
+            if name not in ("epoch", "seconds") and not name.startswith("IoU ")
+        ]
 
     def __call__(self, title: str, history: pd.DataFrame) -> None:
         self.histories[title] = history
@@ -204,20 +289,25 @@ class LivePlot:
 
 
 def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
-    """Scores in percent with one decimal, a row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each class. Notebook 04.
+    """Scores in percent with one decimal, a row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each
+    class. Notebook 04.
 
     scored: {row name: what metrics.Scorer.result returns}.
     """
-    rows = {name: [*(s[key] for key in results.SCORES), *s["iou"]] for name, s in scored.items()}
-    heads = [*results.SCORES.values(), *(f"IoU {c}" for c in spec.classes)]
+    rows = {name: [*(s[key] for key in SCORES), *s["iou"]] for name, s in scored.items()}
+    heads = [*SCORES.values(), *(f"IoU {c}" for c in spec.classes)]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=heads, dtype=float)
     return (100 * table).round(1).rename(columns=lambda head: f"{head} (%)")
 
 
-def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str]) -> Figure:
-    """One row per patch: the image, then its mask under every title, with letters and a legend. Notebook 04.
+def mask_rows(
+    images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str]
+) -> Figure:
+    """One row per patch: the image, then its mask under every title, with letters and a legend.
+    Notebook 04.
 
-    images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left of the rows.
+    images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left
+    of the rows.
     """
     fig, axes = grid(len(images), 1 + len(masks), side=1.6)
     for row, image, name, *own in zip(axes, images, names, *masks.values()):
@@ -233,12 +323,14 @@ def mask_rows(images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpe
 
 
 def error_rgb(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """The colour of the true class where wrong, white where right or ignored: (H, W, 3) float in [0, 1]. Notebook 05."""
+    """The colour of the true class where wrong, white where right or ignored: (H, W, 3) float in
+    [0, 1]. Notebook 05."""
     return np.where((truth == prediction)[..., None], 1.0, mask_rgb(truth, spec))
 
 
 def main_mistake(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> str:
-    """The largest confusion of a patch in words: "STR taken for TUM, 31% of the pixels", or "no mistake". Notebook 04."""
+    """The largest confusion of a patch in words: "STR taken for TUM, 31% of the pixels", or "no
+    mistake". Notebook 04."""
     wrong = metrics.confusion(truth, prediction, spec.C)[: spec.C, : spec.C]
     share = wrong / max(wrong.sum(), 1)
     np.fill_diagonal(share, 0)
@@ -257,8 +349,14 @@ def circle(ax, prototypes: np.ndarray, K: int, points: dict[str, np.ndarray]) ->
         c, k = divmod(s, K)
         ax.plot([0, x], [0, y], color=OKABE_ITO[c], lw=1)
         ax.plot(x, y, MARKERS[c % len(MARKERS)], color=OKABE_ITO[c], ms=9, mec="black", zorder=4)
-        ax.text(0.72 * x, 0.72 * y, f"{chr(ord('A') + c)}{k + 1}", ha="center", va="center",
-                bbox=dict(fc="white", ec="none", pad=1))  # fmt: skip
+        ax.text(
+            0.72 * x,
+            0.72 * y,
+            f"{chr(ord('A') + c)}{k + 1}",
+            ha="center",
+            va="center",
+            bbox=dict(fc="white", ec="none", pad=1),
+        )
     for name, (x, y) in points.items():
         ax.plot(x, y, "*", color="black", ms=13, zorder=5)
         ax.text(1.2 * x, 1.2 * y, name, ha="center", va="center")
@@ -267,16 +365,21 @@ def circle(ax, prototypes: np.ndarray, K: int, points: dict[str, np.ndarray]) ->
 
 
 def outline(ax, region: np.ndarray) -> None:
-    """The border of a region (H, W) of 0 and 1 over a picture, black on white to show on any tissue. Notebook 03."""
+    """The border of a region (H, W) of 0 and 1 over a picture, black on white to show on any
+    tissue. Notebook 03."""
     if 0 < region.mean() < 1:
         for width, colour in ((2.4, "white"), (1.0, "black")):
             ax.contour(region, [0.5], colors=[colour], linewidths=width)
 
 
-def pair_grid(images: np.ndarray, regions: np.ndarray, names: list[str], titles: list[str], side: float = 1.35):
-    """One row per pair of patch and class: the patch, pale outside the class, then axes under `titles`. Notebook 03.
+def pair_grid(
+    images: np.ndarray, regions: np.ndarray, names: list[str], titles: list[str], side: float = 1.35
+):
+    """One row per pair of patch and class: the patch, pale outside the class, then axes under
+    `titles`. Notebook 03.
 
-    images: (n, H, W, 3) uint8; regions: (n, H, W) 0 and 1; names: n. Returns the figure and the empty axes (n, titles).
+    images: (n, H, W, 3) uint8; regions: (n, H, W) 0 and 1; names: n. Returns the figure and the
+    empty axes (n, titles).
     """
     fig, axes = grid(len(images), 1 + len(titles), side)
     for ax, title in zip(axes[0], ["patch, pale\noutside", *titles]):
@@ -289,8 +392,11 @@ def pair_grid(images: np.ndarray, regions: np.ndarray, names: list[str], titles:
 
 
 def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
-    """A signed map (h, w) over its patch in grey: orange above 0, purple below, full colour for the top 3 %. Notebook 03."""
+    """A signed map (h, w) over its patch in grey: orange above 0, purple below, full colour for the
+    top 3 %. Notebook 03."""
     H, W = image.shape[:2]
     ax.imshow(255 - (255 - image.mean(-1)) / 2, cmap="gray", vmin=0, vmax=255)
     top = np.quantile(np.abs(values), 0.97) or 1.0
-    ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+    ax.imshow(
+        values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5)
+    )

@@ -1,8 +1,10 @@
-"""Executes the notebooks in order with papermill and keeps a record, so that a run which stopped goes on where it was.
+"""Executes the notebooks in order with papermill and keeps a record, so that a run which stopped
+goes on where it was.
 
-A run folder holds notebooks/ (the executed copies), run.json (this module's record), what the notebooks wrote
-(results.json, figures/ and more) and, at the end, report.html.
+A run folder holds notebooks/ (the executed copies), run.json (this module's record), what the
+notebooks wrote (results.json, figures/ and more) and, at the end, report.html.
 """
+
 import ast
 import difflib
 import hashlib
@@ -23,12 +25,15 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from protolib import __version__, datasets, files, page, presets, results
+from protolib import __version__, files, presets, results
+from protolib.data import specs
+from protolib.study import html
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 DEFAULTS = {"preset": "quick", "dataset": "phantom", "data_root": "", "seed": 0, "device": "auto"}
 IDENTITY = ("preset", "dataset", "data_root", "seed")  # another value of these is another run
-# the messages between us and a kernel pass through local ports that other users of the machine could read
+# the messages between us and a kernel pass through local ports that other users of the machine
+# could read
 KERNEL = Config(KernelManager={"transport_encryption": "auto"})
 OPTIONS = {name: f"--{name}" for name in DEFAULTS} | {"data_root": "--data", "run_dir": "--run-dir"}
 
@@ -44,7 +49,9 @@ def parse(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise ValueError(f"-p {pair}: expected name=value, for example -p K=4")
         if name in OPTIONS:
-            raise ValueError(f"-p {pair}: '{name}' has an option of its own: {OPTIONS[name]} {text}")
+            raise ValueError(
+                f"-p {pair}: '{name}' has an option of its own: {OPTIONS[name]} {text}"
+            )
         values[name] = _literal(text)
     return values
 
@@ -59,13 +66,19 @@ def _literal(text: str) -> Any:
         return text
 
 
-def run(notebooks: Path, settings: Mapping[str, Any], run_dir: Path | None = None, resume: str | None = None) -> int:
+def run(
+    notebooks: Path,
+    settings: Mapping[str, Any],
+    run_dir: Path | None = None,
+    resume: str | None = None,
+) -> int:
     """Execute every notebook that is not done yet, then print the table and write report.html.
 
-    notebooks: folder with 0*.ipynb; each gets the settings that its cell tagged `parameters` declares.
-    settings: what the user chose; the rest is DEFAULTS or, with resume, what the run was started with.
-    Returns the exit status: 0 done, 1 a cell failed, 130 interrupted; both leave a run that --resume continues.
-    Raises ValueError, before any work, for a name, preset, data set or folder that cannot be.
+    notebooks: folder with 0*.ipynb; each gets the settings that its cell tagged `parameters`
+    declares. settings: what the user chose; the rest is DEFAULTS or, with resume, what the run was
+    started with. Returns the exit status: 0 done, 1 a cell failed, 130 interrupted; both leave a
+    run that --resume continues. Raises ValueError, before any work, for a name, preset, data set or
+    folder that cannot be.
     """
     story = _story(notebooks)
     runs = notebooks.parent / "runs"
@@ -73,10 +86,18 @@ def run(notebooks: Path, settings: Mapping[str, Any], run_dir: Path | None = Non
     settings = DEFAULTS | (old["parameters"] if old else {}) | settings
     spec = _check(settings, story)
     run_dir = find(runs, resume) if resume else _new_folder(runs, run_dir, settings)
-    record = {"protolib": __version__, "parameters": settings, "classes": spec.classes, "titles": spec.titles,
-              "notebooks": {path.stem: old["notebooks"][path.stem] for path in story
-                            if old and path.stem in old["notebooks"]},
-              "peak_rss_mb": old["peak_rss_mb"] if old else None}
+    record = {
+        "protolib": __version__,
+        "parameters": settings,
+        "classes": spec.classes,
+        "titles": spec.titles,
+        "notebooks": {
+            path.stem: old["notebooks"][path.stem]
+            for path in story
+            if old and path.stem in old["notebooks"]
+        },
+        "peak_rss_mb": old["peak_rss_mb"] if old else None,
+    }
     _point_latest(runs, run_dir)
     use_own_kernel()
     print(f"run: {short(run_dir)}", flush=True)
@@ -85,28 +106,34 @@ def run(notebooks: Path, settings: Mapping[str, Any], run_dir: Path | None = Non
 
 
 def report(run_dir: Path) -> int:
-    """Bring times and memory into results.json, print its table and write report.html. Returns the exit status 0."""
+    """Bring times and memory into results.json, print its table and write report.html. Returns the
+    exit status 0."""
     record, path = _record_of(run_dir), run_dir / "results.json"
     if path.is_file():
         seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()}
-        scores = results.record(**files.read_json(path) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]})
+        scores = results.record(
+            **files.read_json(path) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]}
+        )
         files.write_json(path, scores)
         print("", results.table(scores, record["classes"]), sep="\n")
     else:
         print("no results.json: the notebooks of this run wrote no scores")
-    print(f"report: {short(page.write(run_dir, record['titles']))}")
+    print(f"report: {short(html.write(run_dir, record['titles']))}")
     return 0
 
 
 def find(runs: Path, name: str) -> Path:
-    """The folder of a run: a path, a name under runs/, or "latest". Raises ValueError where there is none."""
+    """The folder of a run: a path, a name under runs/, or "latest". Raises ValueError where there
+    is none."""
     pointer = runs / "latest.txt"
     if name == "latest" and not (runs / name).is_dir() and pointer.is_file():
         name = pointer.read_text("utf-8").strip()
     for folder in ([] if name == "latest" else [Path(name)]) + [runs / name]:
         if (folder / "run.json").is_file():
             return folder.resolve()
-    raise ValueError(f"no run '{name}' with a run.json in {short(runs)}; start one with: python -m protolib run")
+    raise ValueError(
+        f"no run '{name}' with a run.json in {short(runs)}; start one with: python -m protolib run"
+    )
 
 
 def _story(notebooks: Path) -> dict[Path, list[str]]:
@@ -115,25 +142,34 @@ def _story(notebooks: Path) -> dict[Path, list[str]]:
     for path in sorted(notebooks.glob("0*.ipynb")):
         try:
             story[path] = list(papermill.inspect_notebook(path))
-        except Exception as error:  # papermill passes on whatever nbformat, json or a missing kernelspec raise
-            raise ValueError(f"{path.name} is no notebook that papermill can read: {error!r}") from error
+        except (
+            Exception
+        ) as error:  # papermill passes on whatever nbformat, json or a missing kernelspec raise
+            raise ValueError(
+                f"{path.name} is no notebook that papermill can read: {error!r}"
+            ) from error
     if not story:
         raise ValueError(f"no notebook 0*.ipynb in {short(notebooks)}; pass --notebooks DIR")
     return story
 
 
-def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> datasets.DatasetSpec:
-    """The spec of the data set, once preset, data folder and names of parameters are known to be right."""
+def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> specs.DatasetSpec:
+    """The spec of the data set, once preset, data folder and names of parameters are known to be
+    right."""
     presets.preset(settings["preset"])
-    spec = datasets.spec_of(settings["dataset"], settings["data_root"])
+    spec = specs.spec_of(settings["dataset"], settings["data_root"])
     if settings["dataset"] != "phantom":
-        datasets.check_layout(spec, settings["data_root"])
+        specs.check_layout(spec, settings["data_root"])
     known = sorted({name for names in story.values() for name in names} - set(OPTIONS))
     for name in sorted(settings.keys() - set(OPTIONS) - set(known)):
         close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1)
-        hint = next((f", did you mean '{other}'?" for other in known if [other.lower()] == close), ".")
-        raise ValueError(f"no notebook has a parameter '{name}'{hint} Known: {', '.join(known) or 'none'}; "
-                         f"with options of their own: {', '.join(OPTIONS.values())}")
+        hint = next(
+            (f", did you mean '{other}'?" for other in known if [other.lower()] == close), "."
+        )
+        raise ValueError(
+            f"no notebook has a parameter '{name}'{hint} Known: {', '.join(known) or 'none'}; "
+            f"with options of their own: {', '.join(OPTIONS.values())}"
+        )
     return spec
 
 
@@ -142,8 +178,10 @@ def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict
     record = files.read_json(run_dir / "run.json")
     for name in IDENTITY:
         if settings and name in settings and settings[name] != record["parameters"][name]:
-            raise ValueError(f"{short(run_dir)} was run with {OPTIONS[name]} {record['parameters'][name]}, not "
-                             f"{settings[name]}: that is another run; leave --resume away to start it")
+            raise ValueError(
+                f"{short(run_dir)} was run with {OPTIONS[name]} {record['parameters'][name]}, not "
+                f"{settings[name]}: that is another run; leave --resume away to start it"
+            )
     return record
 
 
@@ -154,11 +192,14 @@ def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -
         if not folder.exists() or (run_dir and folder.is_dir() and not any(folder.iterdir())):
             folder.mkdir(parents=True, exist_ok=True)
             return folder.resolve()
-    raise ValueError(f"{names[0]} is there already; choose another --run-dir, or go on with it: --resume {names[0]}")
+    raise ValueError(
+        f"{names[0]} is there already; choose another --run-dir, or go on with it: --resume {names[0]}"
+    )
 
 
 def _point_latest(runs: Path, run_dir: Path) -> None:
-    """Make runs/latest a link to the run, in one step; a text file where the system has no links."""
+    """Make runs/latest a link to the run, in one step; a text file where the system has no
+    links."""
     runs.mkdir(parents=True, exist_ok=True)
     target, link = os.path.relpath(run_dir, runs.resolve()), runs / f".latest.{os.getpid()}"
     try:
@@ -169,9 +210,15 @@ def _point_latest(runs: Path, run_dir: Path) -> None:
 
 
 def use_own_kernel() -> None:
-    """Put the kernels of this environment before those that the user has elsewhere under the same name."""
-    own, others = str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "").split(os.pathsep)
-    os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *(path for path in others if path not in ("", own))])
+    """Put the kernels of this environment before those that the user has elsewhere under the same
+    name."""
+    own, others = (
+        str(Path(sys.prefix, "share", "jupyter")),
+        os.environ.get("JUPYTER_PATH", "").split(os.pathsep),
+    )
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(
+        [own, *(path for path in others if path not in ("", own))]
+    )
 
 
 def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dict) -> int:
@@ -179,7 +226,10 @@ def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dic
     for path, names in story.items():
         copy = run_dir / "notebooks" / path.name
         parameters = {name: settings[name] for name in names if name in settings}
-        stamp = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "parameters": _but_place(parameters)}
+        stamp = {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "parameters": _but_place(parameters),
+        }
         before = record["notebooks"].get(path.stem, {})
         if copy.is_file() and before.get("state") == "done" and stamp.items() <= before.items():
             print(f"{path.stem:<32}done before", flush=True)
@@ -187,27 +237,53 @@ def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dic
         entry = record["notebooks"][path.stem] = stamp | {"state": "running", "seconds": 0.0}
         problem = _execute(path, copy, parameters, entry, run_dir, record)
         if problem is not None:
-            print(f"\n{problem}\ngo on with: {_resume_line(run_dir, path.parent)}", file=sys.stderr, flush=True)
+            print(
+                f"\n{problem}\ngo on with: {_resume_line(run_dir, path.parent)}",
+                file=sys.stderr,
+                flush=True,
+            )
             return 130 if entry["state"] == "interrupted" else 1
     return 0
 
 
-def _execute(path: Path, copy: Path, parameters: dict, entry: dict, run_dir: Path, record: dict) -> str | None:
-    """Execute one notebook and note how it went in the record; returns what went wrong, None if nothing did."""
+def _execute(
+    path: Path, copy: Path, parameters: dict, entry: dict, run_dir: Path, record: dict
+) -> str | None:
+    """Execute one notebook and note how it went in the record; returns what went wrong, None if
+    nothing did."""
     files.write_json(run_dir / "run.json", record)
     copy.parent.mkdir(exist_ok=True)
     print(f"{path.stem:<32}", end="", flush=True)
     start, problem = time.monotonic(), None
-    try:  # each cell's files are whole when it ends, so its kernel is ended at once, with all that it started
-        done = papermill.execute_notebook(path, copy, parameters, kernel_name="python3", cwd=path.parent,
-                                          progress_bar=False, config=KERNEL, shutdown_kernel="immediate")
+    # each cell's files are whole when it ends, so its kernel is ended at once, with all that it
+    # started
+    try:
+        done = papermill.execute_notebook(
+            path,
+            copy,
+            parameters,
+            kernel_name="python3",
+            cwd=path.parent,
+            progress_bar=False,
+            config=KERNEL,
+            shutdown_kernel="immediate",
+        )
         entry["state"] = "done"
     except KeyboardInterrupt:
-        entry["state"], problem = "interrupted", f"{path.stem}: interrupted; what it made is kept in {short(run_dir)}"
-    except Exception as error:  # a failed cell, a lost kernel, a full disk: all end the run the same way
+        entry["state"], problem = (
+            "interrupted",
+            f"{path.stem}: interrupted; what it made is kept in {short(run_dir)}",
+        )
+    except (
+        Exception
+    ) as error:  # a failed cell, a lost kernel, a full disk: all end the run the same way
         entry["state"], problem = "failed", explain(error, path, copy)
     entry["seconds"] = round(time.monotonic() - start, 2)
-    peaks = [peak for peak in (record["peak_rss_mb"], results.peak_rss_mb()) if peak and math.isfinite(peak)]
+    peaks = [
+        peak
+        for peak in (record["peak_rss_mb"], results.peak_rss_mb())
+        if peak and math.isfinite(peak)
+    ]
     record["peak_rss_mb"] = max(peaks, default=math.nan)
     files.write_json(run_dir / "run.json", record)
     cells = "" if problem else f"{sum(cell.cell_type == 'code' for cell in done.cells):>5} cells"
@@ -221,21 +297,30 @@ def explain(error: Exception, path: Path, copy: Path) -> str:
     if isinstance(error, PapermillExecutionError):
         where, cause = f"cell In [{error.exec_count}] failed", f"{error.ename}: {error.evalue}"
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        lines = [line for line in trace if re.match(r"-+> *\d+ ", line)][:1]  # the cell's own line, not a library's
+        lines = [line for line in trace if re.match(r"-+> *\d+ ", line)][
+            :1
+        ]  # the cell's own line, not a library's
     else:
-        where, cause = f"cell In [{_cells_started(copy)}] was not finished", f"{type(error).__name__}: {error}"
+        where, cause = (
+            f"cell In [{_cells_started(copy)}] was not finished",
+            f"{type(error).__name__}: {error}",
+        )
     shown = [line[:200] for line in cause.splitlines()[:20]]
     return "\n".join([f"{path.name}: {where}", *lines, *shown, f"executed so far: {short(copy)}"])
 
 
 def _cells_started(copy: Path) -> int:
     cells = nbformat.read(copy, as_version=4).cells if copy.is_file() else []
-    return sum(cell.cell_type == "code" and bool(cell.metadata.papermill.start_time) for cell in cells)
+    return sum(
+        cell.cell_type == "code" and bool(cell.metadata.papermill.start_time) for cell in cells
+    )
 
 
 def _but_place(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as JSON gives them back, without run_dir: a moved run is still the same run."""
-    return json.loads(json.dumps({name: value for name, value in parameters.items() if name != "run_dir"}))
+    return json.loads(
+        json.dumps({name: value for name, value in parameters.items() if name != "run_dir"})
+    )
 
 
 def _resume_line(run_dir: Path, notebooks: Path) -> str:

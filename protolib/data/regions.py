@@ -1,8 +1,10 @@
-"""Regions of slides cut to patches: from the published form of bcss and gcss to the folders that data reads.
+"""Regions of slides cut to patches: from the published form of bcss and gcss to the folders that
+data reads.
 
-The paper tells neither its patches nor its split of these sets. The rules here are ours: they stand in the spec
-(datasets.Cut) and, with what came of them, in regions.json beside the patches.
+The paper tells neither its patches nor its split of these sets. The rules here are ours: they stand
+in the spec (datasets.Cut) and, with what came of them, in regions.json beside the patches.
 """
+
 import hashlib
 import json
 import os
@@ -21,39 +23,45 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from protolib import files
-from protolib.datasets import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout
+from protolib.data.specs import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout
 
-# optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent: above 219 of 255
+# optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent:
+# above 219 of 255
 CLEAR = 0.15
-HELD_OUT = 0.1   # share of the patients in val, and the same in test
+HELD_OUT = 0.1  # share of the patients in val, and the same in test
 
 
 class Patch(NamedTuple):
-    """One patch of a region: its upper left corner, px, its label, and views (size, size, 3) and (size, size) uint8."""
+    """One patch of a region: its upper left corner, px, its label, and views (size, size, 3) and
+    (size, size) uint8."""
 
     x: int
     y: int
-    label: tuple[int, ...]   # C digits, 0 or 1
+    label: tuple[int, ...]  # C digits, 0 or 1
     image: np.ndarray
-    codes: np.ndarray        # as published: spec.codes says what they mean
+    codes: np.ndarray  # as published: spec.codes says what they mean
 
 
 def white_share(images: np.ndarray) -> np.ndarray:
-    """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every channel. Notebook 02.
+    """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every
+    channel. Notebook 02.
 
-    images: (n, H, W, 3) uint8 RGB. Returns (n,) float in [0, 1]. The paper drops white patches by a rule it does not
-    give.
+    images: (n, H, W, 3) uint8 RGB. Returns (n,) float in [0, 1]. The paper drops white patches by a
+    rule it does not give.
     """
-    darkest = np.min(images, axis=-1).astype(np.float32)  # (n, H, W): the channel that absorbs most decides
+    darkest = np.min(images, axis=-1).astype(
+        np.float32
+    )  # (n, H, W): the channel that absorbs most decides
     return (-np.log((darkest + 1) / 256) < CLEAR).mean((1, 2))
 
 
 def split_of(seed: str, patient: str) -> str:
-    """Give the split of a patient: the first 64 bits of SHA-256 of "seed/patient" as a fraction, below .1 val, .2 test.
+    """Give the split of a patient: the first 64 bits of SHA-256 of "seed/patient" as a fraction,
+    below .1 val, .2 test.
 
-    seed: of the spec's Cut, the same for every reduction of one data set. A patient's split depends on no other
-    patient, so it holds for a part of a data set too. The paper's split is not published; ours of BCSS is
-    splits/bcss.txt.
+    seed: of the spec's Cut, the same for every reduction of one data set. A patient's split depends
+    on no other patient, so it holds for a part of a data set too. The paper's split is not
+    published; ours of BCSS is splits/bcss.txt.
     """
     digest = hashlib.sha256(f"{seed}/{patient}".encode()).digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64
@@ -61,40 +69,49 @@ def split_of(seed: str, patient: str) -> str:
 
 
 def patient_of(spec: DatasetSpec, name: str) -> str:
-    """Find the patient in the name of a region; a name that does not tell it is a patient of its own."""
+    """Find the patient in the name of a region; a name that does not tell it is a patient of its
+    own."""
     found = re.search(spec.patient, name) if spec.patient else None
     return found.group() if found else name
 
 
 def cut_region(image: np.ndarray, codes: np.ndarray, spec: DatasetSpec) -> Iterator[Patch]:
-    """Cut one region into the patches worth keeping, row by row, from its upper left corner; no padding.
+    """Cut one region into the patches worth keeping, row by row, from its upper left corner; no
+    padding.
 
-    image: (H, W, 3) uint8 RGB; codes: (H, W) uint8 as published. A patch is dropped where it has more than its share of
-    white or of ignored pixels (spec.regions); a class is in its label from `present` of its pixels on.
+    image: (H, W, 3) uint8 RGB; codes: (H, W) uint8 as published. A patch is dropped where it has
+    more than its share of white or of ignored pixels (spec.regions); a class is in its label from
+    `present` of its pixels on.
     """
     rule, table, (H, W) = spec.regions, spec.lookup, codes.shape
     for y in range(0, H - rule.size + 1, rule.stride):
         for x in range(0, W - rule.size + 1, rule.stride):
-            window = np.s_[y:y + rule.size, x:x + rule.size]
-            share = np.bincount(table[codes[window]].ravel(), minlength=spec.C + 1) / rule.size**2   # (C + 1,)
+            window = np.s_[y : y + rule.size, x : x + rule.size]
+            share = (
+                np.bincount(table[codes[window]].ravel(), minlength=spec.C + 1) / rule.size**2
+            )  # (C + 1,)
             if share[spec.C] <= rule.ignore and white_share(image[window][None])[0] <= rule.white:
-                label = tuple(int(present) for present in share[:spec.C] >= rule.present)
+                label = tuple(int(present) for present in share[: spec.C] >= rule.present)
                 yield Patch(x, y, label, image[window], codes[window])
 
 
 def read_region(image: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one region: image (H, W, 3) uint8 RGB and codes (H, W) uint8; a number outside 0..255 becomes 255.
+    """Read one region: image (H, W, 3) uint8 RGB and codes (H, W) uint8; a number outside 0..255
+    becomes 255.
 
-    labels: an index mask .png, or .txt with H lines of W whole numbers. Raises ValueError that names the file where one
-    cannot be read, is no such mask or matrix, or has another size than the image.
+    labels: an index mask .png, or .txt with H lines of W whole numbers. Raises ValueError that
+    names the file where one cannot be read, is no such mask or matrix, or has another size than the
+    image.
     """
-    try:   # SyntaxError is Pillow's word for a broken chunk
+    try:  # SyntaxError is Pillow's word for a broken chunk
         path = image
         with Image.open(image) as opened:
             pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
         path = labels
         if labels.suffix.lower() == ".txt":
-            codes = np.loadtxt(labels, np.float32, ndmin=2)   # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
+            codes = np.loadtxt(
+                labels, np.float32, ndmin=2
+            )  # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
             if (codes != np.rint(codes)).any():
                 raise ValueError("numbers that are not whole")
             codes = np.where((codes >= 0) & (codes <= 255), codes, 255).astype(np.uint8)
@@ -111,12 +128,14 @@ def read_region(image: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None = None) -> Path:
-    """Cut all regions into `to` as train/, val/ and test/, each with masks that hold the published codes; gives `to`.
+    """Cut all regions into `to` as train/, val/ and test/, each with masks that hold the published
+    codes; gives `to`.
 
-    regions: of datasets.find_regions. workers: threads, one region each, about 7 bytes a pixel of it; None = one a
-    core. A region is kept from the moment it is whole, so a run that was stopped goes on with the next; train/, val/
-    and test/ appear when all are cut, regions.json last. Nothing is done where it is of the same regions and rules.
-    Raises ValueError before any work for a folder that holds something else, sizes that differ and empty splits.
+    regions: of datasets.find_regions. workers: threads, one region each, about 7 bytes a pixel of
+    it; None = one a core. A region is kept from the moment it is whole, so a run that was stopped
+    goes on with the next; train/, val/ and test/ appear when all are cut, regions.json last.
+    Nothing is done where it is of the same regions and rules. Raises ValueError before any work for
+    a folder that holds something else, sizes that differ and empty splits.
     """
     to, scratch = Path(to), Path(to) / CUTTING
     keys = [_key(spec, image, labels) for image, labels in zip(regions.images, regions.masks)]
@@ -131,21 +150,31 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
             return to
         _check(spec, regions, splits, to)
         scratch.mkdir(exist_ok=True)
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # numpy, Pillow and zlib let go of the lock
+        with ThreadPoolExecutor(
+            workers or os.cpu_count()
+        ) as pool:  # numpy, Pillow and zlib let go of the lock
             todo = zip(regions.images, regions.masks, regions.ids, splits, parts)
             work = pool.map(lambda one: _cut_to_disk(spec, *one), todo)
             found = list(tqdm(work, total=len(parts), desc=f"cut {spec.name}", leave=False))
         _assemble(parts, splits, scratch / "tree", to)
         rule = spec.regions._asdict() | {"held_out": HELD_OUT}
-        files.write_json(to / CUT_RECORD, {"dataset": spec.name, "key": key, "rule": rule,
-                                           "split": "by patient, protolib's own: the paper's is not published",
-                                           "regions": dict(zip(regions.ids, found))})
+        files.write_json(
+            to / CUT_RECORD,
+            {
+                "dataset": spec.name,
+                "key": key,
+                "rule": rule,
+                "split": "by patient, protolib's own: the paper's is not published",
+                "regions": dict(zip(regions.ids, found)),
+            },
+        )
         shutil.rmtree(scratch)
     return to
 
 
 def _key(spec: DatasetSpec, *paths: Path) -> str:
-    """What tells one region, cut by one spec, from another: names, sizes and times, and the spec."""
+    """What tells one region, cut by one spec, from another: names, sizes and times, and the
+    spec."""
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([repr(spec), stamps]).encode()).hexdigest()[:16]
 
@@ -155,7 +184,9 @@ def _is_done(to: Path, scratch: Path, key: str) -> bool:
     if (to / CUT_RECORD).is_file():
         if files.read_json(to / CUT_RECORD)["key"] == key:
             return True
-        raise ValueError(f"{to} holds patches cut from other regions or by other rules: pass a new folder.")
+        raise ValueError(
+            f"{to} holds patches cut from other regions or by other rules: pass a new folder."
+        )
     held = [split for split in SPLITS if (to / split).exists()]
     if held and not scratch.is_dir():
         raise ValueError(f"{to} holds {held[0]}/ already: pass a new folder.")
@@ -166,8 +197,10 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
     """Raise what can be said before hours of work: empty splits, sizes that differ, a full disk."""
     for split in SPLITS:
         if split not in splits:
-            raise ValueError(f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 and 1 "
-                             "of 10 are in train, val and test, by regions.split_of): bring more regions.")
+            raise ValueError(
+                f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 and 1 "
+                "of 10 are in train, val and test, by regions.split_of): bring more regions."
+            )
     area = 0
     for image, labels in zip(regions.images, regions.masks):
         with Image.open(image) as opened:
@@ -177,22 +210,33 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
                 if opened.size != size:
                     raise ValueError(_sizes(labels, opened.size, image, size))
         area += size[0] * size[1]
-    needed = 2.5 * area * (spec.regions.size / spec.regions.stride) ** 2   # bytes: PNG takes two a pixel of tissue
+    needed = (
+        2.5 * area * (spec.regions.size / spec.regions.stride) ** 2
+    )  # bytes: PNG takes two a pixel of tissue
     if shutil.disk_usage(to).free < needed:
-        raise OSError(f"the patches of {spec.name} may need {needed / 2**30:.1f} GiB of disk: pass another folder.")
+        raise OSError(
+            f"the patches of {spec.name} may need {needed / 2**30:.1f} GiB of disk: pass another folder."
+        )
 
 
 def _sizes(labels: Path, found: tuple, image: Path, expected: tuple) -> str:
-    return (f"{labels} is {found[0]} x {found[1]} px and its image {image.name} is {expected[0]} x {expected[1]} px: "
-            "they must agree.")
+    return (
+        f"{labels} is {found[0]} x {found[1]} px and its image {image.name} is {expected[0]} x {expected[1]} px: "
+        "they must agree."
+    )
 
 
-def _cut_to_disk(spec: DatasetSpec, image: Path, labels: Path, name: str, split: str, part: Path) -> dict:
-    """Cut one region into the folder `part`, whole or not at all; says its split, windows and patches kept."""
+def _cut_to_disk(
+    spec: DatasetSpec, image: Path, labels: Path, name: str, split: str, part: Path
+) -> dict:
+    """Cut one region into the folder `part`, whole or not at all; says its split, windows and
+    patches kept."""
     if not part.is_dir():
         pixels, codes = read_region(image, labels)
         windows = [max(0, (n - spec.regions.size) // spec.regions.stride + 1) for n in codes.shape]
-        palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()   # each code in its class's colour
+        palette = (
+            np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
+        )  # each code in its class's colour
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".making-") as scratch:
             made, n = Path(scratch) / "part", 0
             for folder in ("img", "mask"):
@@ -204,13 +248,17 @@ def _cut_to_disk(spec: DatasetSpec, image: Path, labels: Path, name: str, split:
                 mask.putpalette(palette)
                 Image.fromarray(patch.image).save(made / "img" / file)
                 mask.save(made / "mask" / file)
-            files.write_json(made / "cut.json", {"split": split, "windows": windows[0] * windows[1], "patches": n})
+            files.write_json(
+                made / "cut.json",
+                {"split": split, "windows": windows[0] * windows[1], "patches": n},
+            )
             made.rename(part)
     return files.read_json(part / "cut.json")
 
 
 def _assemble(parts: list[Path], splits: list[str], tree: Path, to: Path) -> None:
-    """Move the patches of all parts into train/, val/img and test/img, masks beside; each split appears whole."""
+    """Move the patches of all parts into train/, val/img and test/img, masks beside; each split
+    appears whole."""
     for part, split in zip(parts, splits):
         for kind in ("img", "mask"):
             # train/ flat, as it is published
@@ -220,7 +268,9 @@ def _assemble(parts: list[Path], splits: list[str], tree: Path, to: Path) -> Non
                 path.replace(place / path.name)
     for split in SPLITS:
         if not (tree / split).is_dir() and not (to / split).is_dir():
-            raise ValueError(f"no patch of {split} was kept: do the codes fit these labels? The rule: datasets.Cut.")
+            raise ValueError(
+                f"no patch of {split} was kept: do the codes fit these labels? The rule: datasets.Cut."
+            )
     for split in SPLITS:
-        if (tree / split).is_dir():   # else an interrupted run has moved it
+        if (tree / split).is_dir():  # else an interrupted run has moved it
             (tree / split).rename(to / split)

@@ -1,7 +1,10 @@
-"""The painter of the phantom: one table says how twelve sub-types of tissue look, one function draws any row of it.
+"""The painter of the phantom: one table says how twelve sub-types of tissue look, one function
+draws any row of it.
 
-Everything is drawn as amounts of two stains, (2, H, W): hematoxylin, then eosin. phantom.py makes light of them.
+Everything is drawn as amounts of two stains, (2, H, W): hematoxylin, then eosin. phantom.py makes
+light of them.
 """
+
 from typing import NamedTuple
 
 import numpy as np
@@ -37,31 +40,79 @@ class Look(NamedTuple):
     basal: float = 0.0  # share of the nuclei lined up along the border of the nest
 
 
-LOOKS = np.array([
+LOOKS = np.array(
     [
-        Look(.34, .12, .80, 7.5, 5.2, .10, 1.9, vesicular=.4, nest=54, septum=3, lumen=.50, basal=1, membrane=.1),
-        Look(.28, .28, .86, 9.5, 5.8, .18, 1.25, vesicular=.5, nest=44, septum=8, grain=.1),
-        Look(.28, .22, .82, 14, 7.8, .25, 1.25, vesicular=.85, grain=.15, membrane=-.4),
-    ],
-    [
-        Look(.24, .05, .75, 26, 4.0, .2, 2.4, align=.7, fibre=.9, width=3.2, wave=13, gaps=.18),
-        Look(.42, .06, .80, 17, 3.8, .2, 3.6, align=1, fibre=.36, width=1.7, wave=2),
-        Look(.40, .03, .70, 40, 3.6, .2, 2.4, align=1, fibre=.3, width=9, wave=6, grain=.03),
-    ],
-    [
-        Look(.16, .20, .98, 9.2, 5.4, .09, 1.1, grain=.15, membrane=-.85),
-        Look(.26, .08, .95, 11, 5.3, .12, 1.15, fill=.5, fibre=.4, width=3, wave=6),
-        Look(.20, .16, .95, 9.2, 5.2, .10, 1.15, nest=34, stretch=4, septum=8, membrane=-.5, wave=4),
-    ],
-    [
-        Look(.42, .07, .38, 15, 6.2, .15, 1.2, vesicular=.3, membrane=.5, grain=.10),
-        Look(.34, .16, .55, 24, 4.5, .3, 1.2, grain=.45, crumbs=9, gaps=.03),
-        Look(.46, .08, .35, 45, 4.0, .3, 1.4, grain=.08, crumbs=.7),
-    ],
-])  # (C, K, 22)
+        [
+            Look(
+                0.34,
+                0.12,
+                0.80,
+                7.5,
+                5.2,
+                0.10,
+                1.9,
+                vesicular=0.4,
+                nest=54,
+                septum=3,
+                lumen=0.50,
+                basal=1,
+                membrane=0.1,
+            ),
+            Look(
+                0.28, 0.28, 0.86, 9.5, 5.8, 0.18, 1.25, vesicular=0.5, nest=44, septum=8, grain=0.1
+            ),
+            Look(0.28, 0.22, 0.82, 14, 7.8, 0.25, 1.25, vesicular=0.85, grain=0.15, membrane=-0.4),
+        ],
+        [
+            Look(
+                0.24,
+                0.05,
+                0.75,
+                26,
+                4.0,
+                0.2,
+                2.4,
+                align=0.7,
+                fibre=0.9,
+                width=3.2,
+                wave=13,
+                gaps=0.18,
+            ),
+            Look(0.42, 0.06, 0.80, 17, 3.8, 0.2, 3.6, align=1, fibre=0.36, width=1.7, wave=2),
+            Look(
+                0.40, 0.03, 0.70, 40, 3.6, 0.2, 2.4, align=1, fibre=0.3, width=9, wave=6, grain=0.03
+            ),
+        ],
+        [
+            Look(0.16, 0.20, 0.98, 9.2, 5.4, 0.09, 1.1, grain=0.15, membrane=-0.85),
+            Look(0.26, 0.08, 0.95, 11, 5.3, 0.12, 1.15, fill=0.5, fibre=0.4, width=3, wave=6),
+            Look(
+                0.20,
+                0.16,
+                0.95,
+                9.2,
+                5.2,
+                0.10,
+                1.15,
+                nest=34,
+                stretch=4,
+                septum=8,
+                membrane=-0.5,
+                wave=4,
+            ),
+        ],
+        [
+            Look(0.42, 0.07, 0.38, 15, 6.2, 0.15, 1.2, vesicular=0.3, membrane=0.5, grain=0.10),
+            Look(0.34, 0.16, 0.55, 24, 4.5, 0.3, 1.2, grain=0.45, crumbs=9, gaps=0.03),
+            Look(0.46, 0.08, 0.35, 45, 4.0, 0.3, 1.4, grain=0.08, crumbs=0.7),
+        ],
+    ]
+)  # (C, K, 22)
 COLOURS = 2  # the first columns, the ground's two stains: what the dial "similarity" moves
-MATRIX = Look(.34, .05, .76, 24, 3.8, .2, 3.0, align=.9, fibre=.4, width=2.5, wave=5)  # the stroma between nests
-DUST = Look(.34, .05, .90, 4, 1.8, .35, 1.3)
+MATRIX = Look(
+    0.34, 0.05, 0.76, 24, 3.8, 0.2, 3.0, align=0.9, fibre=0.4, width=2.5, wave=5
+)  # the stroma between nests
+DUST = Look(0.34, 0.05, 0.90, 4, 1.8, 0.35, 1.3)
 
 
 class Cells(NamedTuple):
@@ -87,24 +138,34 @@ class Cells(NamedTuple):
 def looks(heterogeneity: float, similarity: float) -> np.ndarray:
     """Give the table of looks (C, K, 22) under the two dials (notebook 01).
 
-    Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor sqrt(2 h), so 0 makes
-    the sub-types one and 0.5 is the table, but never beyond what some row shows. Similarity s then moves the ground's
-    two stains towards their mean over all rows by a share s: 0 is the table, 1 one colour for all.
+    Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor
+    sqrt(2 h), so 0 makes the sub-types one and 0.5 is the table, but never beyond what some row
+    shows. Similarity s then moves the ground's two stains towards their mean over all rows by a
+    share s: 0 is the table, 1 one colour for all.
     """
     mean = LOOKS.mean(1, keepdims=True)  # (C, 1, 22)
-    table = np.clip(mean + np.sqrt(2 * heterogeneity) * (LOOKS - mean), LOOKS.min((0, 1)), LOOKS.max((0, 1)))
+    table = np.clip(
+        mean + np.sqrt(2 * heterogeneity) * (LOOKS - mean), LOOKS.min((0, 1)), LOOKS.max((0, 1))
+    )
     colour = table[..., :COLOURS]
     table[..., :COLOURS] = colour + similarity * (colour.mean((0, 1)) - colour)
     return table
 
 
-def field(rng: np.random.Generator, size: int, along: float, across: float = 0, angle: float = 0) -> np.ndarray:
-    """Smooth Gaussian noise (H, W) float32 of mean 0 and variance 1, correlated over `along` and `across` pixels."""
+def field(
+    rng: np.random.Generator, size: int, along: float, across: float = 0, angle: float = 0
+) -> np.ndarray:
+    """Smooth Gaussian noise (H, W) float32 of mean 0 and variance 1, correlated over `along` and
+    `across` pixels."""
     across = across or along
-    n = fft.next_fast_len(size + int(2 * max(along, across)), real=True)  # larger than shown: no wrap-around
+    n = fft.next_fast_len(
+        size + int(2 * max(along, across)), real=True
+    )  # larger than shown: no wrap-around
     fy, fx = fft.fftfreq(n)[:, None], fft.rfftfreq(n)
     u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2)).astype(np.float32)  # (n, n // 2 + 1)
+    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2)).astype(
+        np.float32
+    )  # (n, n // 2 + 1)
     twice = np.full(len(fx), 2)  # rfft keeps one of each pair of opposite frequencies
     twice[[0] if n % 2 else [0, -1]] = 1
     noise = fft.irfft2(fft.rfft2(rng.standard_normal((n, n), dtype=np.float32)) * gain, (n, n))
@@ -118,16 +179,23 @@ def warped(values: np.ndarray, shift: np.ndarray, angle: float) -> np.ndarray:
     return ndimage.map_coordinates(values, places, order=1, mode="mirror")
 
 
-def turned(y: np.ndarray, x: np.ndarray, angle: float, stretch: float) -> tuple[np.ndarray, np.ndarray]:
+def turned(
+    y: np.ndarray, x: np.ndarray, angle: float, stretch: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates along (in units of `stretch`) and across the direction `angle`."""
     return (y * np.sin(angle) + x * np.cos(angle)) / stretch, y * np.cos(angle) - x * np.sin(angle)
 
 
-def scatter(rng, size: int, spacing: float, margin: float, stretch: float = 1, angle: float = 0) -> np.ndarray:
-    """Random points (n, 2) as y, x that keep their distance, out to `margin` pixels beyond the patch."""
+def scatter(
+    rng, size: int, spacing: float, margin: float, stretch: float = 1, angle: float = 0
+) -> np.ndarray:
+    """Random points (n, 2) as y, x that keep their distance, out to `margin` pixels beyond the
+    patch."""
     side = size + 2 * margin
     points = rng.random((int(1.6 * side**2 / (stretch * spacing**2)) + 2, 2)) * side - margin
-    near = cKDTree(np.stack(turned(*points.T, angle, stretch), 1)).query_pairs(spacing, output_type="ndarray")
+    near = cKDTree(np.stack(turned(*points.T, angle, stretch), 1)).query_pairs(
+        spacing, output_type="ndarray"
+    )
     kept = np.ones(len(points), bool)
     for i, j in near[np.lexsort((near[:, 1], near[:, 0]))]:  # i < j: who came first stays
         kept[j] &= not kept[i]
@@ -135,9 +203,14 @@ def scatter(rng, size: int, spacing: float, margin: float, stretch: float = 1, a
 
 
 def nests(rng, size: int, look: Look, angle: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth in pixels below the nests' border, position from centre 0 to border 1, and outward angle, each (H, W)."""
+    """Depth in pixels below the nests' border, position from centre 0 to border 1, and outward
+    angle, each (H, W)."""
     y, x = np.mgrid[:size, :size] + 5 * np.stack([field(rng, size, 12), field(rng, size, 12)])
-    first, second, outward = np.full((size, size), 1e9), np.full((size, size), 1e9), np.zeros((size, size))
+    first, second, outward = (
+        np.full((size, size), 1e9),
+        np.full((size, size), 1e9),
+        np.zeros((size, size)),
+    )
     for centre_y, centre_x in scatter(rng, size, look.nest, 1.2 * look.nest, look.stretch, angle):
         distance = np.hypot(*turned(y - centre_y, x - centre_x, angle, look.stretch))
         nearer = distance < first
@@ -159,7 +232,9 @@ def borders(points: np.ndarray, size: int) -> np.ndarray:
 def nuclei(rng, look: Look, points: np.ndarray, along: float = 0) -> Cells:
     """Nuclei at points (n, 2), each with its own size, shape, direction and ink."""
     n = len(points)
-    angle = np.where(rng.random(n) < look.align, along + 0.2 * rng.standard_normal(n), rng.random(n) * np.pi)
+    angle = np.where(
+        rng.random(n) < look.align, along + 0.2 * rng.standard_normal(n), rng.random(n) * np.pi
+    )
     return Cells(
         *points.T,
         radius=look.radius * np.exp(look.spread * rng.standard_normal(n)),
@@ -171,7 +246,8 @@ def nuclei(rng, look: Look, points: np.ndarray, along: float = 0) -> Cells:
 
 
 def tissue(rng: np.random.Generator, size: int, look: Look) -> tuple[np.ndarray, Cells]:
-    """One sub-type over a whole patch: amounts of its ground (2, H, W) and the nuclei to stamp on it."""
+    """One sub-type over a whole patch: amounts of its ground (2, H, W) and the nuclei to stamp on
+    it."""
     angle = rng.random() * np.pi
     depth, radial, outward = nests(rng, size, look, angle)
     points = scatter(rng, size, look.spacing, 12)
@@ -182,7 +258,11 @@ def tissue(rng: np.random.Generator, size: int, look: Look) -> tuple[np.ndarray,
     inside &= ~lined | (cells.on(depth) < 2 * look.radius)
     between = nuclei(rng, MATRIX, scatter(rng, size, MATRIX.spacing, 12), angle)
     dust = nuclei(rng, DUST, rng.random((rng.poisson(look.crumbs * size**2 / 1000), 2)) * size)
-    parts = cells.where(inside & (rng.random(len(points)) < look.fill)), between.where(between.on(depth) < -2), dust
+    parts = (
+        cells.where(inside & (rng.random(len(points)) < look.fill)),
+        between.where(between.on(depth) < -2),
+        dust,
+    )
     return ground(rng, size, look, angle, depth, radial, points), joined(parts)
 
 
@@ -192,25 +272,38 @@ def joined(parts) -> Cells:
 
 
 def ground(rng, size: int, look: Look, angle: float, depth, radial, points) -> np.ndarray:
-    """What lies under the nuclei (2, H, W): the nests, the stroma between them, hollow lumens and clefts."""
+    """What lies under the nuclei (2, H, W): the nests, the stroma between them, hollow lumens and
+    clefts."""
     swing = look.wave * field(rng, size, 22, 14, angle)
     fibres = np.tanh(warped(field(rng, size, 10 * look.width, look.width, angle), swing, angle))
     grain = np.exp(look.grain * field(rng, size, 1.4) + 0.12 * field(rng, size, 8))
-    eosin = look.eosin * grain * (1 + look.fibre * fibres) * (1 + look.membrane * borders(points, size))
+    eosin = (
+        look.eosin * grain * (1 + look.fibre * fibres) * (1 + look.membrane * borders(points, size))
+    )
     body = np.clip(depth / 2 + 0.5, 0, 1)  # 1 in the nest, 0 in the stroma, soft over two pixels
     between = (1 - body) * (1 + MATRIX.fibre * fibres)
-    amounts = np.stack([body * look.haze * grain + MATRIX.haze * between, body * eosin + MATRIX.eosin * between])
-    lumen = 15 * (look.lumen - radial + 0.05 * field(rng, size, 12)) if look.lumen > 0.05 else np.zeros_like(radial)
+    amounts = np.stack(
+        [body * look.haze * grain + MATRIX.haze * between, body * eosin + MATRIX.eosin * between]
+    )
+    lumen = (
+        15 * (look.lumen - radial + 0.05 * field(rng, size, 12))
+        if look.lumen > 0.05
+        else np.zeros_like(radial)
+    )
     clefts = warped(field(rng, size, 9, 4, angle), swing, angle)
     clefts = 4 * (clefts + ndtri(look.gaps)) if look.gaps > 0.005 else np.zeros_like(radial)
     return np.maximum(amounts, 0.01) * (1 - np.clip(np.maximum(lumen, clefts), 0, 1))
 
 
 def stamp(rng, amounts: np.ndarray, cells: Cells) -> None:
-    """Draw the nuclei onto amounts (2, H, W), in place: each dark nucleus hides most of what lies under it."""
+    """Draw the nuclei onto amounts (2, H, W), in place: each dark nucleus hides most of what lies
+    under it."""
     size, reach = amounts.shape[1], np.arange(-15, 16)
     column = Cells(*(values[:, None, None] for values in cells))  # (n, 1, 1)
-    row, col = np.floor(column.y).astype(int) + reach[:, None], np.floor(column.x).astype(int) + reach
+    row, col = (
+        np.floor(column.y).astype(int) + reach[:, None],
+        np.floor(column.x).astype(int) + reach,
+    )
     row, col = np.broadcast_arrays(row, col)  # (n, 31, 31): a window around every nucleus
     dy, dx, squeeze = row - column.y, col - column.x, np.sqrt(column.aspect)
     along = (dx * np.cos(column.angle) + dy * np.sin(column.angle)) / squeeze

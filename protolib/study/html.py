@@ -1,4 +1,6 @@
-"""Pages with tables and figures, readable without network, on a phone and in the dark: a run's, and the ledger's."""
+"""Pages with tables and figures, readable without network, on a phone and in the dark: a run's, and
+the ledger's."""
+
 import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from protolib import account, files, results
+from protolib import files, results
+from protolib.study import report
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -51,30 +54,45 @@ $body
 
 
 def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
-    """Write report.html of a run from its results.json, figures/ and executed notebooks; returns its path.
+    """Write report.html of a run from its results.json, figures/ and executed notebooks; returns
+    its path.
 
-    titles: C names for the columns of IoU. Figures are `<two digits of the notebook>_<slug>.png`, each with its caption
-    in a .txt of the same name; the caption of a table names the protocol.
+    titles: C names for the columns of IoU. Figures are `<two digits of the notebook>_<slug>.png`,
+    each with its caption in a .txt of the same name; the caption of a table names the protocol.
     """
     path, file = run_dir / "report.html", run_dir / "results.json"
     record = files.read_json(file) if file.is_file() else {}
-    run = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}.".format_map(record) if record else ""
-    scores = [_table(results.table(record, titles, oracle)) for oracle in (False, True)] if record else [
-        "<p>The notebooks of this run wrote no scores.</p>"]
-    body = [f'<p class="from">{escape(run)}</p>', "<h2>Scores on the test split</h2>", *scores, *_figures(run_dir),
-            "<h2>Time and memory</h2>", _table(_cost(record))]
+    run = (
+        "Preset {preset}, seed {seed}, device {device}, protolib {protolib}.".format_map(record)
+        if record
+        else ""
+    )
+    scores = (
+        [_table(results.table(record, titles, oracle)) for oracle in (False, True)]
+        if record
+        else ["<p>The notebooks of this run wrote no scores.</p>"]
+    )
+    body = [
+        f'<p class="from">{escape(run)}</p>',
+        "<h2>Scores on the test split</h2>",
+        *scores,
+        *_figures(run_dir),
+        "<h2>Time and memory</h2>",
+        _table(_cost(record)),
+    ]
     title = escape(f"protolib on {record.get('dataset', run_dir.name)}")
     files.write_text(path, PAGE.substitute(title=title, body="\n".join(body)))
     return path
 
 
 def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | None = None) -> str:
-    """The ledger as one page: what account.text says, with figures under the tables that they belong to.
+    """The ledger as one page: what account.text says, with figures under the tables that they
+    belong to.
 
-    found: as ledger.read returns them; figures: {name of the table, "figure3" say: (bytes of a PNG, caption)}. Raises
-    ValueError for a figure of no table.
+    found: as ledger.read returns them; figures: {name of the table, "figure3" say: (bytes of a PNG,
+    caption)}. Raises ValueError for a figure of no table.
     """
-    parts, figures = account.sections(found), figures or {}
+    parts, figures = report.sections(found), figures or {}
     title, head = parts.pop("head").removeprefix("# ").split("\n\n", 1)
     if unknown := [name for name in figures if name not in parts]:
         raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(parts)}")
@@ -85,7 +103,8 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
 
 
 def _html(markdown: str) -> str:
-    """HTML of the Markdown that account.py writes; the paragraph before a table becomes its caption."""
+    """HTML of the Markdown that report.py writes; the paragraph before a table becomes its
+    caption."""
     made, before = [], ""
     for block in [*markdown.split("\n\n"), ""]:
         if block.startswith("|"):
@@ -114,14 +133,20 @@ def _figures(run_dir: Path) -> Iterator[str]:
         yield f'<h2>{escape(_heading(notebook) or name)}</h2>\n<p class="from">{escape(name)}</p>'
         for picture in group:
             note = picture.with_suffix(".txt")
-            caption = note.read_text("utf-8").strip() if note.is_file() else picture.stem[3:].replace("_", " ")
+            caption = (
+                note.read_text("utf-8").strip()
+                if note.is_file()
+                else picture.stem[3:].replace("_", " ")
+            )
             yield _figure(picture.read_bytes(), caption)
 
 
 def _figure(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode("ascii")
-    return (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def _heading(notebook: Path | None) -> str:
@@ -137,21 +162,41 @@ def _heading(notebook: Path | None) -> str:
 def _cost(record: Mapping) -> str:
     """Seconds per notebook as a Markdown table, the peak memory in its caption."""
     seconds, peak = record.get("seconds", {}), record.get("peak_rss_mb")
-    caption = "Seconds per notebook on this machine." + (f" Peak memory of one process: {peak:.0f} MB." if peak else "")
+    caption = "Seconds per notebook on this machine." + (
+        f" Peak memory of one process: {peak:.0f} MB." if peak else ""
+    )
     rows = [*seconds.items(), ("all", sum(seconds.values()))]
-    return "\n".join([caption, "| notebook | seconds |", "|---|---:|", *(f"| {name} | {s:.1f} |" for name, s in rows)])
+    return "\n".join(
+        [
+            caption,
+            "| notebook | seconds |",
+            "|---|---:|",
+            *(f"| {name} | {s:.1f} |" for name, s in rows),
+        ]
+    )
 
 
 def _table(markdown: str) -> str:
-    """HTML of one Markdown table; the lines before it become its caption, so page and terminal say the same."""
+    """HTML of one Markdown table; the lines before it become its caption, so page and terminal say
+    the same."""
     lines = [line.strip() for line in markdown.splitlines() if line.strip()]
-    head, rule, *body = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")]
-    kinds = ["" if mark.endswith(":") else ' class="text"' for mark in rule]  # what is not set right is no number
+    head, rule, *body = [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")
+    ]
+    kinds = [
+        "" if mark.endswith(":") else ' class="text"' for mark in rule
+    ]  # what is not set right is no number
     caption = "".join(f"<p>{escape(line)}</p>" for line in lines if not line.startswith("|"))
     rows = "\n".join(_row(cells, "td", kinds) for cells in body)
-    return (f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
-            f'<thead>{_row(head, "th", kinds)}</thead>\n<tbody>{rows}</tbody>\n</table></div></figure>')
+    return (
+        f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
+        f"<thead>{_row(head, 'th', kinds)}</thead>\n<tbody>{rows}</tbody>\n</table></div></figure>"
+    )
 
 
 def _row(cells: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds)) + "</tr>"
+    return (
+        "<tr>"
+        + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds))
+        + "</tr>"
+    )

@@ -1,8 +1,11 @@
-"""The phantom: H&E-like tissue drawn from a seed, with known masks and known sub-types (notebook 01).
+"""The phantom: H&E-like tissue drawn from a seed, with known masks and known sub-types (notebook
+01).
 
-tissue.py draws the amounts of stain; here stand the plan of a split, the regions of a patch, and the slides, each with
-its own stain. The scale is fixed, 0.5 um per pixel: a smaller patch is a smaller field of view, never a resized one.
+tissue.py draws the amounts of stain; here stand the plan of a split, the regions of a patch, and
+the slides, each with its own stain. The scale is fixed, 0.5 um per pixel: a smaller patch is a
+smaller field of view, never a resized one.
 """
+
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from protolib.tissue import Look, field, joined, looks, stamp, tissue
+from protolib.data.tissue import Look, field, joined, looks, stamp, tissue
 
 CLASSES = ("TUM", "STR", "LYM", "NEC")
 TITLES = ("tumour", "stroma", "lymphocytes", "necrosis")
@@ -25,14 +28,17 @@ SUBTYPES = (
 )
 MPP = 0.5  # micrometres per pixel
 IGNORE, SUB_IGNORE = 4, 12  # white background, in masks and in sub-type maps
-LABEL_SHARE = 0.03  # a class is in the image label where it covers more than this share of the patch
+LABEL_SHARE = (
+    0.03  # a class is in the image label where it covers more than this share of the patch
+)
 SLIDES = {"train": 12, "val": 4, "test": 6}
 PATCH, TURN, SLIDE = range(3)  # what a generator is for
 
 # Unit optical density of hematoxylin and eosin in R, G, B:
 # Ruifrok and Johnston, Anal Quant Cytol Histol 23 (2001) 291-299.
 STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]])
-# The same two read off real slides, Macenko et al., ISBI 2009: every slide is turned part of the way towards these.
+# The same two read off real slides, Macenko et al., ISBI 2009: every slide is turned part of the
+# way towards these.
 STAINS_SEEN = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 
 
@@ -48,9 +54,11 @@ class Phantom(NamedTuple):
 
 
 def optical_density(amounts: np.ndarray, stains: np.ndarray = STAINS) -> np.ndarray:
-    """Mix hematoxylin and eosin by optical density, -log10 of the share of light let through (notebook 01).
+    """Mix hematoxylin and eosin by optical density, -log10 of the share of light let through
+    (notebook 01).
 
-    amounts: (..., 2), hematoxylin first; stains: (2, 3) vectors in R, G, B. Returns (..., 3), 0 = clear glass.
+    amounts: (..., 2), hematoxylin first; stains: (2, 3) vectors in R, G, B. Returns (..., 3), 0 =
+    clear glass.
     """
     return amounts[..., :1] * stains[0] + amounts[..., 1:] * stains[1]
 
@@ -61,7 +69,8 @@ def generator(seed: int, split: str, *key: int) -> np.random.Generator:
 
 
 def plan(rng, split: str, index: int, seed: int) -> list[int]:
-    """Sub-types of patch `index`: 9 patches of 20 show one class, and these take the twelve sub-types in turn."""
+    """Sub-types of patch `index`: 9 patches of 20 show one class, and these take the twelve
+    sub-types in turn."""
     rank = -(-9 * index // 20)  # how many of the patches before this one show one class
     if -(-9 * (index + 1) // 20) > rank:
         return [int(generator(seed, split, TURN, rank // 12).permutation(12)[rank % 12])]
@@ -70,7 +79,8 @@ def plan(rng, split: str, index: int, seed: int) -> list[int]:
 
 
 def whiteness(rng, classes: int) -> float:
-    """Share of white: 1 patch in 4 has some, and 1 in 25 of one class is a torn edge for the bank's white filter."""
+    """Share of white: 1 patch in 4 has some, and 1 in 25 of one class is a torn edge for the bank's
+    white filter."""
     if rng.random() > 0.25:
         return 0.0
     if classes > 1:
@@ -79,7 +89,8 @@ def whiteness(rng, classes: int) -> float:
 
 
 def regions(rng, size: int, kinds: list[int], white: float) -> np.ndarray:
-    """Sub-type map (H, W) uint8 with organic borders; every sub-type gets a fair share of what is not white."""
+    """Sub-type map (H, W) uint8 with organic borders; every sub-type gets a fair share of what is
+    not white."""
     areas, left = np.full((size, size), SUB_IGNORE, np.uint8), np.ones((size, size), bool)
     if white:
         landscape = field(rng, size, 26) + 0.08 * field(rng, size, 7)
@@ -94,17 +105,22 @@ def regions(rng, size: int, kinds: list[int], white: float) -> np.ndarray:
 
 
 def develop(rng, amounts: np.ndarray, seed: int, split: str, slide: int) -> np.ndarray:
-    """Photograph amounts (2, H, W) under a slide's own stain, lamp and focus: (H, W, 3) uint8 RGB."""
+    """Photograph amounts (2, H, W) under a slide's own stain, lamp and focus: (H, W, 3) uint8
+    RGB."""
     own = generator(seed, split, SLIDE, slide)
     towards = own.uniform([[0.10], [0.35]], [[0.60], [0.85]])  # (2, 1): eosin turns further
-    stains = np.maximum((1 - towards) * STAINS + towards * STAINS_SEEN + 0.03 * own.standard_normal((2, 3)), 0.01)
+    stains = np.maximum(
+        (1 - towards) * STAINS + towards * STAINS_SEEN + 0.03 * own.standard_normal((2, 3)), 0.01
+    )
     stains *= np.exp(own.normal(0, 0.18, (2, 1))) / np.linalg.norm(stains, axis=1, keepdims=True)
     lamp = own.uniform(0.90, 0.98) * own.uniform([1, 0.97, 0.97], 1)
     blur = own.uniform(0.45, 0.8)
     thickness = rng.uniform(0.92, 1.08)
     amounts = ndimage.gaussian_filter(thickness * amounts, (0, blur, blur))
     light = lamp * 10 ** -optical_density(np.moveaxis(amounts, 0, -1), stains)  # (H, W, 3)
-    return np.clip(np.rint(255 * light + 2.5 * rng.standard_normal(light.shape)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(255 * light + 2.5 * rng.standard_normal(light.shape)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def patch(index: int, split: str, size: int, seed: int, heterogeneity: float, similarity: float):
@@ -126,41 +142,74 @@ def patch(index: int, split: str, size: int, seed: int, heterogeneity: float, si
 def check(split: str, n: int, size: int, seed: int, workers: int, dials: dict[str, float]) -> None:
     """Raise ValueError that says what was found and what is allowed."""
     if split not in SLIDES:
-        raise ValueError(f"split = {split!r}: the phantom has {', '.join(SLIDES)}; pass one of these.")
-    whole = {"n": (n, 1, 10**6), "size": (size, 64, 256), "seed": (seed, 0, 2**63), "workers": (workers, 1, 256)}
+        raise ValueError(
+            f"split = {split!r}: the phantom has {', '.join(SLIDES)}; pass one of these."
+        )
+    whole = {
+        "n": (n, 1, 10**6),
+        "size": (size, 64, 256),
+        "seed": (seed, 0, 2**63),
+        "workers": (workers, 1, 256),
+    }
     for name, (value, least, most) in whole.items():
         if value != int(value) or not least <= value <= most:
             raise ValueError(f"{name} = {value}: pass a whole number from {least} to {most}.")
     for name, value in dials.items():
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} = {value}: this dial goes from 0 to 1, and 0.5 is the default.")
+            raise ValueError(
+                f"{name} = {value}: this dial goes from 0 to 1, and 0.5 is the default."
+            )
 
 
-def draw(split: str, n: int, size: int, seed: int = 0, heterogeneity: float = 0.5, similarity: float = 0.5,
-         workers: int = 2) -> Phantom:
-    """Draw the first n patches of a split; patch i depends on seed, split and i, never on n or workers (notebook 01).
+def draw(
+    split: str,
+    n: int,
+    size: int,
+    seed: int = 0,
+    heterogeneity: float = 0.5,
+    similarity: float = 0.5,
+    workers: int = 2,
+) -> Phantom:
+    """Draw the first n patches of a split; patch i depends on seed, split and i, never on n or
+    workers (notebook 01).
 
-    split: train, val or test, with slides of their own. size: 64 to 256 pixels of 0.5 um. Dials in [0, 1]:
-    heterogeneity spreads the sub-types of a class, similarity pulls the colours of the classes together.
-    Returns Phantom, labels by the share of the area above LABEL_SHARE. Raises ValueError for anything out of range.
+    split: train, val or test, with slides of their own. size: 64 to 256 pixels of 0.5 um. Dials in
+    [0, 1]: heterogeneity spreads the sub-types of a class, similarity pulls the colours of the
+    classes together. Returns Phantom, labels by the share of the area above LABEL_SHARE. Raises
+    ValueError for anything out of range.
     """
     check(split, n, size, seed, workers, {"heterogeneity": heterogeneity, "similarity": similarity})
-    one = partial(patch, split=split, size=size, seed=seed, heterogeneity=heterogeneity, similarity=similarity)
-    with ThreadPoolExecutor(workers) as pool:  # threads, not processes: numpy and scipy let go of the lock
+    one = partial(
+        patch, split=split, size=size, seed=seed, heterogeneity=heterogeneity, similarity=similarity
+    )
+    with ThreadPoolExecutor(
+        workers
+    ) as pool:  # threads, not processes: numpy and scipy let go of the lock
         numbers, images, areas = zip(*pool.map(one, range(n)))
     slides = [f"PH-{split}-s{number:02d}" for number in numbers]
     ids = [f"{slide}+{i}" for i, slide in enumerate(slides)]
     subtypes = np.stack(areas)  # (n, H, W)
     masks = subtypes // 3  # white: 12 // 3 = 4
-    labels = np.stack([(masks == c).mean((1, 2)) > LABEL_SHARE for c in range(4)], 1).astype(np.uint8)  # (n, C)
+    labels = np.stack([(masks == c).mean((1, 2)) > LABEL_SHARE for c in range(4)], 1).astype(
+        np.uint8
+    )  # (n, C)
     return Phantom(ids, slides, np.stack(images), masks, subtypes, labels)
 
 
-def write_folder(root: Path, counts: dict[str, int], size: int, seed: int = 0, heterogeneity: float = 0.5,
-                 similarity: float = 0.5, workers: int = 2) -> None:
-    """Write the patches of draw() as PNG in the layout of BCSS-WSSS: training/ID[1101].png, val and test/img and /mask.
+def write_folder(
+    root: Path,
+    counts: dict[str, int],
+    size: int,
+    seed: int = 0,
+    heterogeneity: float = 0.5,
+    similarity: float = 0.5,
+    workers: int = 2,
+) -> None:
+    """Write the patches of draw() as PNG in the layout of BCSS-WSSS: training/ID[1101].png, val and
+    test/img and /mask.
 
-    counts: patches per split. Raises FileExistsError where root holds something; root appears whole or not at all.
+    counts: patches per split. Raises FileExistsError where root holds something; root appears whole
+    or not at all.
     """
     from PIL import Image  # only here: drawing needs none
 

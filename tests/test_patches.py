@@ -1,4 +1,6 @@
-"""Specs, label spellings, folder variants, the decoded cache: on small files in exactly the published formats."""
+"""Specs, label spellings, folder variants, the decoded cache: on small files in exactly the
+published formats."""
+
 import dataclasses
 import json
 import pickle
@@ -11,13 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from protolib import data, datasets, phantom
+from protolib.data import patches, phantom, specs
 
-BCSS = data.SPECS["bcss-wsss"]
-TRAIN = {"TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+0[1000].png": 10,
-         "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+10[0110].png": 20,
-         "TCGA-A2-A0CM-DX1_xmin18562_ymin56852_MPP-0.2500+3[0001].png": 30}
-MASK = np.array([[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [9, 3, 3, 4]], np.uint8)   # 9: no code, so ignore
+BCSS = specs.SPECS["bcss-wsss"]
+TRAIN = {
+    "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+0[1000].png": 10,
+    "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+10[0110].png": 20,
+    "TCGA-A2-A0CM-DX1_xmin18562_ymin56852_MPP-0.2500+3[0001].png": 30,
+}
+MASK = np.array(
+    [[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [9, 3, 3, 4]], np.uint8
+)  # 9: no code, so ignore
 TOML = """name = "three"
 classes = ["A", "B", "D"]
 titles = ["first", "second", "third"]
@@ -43,7 +49,8 @@ def write_mask(path, mask=MASK, spec=BCSS):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A BCSS-WSSS tree: training/ flat, valid/ and test/ with img/ and mask/; a "[" in its own name must not matter."""
+    """A BCSS-WSSS tree: training/ flat, valid/ and test/ with img/ and mask/; a "[" in its own name
+    must not matter."""
     root = tmp_path / "sets [2022]"
     for name, value in TRAIN.items():
         write_image(root / "training" / name, value)
@@ -55,35 +62,65 @@ def folder(tmp_path):
 
 @pytest.fixture
 def load(folder, tmp_path):
-    return lambda split="train", size=32, dataset="bcss-wsss", **given: data.load(
-        dataset, split, size, **{"data_root": folder, "cache": tmp_path / "cache"} | given)
+    return lambda split="train", size=32, dataset="bcss-wsss", **given: patches.load(
+        dataset, split, size, **{"data_root": folder, "cache": tmp_path / "cache"} | given
+    )
 
 
 # specs
 
 
 def test_published_facts():
-    luad = data.SPECS["luad-histoseg"]
-    assert list(data.SPECS) == ["phantom", "bcss-wsss", "luad-histoseg", "bcss", "bcss-merged", "gcss", "gcss-four"]
-    assert BCSS.classes == ("TUM", "STR", "LYM", "NEC") and luad.classes == ("TE", "NEC", "LYM", "TAS")
+    luad = specs.SPECS["luad-histoseg"]
+    assert list(specs.SPECS) == [
+        "phantom",
+        "bcss-wsss",
+        "luad-histoseg",
+        "bcss",
+        "bcss-merged",
+        "gcss",
+        "gcss-four",
+    ]
+    assert BCSS.classes == ("TUM", "STR", "LYM", "NEC") and luad.classes == (
+        "TE",
+        "NEC",
+        "LYM",
+        "TAS",
+    )
     assert BCSS.palette == ((255, 0, 0), (0, 255, 0), (0, 0, 255), (153, 0, 255), (255, 255, 255))
-    assert luad.palette == ((205, 51, 51), (0, 255, 0), (65, 105, 225), (255, 165, 0), (255, 255, 255))
+    assert luad.palette == (
+        (205, 51, 51),
+        (0, 255, 0),
+        (65, 105, 225),
+        (255, 165, 0),
+        (255, 255, 255),
+    )
     assert BCSS.counts == {"train": (23422,), "val": (3418,), "test": (4986,)}
     assert luad.counts == {"train": (16678,), "val": (300, 306), "test": (307,)}
     assert BCSS.codes == luad.codes == {0: 0, 1: 1, 2: 2, 3: 3} and BCSS.C == luad.C == 4
     assert BCSS.ignored == luad.ignored == (4,) and BCSS.regions is luad.regions is None
-    assert data.SPECS["phantom"].classes == phantom.CLASSES and data.SPECS["phantom"].titles == phantom.TITLES
+    assert (
+        specs.SPECS["phantom"].classes == phantom.CLASSES
+        and specs.SPECS["phantom"].titles == phantom.TITLES
+    )
 
 
 def test_published_facts_of_the_regions():
-    bcss, merged, gcss, four = (data.SPECS[name] for name in ("bcss", "bcss-merged", "gcss", "gcss-four"))
+    bcss, merged, gcss, four = (
+        specs.SPECS[name] for name in ("bcss", "bcss-merged", "gcss", "gcss-four")
+    )
     assert bcss.classes == merged.classes == BCSS.classes and bcss.palette == BCSS.palette
     assert bcss.codes == {1: 0, 2: 1, 3: 2, 4: 3}
     assert merged.codes == bcss.codes | {19: 0, 20: 0, 10: 2, 11: 2}
-    for spec in (bcss, merged):   # every one of the 22 codes has one meaning
+    for spec in (bcss, merged):  # every one of the 22 codes has one meaning
         assert sorted([*spec.codes, *spec.ignored]) == list(range(22))
     assert gcss.codes == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4} and gcss.C == 5
-    assert four.codes == {1: 0, 2: 1, 3: 1, 4: 2, 5: 3} and four.classes == ("TUM", "STR", "MUS", "NEC")
+    assert four.codes == {1: 0, 2: 1, 3: 1, 4: 2, 5: 3} and four.classes == (
+        "TUM",
+        "STR",
+        "MUS",
+        "NEC",
+    )
     assert gcss.ignored == four.ignored == (0, 6, 255)
     assert bcss.counts == merged.counts == {"train": (30000,), "val": (2500,), "test": (2500,)}
     assert gcss.counts == four.counts == {"train": (20000,), "val": (2500,), "test": (2500,)}
@@ -95,67 +132,94 @@ def test_dataset_toml_under_its_three_names(tmp_path):
     root.mkdir()
     (root / "dataset.toml").write_text(TOML)
     for name in ("custom", "three", "mine"):
-        spec = data.spec_of(name, root)
-        assert (spec.name, spec.C, spec.codes, spec.mpp) == ("three", 3, {7: 0, 8: 1, 9: 2, 10: 2}, 0.5)
+        spec = specs.spec_of(name, root)
+        assert (spec.name, spec.C, spec.codes, spec.mpp) == (
+            "three",
+            3,
+            {7: 0, 8: 1, 9: 2, 10: 2},
+            0.5,
+        )
         assert spec.palette[3] == (255, 255, 255) and spec.spelling == "" and spec.counts == {}
-    with pytest.raises(ValueError, match="describes 'three', not 'other': pass dataset='three' or 'custom'"):
-        data.spec_of("other", root)
+    with pytest.raises(
+        ValueError, match="describes 'three', not 'other': pass dataset='three' or 'custom'"
+    ):
+        specs.spec_of("other", root)
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ('name = "three"', "", r"keys missing: \['name'\]"),
-    ("mpp", "micrometres", r"unknown: \['micrometres'\]"),
-    ('"second", ', "", "titles: 3, one per class"),
-    ("[0, 0, 255], ", "", r"palette: 4 different"),
-    ("[0, 0, 255], ", "[0, 255, 0], ", r"palette: 4 different"),
-    ("9 = 2, 10 = 2", "9 = 1", r"every class 0..2 and no other"),
-    ("10 = 2", "256 = 2", r"mask value 0..255"),
-    ("three", "a b", "name: letters"),
-    ("codes =", "codes", "is not valid TOML"),
-    ("mpp =", "ignored = [0, 9]\nmpp =", "ignored: mask values that are no class"),
-    ("mpp =", 'regions = { labels = ".tif", seed = "s" }\nmpp =', "regions: labels '.png' or '.txt'"),
-    ("mpp =", 'regions = { labels = ".png", steps = 3 }\nmpp =', "regions: .*steps.*Keys: labels, seed, size, stride"),
-])
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('name = "three"', "", r"keys missing: \['name'\]"),
+        ("mpp", "micrometres", r"unknown: \['micrometres'\]"),
+        ('"second", ', "", "titles: 3, one per class"),
+        ("[0, 0, 255], ", "", r"palette: 4 different"),
+        ("[0, 0, 255], ", "[0, 255, 0], ", r"palette: 4 different"),
+        ("9 = 2, 10 = 2", "9 = 1", r"every class 0..2 and no other"),
+        ("10 = 2", "256 = 2", r"mask value 0..255"),
+        ("three", "a b", "name: letters"),
+        ("codes =", "codes", "is not valid TOML"),
+        ("mpp =", "ignored = [0, 9]\nmpp =", "ignored: mask values that are no class"),
+        (
+            "mpp =",
+            'regions = { labels = ".tif", seed = "s" }\nmpp =',
+            "regions: labels '.png' or '.txt'",
+        ),
+        (
+            "mpp =",
+            'regions = { labels = ".png", steps = 3 }\nmpp =',
+            "regions: .*steps.*Keys: labels, seed, size, stride",
+        ),
+    ],
+)
 def test_dataset_toml_errors_name_the_key(tmp_path, old, new, message):
     (tmp_path / "dataset.toml").write_text(TOML.replace(old, new, 1))
     with pytest.raises(ValueError, match=message):
-        data.spec_of("custom", tmp_path)
+        specs.spec_of("custom", tmp_path)
 
 
 def test_unknown_data_set_and_phantom_with_a_folder(tmp_path):
-    with pytest.raises(ValueError, match="'tiger' is not known. Known: phantom, bcss-wsss, luad-histoseg"):
-        data.spec_of("tiger", tmp_path)
+    with pytest.raises(
+        ValueError, match="'tiger' is not known. Known: phantom, bcss-wsss, luad-histoseg"
+    ):
+        specs.spec_of("tiger", tmp_path)
     with pytest.raises(ValueError, match="'phantom' is drawn, but data_root is"):
-        data.spec_of("phantom", tmp_path)
-    assert data.spec_of("phantom", "") is data.spec_of("phantom", Path("")) is data.SPECS["phantom"]
+        specs.spec_of("phantom", tmp_path)
+    assert (
+        specs.spec_of("phantom", "") is specs.spec_of("phantom", Path("")) is specs.SPECS["phantom"]
+    )
     with pytest.raises(ValueError, match="read from a folder: pass data_root"):
-        data.check_layout(BCSS, "")
+        specs.check_layout(BCSS, "")
 
 
 # labels
 
 
-@pytest.mark.parametrize("name, label", [
-    ("TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+104[1101].png", (1, 1, 0, 1)),
-    ("1031280-2300-27920-[1 0 0 1].png", (1, 0, 0, 1)),
-    ("x[1101].png.png", (1, 1, 0, 1)),
-    ("old [2]/a[0000]/x[1][0100].png", (0, 1, 0, 0)),
-    ("part00-0-[1 1 0].png", (1, 1, 0)),
-    ("x[1].png", (1,)),
-    ("x[01010101010].png", (0, 1) * 5 + (0,)),
-])
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        ("TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+104[1101].png", (1, 1, 0, 1)),
+        ("1031280-2300-27920-[1 0 0 1].png", (1, 0, 0, 1)),
+        ("x[1101].png.png", (1, 1, 0, 1)),
+        ("old [2]/a[0000]/x[1][0100].png", (0, 1, 0, 0)),
+        ("part00-0-[1 1 0].png", (1, 1, 0)),
+        ("x[1].png", (1,)),
+        ("x[01010101010].png", (0, 1) * 5 + (0,)),
+    ],
+)
 def test_parse_label_both_spellings(name, label):
-    assert data.parse_label(name, len(label)) == label
+    assert specs.parse_label(name, len(label)) == label
 
 
 def test_parse_label_errors_teach():
-    with pytest.raises(ValueError, match=r"4 digits, expected 3.*bcss-wsss, luad-histoseg.*dataset.toml"):
-        data.parse_label("x[1101].png", 3)
+    with pytest.raises(
+        ValueError, match=r"4 digits, expected 3.*bcss-wsss, luad-histoseg.*dataset.toml"
+    ):
+        specs.parse_label("x[1101].png", 3)
     with pytest.raises(ValueError, match="3 digits, expected 4.*with 3: none"):
-        data.parse_label("x[1 0 1].png", 4)
+        specs.parse_label("x[1 0 1].png", 4)
     for name in ("x.png", "[1101]/x.png", "x[12].png", "x[].png", "x[1101][a].png"):
         with pytest.raises(ValueError, match="no label in"):
-            data.parse_label(name, 4)
+            specs.parse_label(name, 4)
 
 
 # folders
@@ -172,44 +236,53 @@ def test_every_folder_variant(folder, train, val, masked):
     beside = folder / train.split("/")[0] / "mask"
     for name in TRAIN if masked else ():
         write_mask(beside / name)
-    write_image(folder / val / "img" / "._hidden.png", 0)   # left by macOS in archives
-    layouts = data.check_layout(BCSS, folder)
+    write_image(folder / val / "img" / "._hidden.png", 0)  # left by macOS in archives
+    layouts = specs.check_layout(BCSS, folder)
     assert list(layouts) == ["train", "val", "test"]
     assert layouts["train"].ids == sorted(name.removesuffix(".png") for name in TRAIN)
     assert [path.parent for path in layouts["train"].images] == [folder / train] * 3
-    assert layouts["train"].masks == ([beside / path.name for path in layouts["train"].images] if masked else None)
+    assert layouts["train"].masks == (
+        [beside / path.name for path in layouts["train"].images] if masked else None
+    )
     assert layouts["val"].ids == ["TCGA-BH-A0BL-DX1_xmin1_ymin2_MPP-0.2500+0"]
-    assert [path.name for path in layouts["val"].masks] == [path.name for path in layouts["val"].images]
+    assert [path.name for path in layouts["val"].masks] == [
+        path.name for path in layouts["val"].images
+    ]
 
 
 def test_png_twice_in_the_name_pairs_with_once(folder):
     image = next((folder / "test" / "img").iterdir())
     image.rename(image.with_name(image.name + ".png"))
-    assert data.check_layout(BCSS, folder)["test"].ids == [image.stem]
+    assert specs.check_layout(BCSS, folder)["test"].ids == [image.stem]
     write_image(image, 1)
     with pytest.raises(ValueError, match="the same patch twice"):
-        data.check_layout(BCSS, folder)
+        specs.check_layout(BCSS, folder)
 
 
 def test_layout_errors_show_found_and_expected(folder):
     shutil.move(folder / "test" / "mask", folder / "test" / "masks")
-    with pytest.raises(ValueError, match=r"(?s)test: 1 images without a mask and 0 masks without an image, "
-                                         r"first 'TCGA-D8.*Found:.*  test/masks/   1 PNG files.*Expected:.*test/ +img"):
-        data.check_layout(BCSS, folder)
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)test: 1 images without a mask and 0 masks without an image, "
+        r"first 'TCGA-D8.*Found:.*  test/masks/   1 PNG files.*Expected:.*test/ +img",
+    ):
+        specs.check_layout(BCSS, folder)
     shutil.copytree(folder / "training", folder / "train")
     with pytest.raises(ValueError, match="train: 2 of .* hold PNG files, not one"):
-        data.check_layout(BCSS, folder)
+        specs.check_layout(BCSS, folder)
     with pytest.raises(ValueError, match="(?s)train: 0 of .*Found:\n  no folder\nExpected:"):
-        data.check_layout(BCSS, folder / "nowhere")
+        specs.check_layout(BCSS, folder / "nowhere")
 
 
 def test_a_foreign_label_spelling_is_refused(folder):
     path = folder / "training" / next(iter(TRAIN))
     path.rename(path.with_name("1031280-2300-27920-[1 0 0 1].png"))
-    with pytest.raises(ValueError, match=r"1\].png' is spaced, that of bcss-wsss is joined.*dataset='luad-hist"):
-        data.check_layout(BCSS, folder)
+    with pytest.raises(
+        ValueError, match=r"1\].png' is spaced, that of bcss-wsss is joined.*dataset='luad-hist"
+    ):
+        specs.check_layout(BCSS, folder)
     either = dataclasses.replace(BCSS, spelling="")
-    assert "1031280-2300-27920-[1 0 0 1]" in data.check_layout(either, folder)["train"].ids
+    assert "1031280-2300-27920-[1 0 0 1]" in specs.check_layout(either, folder)["train"].ids
 
 
 # reading
@@ -218,17 +291,30 @@ def test_a_foreign_label_spelling_is_refused(folder):
 def test_train_items(folder, load):
     d = load()
     assert len(d) == 3 and d.masks is None and d.subtypes is None
-    assert d.images.shape == (3, 32, 32, 3) and [int(v) for v in d.images[:, 5, 5, 0]] == [10, 20, 30]
-    assert d.labels.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]] and d.labels.dtype == np.uint8
+    assert d.images.shape == (3, 32, 32, 3) and [int(v) for v in d.images[:, 5, 5, 0]] == [
+        10,
+        20,
+        30,
+    ]
+    assert (
+        d.labels.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+        and d.labels.dtype == np.uint8
+    )
     assert d.single_class().tolist() == [0, 2]
     assert d.slides == ["TCGA-A1-A0SK-DX1"] * 2 + ["TCGA-A2-A0CM-DX1"]
     assert d.patients == ["TCGA-A1-A0SK"] * 2 + ["TCGA-A2-A0CM"]
     item = d[1]
     assert set(item) == {"image", "label", "index"} and item["index"] == 1
-    assert torch.equal(item["image"], torch.full((3, 32, 32), 20, dtype=torch.uint8)) and item["image"].is_contiguous()
+    assert (
+        torch.equal(item["image"], torch.full((3, 32, 32), 20, dtype=torch.uint8))
+        and item["image"].is_contiguous()
+    )
     assert torch.equal(item["label"], torch.tensor([0.0, 1.0, 1.0, 0.0]))
-    write_image(folder / "training" / "TCGA-A1-A0SK-DX1+00[0000].png", 0)   # white only: of no class
-    assert load().labels.sum(1).tolist() == [0, 1, 2, 1] and load().single_class().tolist() == [1, 3]
+    write_image(folder / "training" / "TCGA-A1-A0SK-DX1+00[0000].png", 0)  # white only: of no class
+    assert load().labels.sum(1).tolist() == [0, 1, 2, 1] and load().single_class().tolist() == [
+        1,
+        3,
+    ]
 
 
 def test_masks_by_code_at_their_own_size_and_labels_by_any_pixel(load):
@@ -244,7 +330,7 @@ def test_mask_in_the_item_where_it_has_the_size_of_the_image(folder, load):
         write_mask(folder / "training" / "mask" / name, big)
     d = load()
     assert torch.equal(d[2]["mask"], torch.from_numpy(np.where(big == 9, 4, big).astype(np.int64)))
-    assert d.labels.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]   # still of the names
+    assert d.labels.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]  # still of the names
     assert "mask" not in load(size=48)[2]
 
 
@@ -258,19 +344,23 @@ def test_custom_codes_and_colour_masks(folder, load):
     for split, mask in (("valid", index), ("test", colour)):
         for path in (folder / split / "img").iterdir():
             write_image(path, 2, size=2)
-            Image.fromarray(mask).save(folder / split / "mask" / path.name)   # modes L and RGB
+            Image.fromarray(mask).save(folder / split / "mask" / path.name)  # modes L and RGB
     val, test = load("val", dataset="custom"), load("test", dataset="custom")
     assert val.masks[0].tolist() == [[0, 1], [2, 2]] and test.masks[0].tolist() == [[0, 1], [2, 3]]
     assert (load(dataset="custom").slides, load(dataset="custom").patients) == (["s10"], ["p1"])
     colour[0, 0] = 254, 0, 0
     Image.fromarray(colour).save(next((folder / "test" / "mask").iterdir()))
-    with pytest.raises(ValueError, match=r"1 colours outside the palette of three, first \(254, 0, 0\)"):
+    with pytest.raises(
+        ValueError, match=r"1 colours outside the palette of three, first \(254, 0, 0\)"
+    ):
         load("test", dataset="custom")
 
 
 def test_images_are_resized_with_antialiasing(folder, load):
     stripes = np.zeros((128, 128, 3), np.uint8)
-    stripes[:, ::2] = 200   # one pixel wide: without antialiasing 32 px would show only one of the two colours
+    stripes[:, ::2] = (
+        200  # one pixel wide: without antialiasing 32 px would show only one of the two colours
+    )
     Image.fromarray(stripes).save(folder / "training" / next(iter(TRAIN)))
     centre = load().images[0, 8:24, 8:24].astype(int)
     assert abs(centre - 100).max() <= 8
@@ -279,11 +369,15 @@ def test_images_are_resized_with_antialiasing(folder, load):
 def test_errors_of_files_name_them(folder, load, tmp_path):
     mask = next((folder / "test" / "mask").iterdir())
     write_mask(mask, MASK[:2, :2])
-    with pytest.raises(ValueError, match=r"mask.*D8.* is 2 x 2 px and its image .*img.*D8.* is 4 x 4 px"):
+    with pytest.raises(
+        ValueError, match=r"mask.*D8.* is 2 x 2 px and its image .*img.*D8.* is 4 x 4 px"
+    ):
         load("test")
     write_image(folder / "test" / "img" / "z.png", 1, size=2)
     write_mask(mask), write_mask(folder / "test" / "mask" / "z.png", MASK[:2, :2])
-    with pytest.raises(ValueError, match=r"z.png is 2 x 2 px but .*D8.* is 4 x 4 px: cut the patches"):
+    with pytest.raises(
+        ValueError, match=r"z.png is 2 x 2 px but .*D8.* is 4 x 4 px: cut the patches"
+    ):
         load("test")
     image = folder / "training" / next(iter(TRAIN))
     whole = image.read_bytes()
@@ -296,12 +390,14 @@ def test_errors_of_files_name_them(folder, load, tmp_path):
     write_mask(next((folder / "valid" / "mask").iterdir()), np.full((4, 4), 9, np.uint8))
     with pytest.raises(ValueError, match="no patch of bcss-wsss val shows any class: do the codes"):
         load("val")
-    assert list((tmp_path / "cache").iterdir()) == []   # nothing half made is left
+    assert list((tmp_path / "cache").iterdir()) == []  # nothing half made is left
 
 
 @pytest.mark.parametrize("size", [0, 16, 100, 528, -32])
 def test_sizes_and_splits(load, size):
-    with pytest.raises(ValueError, match=f"size {size} does not fit.*multiple of 16 from 32 to 512"):
+    with pytest.raises(
+        ValueError, match=f"size {size} does not fit.*multiple of 16 from 32 to 512"
+    ):
         load(size=size)
     with pytest.raises(ValueError, match="split 'valid' is none of train, val, test"):
         load("valid")
@@ -313,7 +409,7 @@ def test_sizes_and_splits(load, size):
 def test_cache_is_used_keyed_and_stable(folder, load, tmp_path, monkeypatch):
     first = load()
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_decode", None)   # a second decoding would fail
+        patch.setattr(patches, "_decode", None)  # a second decoding would fail
         assert load().fingerprint == first.fingerprint
     assert load(size=48).folder != first.folder
     other = load(cache=tmp_path / "other")
@@ -341,9 +437,18 @@ def drop(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("name, harm", [("images.npy", cut), ("images.npy", flip), ("masks.npy", flip),
-                                        ("labels.npy", flip), ("labels.npy", drop), ("manifest.json", cut),
-                                        ("manifest.json", rename_patch)])
+@pytest.mark.parametrize(
+    "name, harm",
+    [
+        ("images.npy", cut),
+        ("images.npy", flip),
+        ("masks.npy", flip),
+        ("labels.npy", flip),
+        ("labels.npy", drop),
+        ("manifest.json", cut),
+        ("manifest.json", rename_patch),
+    ],
+)
 def test_a_damaged_cache_is_made_again(folder, load, name, harm, recwarn):
     for train in TRAIN:
         write_mask(folder / "training" / "mask" / train)
@@ -352,7 +457,9 @@ def test_a_damaged_cache_is_made_again(folder, load, name, harm, recwarn):
     ids, fingerprint = before.ids, before.fingerprint
     harm(before.folder / name)
     after = load()
-    assert [str(w.message).startswith(f"the cache {before.folder.name} is damaged (") for w in recwarn] == [True]
+    assert [
+        str(w.message).startswith(f"the cache {before.folder.name} is damaged (") for w in recwarn
+    ] == [True]
     assert {array: getattr(after, array).tolist() for array in expected} == expected
     assert (after.ids, after.fingerprint) == (ids, fingerprint)
     load()
@@ -360,9 +467,9 @@ def test_a_damaged_cache_is_made_again(folder, load, name, harm, recwarn):
 
 
 def test_large_arrays_are_checked_from_end_to_end(load, monkeypatch):
-    monkeypatch.setattr(data, "CHUNK", 64)
-    monkeypatch.setattr(data, "CHECKED", 5)
-    d = load()   # 3 * 32 * 32 * 3 bytes = 144 chunks of 64
+    monkeypatch.setattr(patches, "CHUNK", 64)
+    monkeypatch.setattr(patches, "CHECKED", 5)
+    d = load()  # 3 * 32 * 32 * 3 bytes = 144 chunks of 64
     stored = json.loads((d.folder / "manifest.json").read_text())["arrays"]["images"]["sha256"]
     assert list(stored) == [str(k) for k in range(144)]
     content = (d.folder / "images.npy").read_bytes()
@@ -372,20 +479,21 @@ def test_large_arrays_are_checked_from_end_to_end(load, monkeypatch):
         harmed = bytearray(content)
         harmed[head + chunk * 64] ^= 1
         (d.folder / "images.npy").write_bytes(harmed)
-        assert bool(data._fault(d.folder)) == seen, chunk
+        assert bool(patches._fault(d.folder)) == seen, chunk
 
 
 def test_another_process_may_finish_first(load, monkeypatch):
     first = load()
     kept = first.folder.with_name("kept")
     first.folder.rename(kept)
-    decode = data._decode
+    decode = patches._decode
 
     def slower(*given):
         manifest = decode(*given)
-        kept.rename(first.folder)   # the other process is done just before us
+        kept.rename(first.folder)  # the other process is done just before us
         return manifest
-    monkeypatch.setattr(data, "_decode", slower)
+
+    monkeypatch.setattr(patches, "_decode", slower)
     assert load().fingerprint == first.fingerprint
     assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
 
@@ -393,7 +501,9 @@ def test_another_process_may_finish_first(load, monkeypatch):
 def test_pickle_carries_no_pixels(load):
     d = load(size=128)
     sent = pickle.dumps(d)
-    assert len(sent) < 4000 < d.images.nbytes and torch.equal(pickle.loads(sent)[2]["image"], d[2]["image"])
+    assert len(sent) < 4000 < d.images.nbytes and torch.equal(
+        pickle.loads(sent)[2]["image"], d[2]["image"]
+    )
 
 
 def test_reading_the_cache_beats_decoding(folder, load):
@@ -408,7 +518,7 @@ def test_reading_the_cache_beats_decoding(folder, load):
         middle = time.perf_counter()
         np.asarray(Image.open(folder / "training" / next(iter(TRAIN))))
         spent["cache"].append(middle - start), spent["decode"].append(time.perf_counter() - middle)
-    assert 4 * min(spent["cache"]) < min(spent["decode"])   # measured: about 15 times
+    assert 4 * min(spent["cache"]) < min(spent["decode"])  # measured: about 15 times
 
 
 # the phantom
@@ -416,23 +526,29 @@ def test_reading_the_cache_beats_decoding(folder, load):
 
 def test_phantom_is_what_was_drawn(tmp_path):
     given = {"cache": tmp_path, "patches": 5, "seed": 3}
-    d, drawn = data.load("phantom", "val", 64, **given), phantom.draw("val", 5, 64, seed=3)
+    d, drawn = patches.load("phantom", "val", 64, **given), phantom.draw("val", 5, 64, seed=3)
     assert d.ids == list(drawn.ids) and d.slides == list(drawn.slides)
     for name in ("images", "masks", "labels", "subtypes"):
         assert np.array_equal(getattr(d, name), getattr(drawn, name)), name
     assert d[4]["mask"].tolist() == drawn.masks[4].tolist()
-    others = [data.load("phantom", "val", 64, **given | change) for change in
-              ({"patches": 4}, {"seed": 4}, {"similarity": 0.9})]
+    others = [
+        patches.load("phantom", "val", 64, **given | change)
+        for change in ({"patches": 4}, {"seed": 4}, {"similarity": 0.9})
+    ]
     assert len({d.fingerprint, *(other.fingerprint for other in others)}) == 4
     with pytest.raises(ValueError, match="pass patches=1 or more, not 0"):
-        data.load("phantom", "val", 64, cache=tmp_path)
+        patches.load("phantom", "val", 64, cache=tmp_path)
 
 
 def test_phantom_folder_reads_back(tmp_path):
     phantom.write_folder(tmp_path / "set", {"train": 2, "val": 2, "test": 1}, 64, 0)
     drawn = {split: phantom.draw(split, 2, 64) for split in ("train", "val")}
-    read = {split: data.load("bcss-wsss", split, 64, data_root=tmp_path / "set", cache=tmp_path / "cache")
-            for split in drawn}
+    read = {
+        split: patches.load(
+            "bcss-wsss", split, 64, data_root=tmp_path / "set", cache=tmp_path / "cache"
+        )
+        for split in drawn
+    }
     order = np.argsort(drawn["train"].ids)
     assert np.array_equal(read["train"].images, drawn["train"].images[order])
     assert np.array_equal(read["train"].labels, drawn["train"].labels[order])
@@ -443,23 +559,35 @@ def test_phantom_folder_reads_back(tmp_path):
 
 
 def test_overlap_of_slides_and_patients(folder, load):
-    splits = [load(split) for split in data.SPLITS]
-    assert data.split_overlap(*splits) == (
-        {}, {}, "Slides: no two splits share one. Patients: no two splits share one.")
+    splits = [load(split) for split in specs.SPLITS]
+    assert patches.split_overlap(*splits) == (
+        {},
+        {},
+        "Slides: no two splits share one. Patients: no two splits share one.",
+    )
     for name in ("TCGA-A1-A0SK-DX1+1.png", "TCGA-A2-A0CM-DX2+1.png", "else.png"):
         write_image(folder / "test" / "img" / name, 1), write_mask(folder / "test" / "mask" / name)
-    write_image(folder / "valid" / "img" / "else.png", 1), write_mask(folder / "valid" / "mask" / "else.png")
-    found = data.split_overlap(*(load(split) for split in data.SPLITS))
+    (
+        write_image(folder / "valid" / "img" / "else.png", 1),
+        write_mask(folder / "valid" / "mask" / "else.png"),
+    )
+    found = patches.split_overlap(*(load(split) for split in specs.SPLITS))
     assert found.slides == {"train/test": ["TCGA-A1-A0SK-DX1"]}
     assert found.patients == {"train/test": ["TCGA-A1-A0SK", "TCGA-A2-A0CM"]}
-    assert found.sentence == ("Slides: train/test share 1 (first: TCGA-A1-A0SK-DX1), not told by 2 of 9 names. "
-                              "Patients: train/test share 2 (first: TCGA-A1-A0SK), not told by 2 of 9 names.")
+    assert found.sentence == (
+        "Slides: train/test share 1 (first: TCGA-A1-A0SK-DX1), not told by 2 of 9 names. "
+        "Patients: train/test share 2 (first: TCGA-A1-A0SK), not told by 2 of 9 names."
+    )
 
 
 def test_counts_beside_the_published_ones(load, monkeypatch):
     splits = [load("val"), load("test")]
-    assert data.count_report(*splits) == "bcss-wsss: val 1 (published: 3418), test 1 (published: 4986)."
+    assert (
+        patches.count_report(*splits)
+        == "bcss-wsss: val 1 (published: 3418), test 1 (published: 4986)."
+    )
     spec = dataclasses.replace(BCSS, counts={"val": (1, 2), "test": (300, 306)})
-    monkeypatch.setitem(datasets.SPECS, "bcss-wsss", spec)
-    assert data.count_report(load("train"), load("val"), load("test")) == (
-        "bcss-wsss: train 3 (no published count), val 1 (as published), test 1 (published: 300 or 306).")
+    monkeypatch.setitem(specs.SPECS, "bcss-wsss", spec)
+    assert patches.count_report(load("train"), load("val"), load("test")) == (
+        "bcss-wsss: train 3 (no published count), val 1 (as published), test 1 (published: 300 or 306)."
+    )

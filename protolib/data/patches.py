@@ -1,0 +1,416 @@
+"""Patches for training: decoded once into a memory-mapped cache, checked by content, then read
+without decoding."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from protolib.data import phantom, regions
+from protolib.data.specs import (
+    SPECS,
+    SPLITS,
+    DatasetSpec,
+    Layout,
+    check_layout,
+    parse_label,
+    spec_of,
+)
+
+__all__ = [
+    "SPECS",
+    "SPLITS",
+    "DatasetSpec",
+    "Layout",
+    "PatchDataset",
+    "check_layout",
+    "count_report",
+    "load",
+    "parse_label",
+    "spec_of",
+    "split_overlap",
+]
+CHUNK = 1 << 22  # bytes under one SHA-256 of the cache
+# chunks of an array that are read again on every load: at most 256 MiB, a fraction of a second
+CHECKED = 64
+ARRAYS = ("images", "masks", "labels", "subtypes")
+# read once, with the import: what runs is what is hashed, also after the files were edited
+CODE = [
+    hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
+    for name in ("phantom.py", "tissue.py", "specs.py", "regions.py", "patches.py")
+]
+
+
+class PatchDataset(Dataset):
+    """One split, read from its cache folder; make it with `load`.
+
+    ids, slides, patients: n strings each ("" where the name does not tell it); images (n, H, W, 3)
+    uint8 RGB; labels (n, C) uint8 0 or 1; masks (n, Hm, Wm) uint8 0..C-1, ignore C, or None;
+    subtypes (n, H, W) uint8 0..S-1, ignore S, or None; fingerprint: SHA-256 of the names and of
+    every array. The arrays are memory-mapped, read-only. An item: image (3, H, W) uint8, label (C,)
+    float32, index, and mask (H, W) int64 where it has the image's size. Shown in notebook 01.
+    """
+
+    def __init__(self, spec: DatasetSpec, split: str, folder: Path):
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        self.spec, self.split, self.folder = spec, split, folder
+        self.ids, self.slides, self.patients = (
+            manifest["ids"],
+            manifest["slides"],
+            manifest["patients"],
+        )
+        self.fingerprint = manifest["fingerprint"]
+        arrays = {
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in manifest["arrays"]
+        }
+        self.images, self.labels = arrays["images"], arrays["labels"]
+        self.masks, self.subtypes = arrays.get("masks"), arrays.get("subtypes")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> dict:
+        item = {
+            "image": torch.from_numpy(self.images[i].transpose(2, 0, 1).copy()),  # (3, H, W)
+            "label": torch.from_numpy(self.labels[i].astype(np.float32)),  # (C,)
+            "index": int(i),
+        }
+        if self.masks is not None and self.masks.shape[1:] == self.images.shape[1:3]:
+            item["mask"] = torch.from_numpy(self.masks[i].astype(np.int64))  # (H, W)
+        return item
+
+    def __reduce__(self):
+        # worker processes open the cache again: pickled arrays would be copies of the whole split
+        return PatchDataset, (self.spec, self.split, self.folder)
+
+    def single_class(self) -> np.ndarray:
+        """Indices (m,) int64 of the patches whose image label has exactly one class (Sec. 3.2,
+        notebook 02)."""
+        return np.flatnonzero(self.labels.sum(1) == 1)
+
+
+def load(
+    dataset: str,
+    split: str,
+    size: int,
+    *,
+    data_root: str | Path = "",
+    cache: str | Path,
+    seed: int = 0,
+    patches: int = 0,
+    heterogeneity: float = 0.5,
+    similarity: float = 0.5,
+) -> PatchDataset:
+    """Give one split of a data set as patches of size x size pixels, through the cache: the entry
+    that notebooks call.
+
+    phantom: `patches` patches drawn from `seed` and the two dials, see phantom.draw; labels as
+    drawn, by area. Any other: all patches of the folder `data_root` (patches, seed and dials play
+    no part), images resized with antialiasing, masks at their own size, those of train too where
+    the folder has them. Published regions are cut to patches first, once, into the cache, see
+    regions.cut. Labels of train: from the file name. Labels of val and test: a class counts if any
+    pixel of the mask has it, as in the released code, so one stray pixel is enough. Raises
+    ValueError for names, folders, sizes and masks that do not fit. Shown in notebook 01.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")
+    if size % 16 or not 32 <= size <= 512:
+        raise ValueError(
+            f"size {size} does not fit the networks: pass a multiple of 16 from 32 to 512."
+        )
+    spec = spec_of(dataset, data_root)
+    if dataset == "phantom":
+        if patches < 1:
+            raise ValueError(f"the phantom is drawn: pass patches=1 or more, not {patches}.")
+        drawing = dict(
+            split=split,
+            n=patches,
+            size=size,
+            seed=seed,
+            heterogeneity=heterogeneity,
+            similarity=similarity,
+        )
+        folder = _cached(Path(cache), spec, split, drawing, lambda made: _draw(spec, drawing, made))
+        return PatchDataset(spec, split, folder)
+    layouts = check_layout(spec, data_root)
+    if "regions" in layouts:
+        key = _key(spec, "patches", _stamp(layouts["regions"]))
+        layouts = check_layout(
+            spec, regions.cut(spec, layouts["regions"], Path(cache) / f"{spec.name}-patches-{key}")
+        )
+    layout = layouts[split]
+    source = {"size": size, "files": _stamp(layout)}
+    folder = _cached(
+        Path(cache), spec, split, source, lambda made: _decode(spec, split, layout, size, made)
+    )
+    return PatchDataset(spec, split, folder)
+
+
+def _draw(spec: DatasetSpec, drawing: dict, folder: Path) -> dict:
+    """Draw phantom patches into the arrays of a cache folder."""
+    drawn = phantom.draw(**drawing)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(drawn, name))
+    return {
+        "ids": list(drawn.ids),
+        "slides": list(drawn.slides),
+        "patients": _find(spec.patient, drawn.ids),
+    }
+
+
+def _decode(spec: DatasetSpec, split: str, layout: Layout, size: int, folder: Path) -> dict:
+    """Decode the PNG files of a split, in threads, into the arrays of a cache folder."""
+    n, C = len(layout.ids), spec.C
+    with Image.open(layout.images[0]) as first:
+        width, height = first.size
+    needed = n * (3 * size * size + (width * height if layout.masks else 0))
+    if shutil.disk_usage(folder).free < needed + (1 << 26):
+        raise OSError(
+            f"the cache of {spec.name} {split} needs {needed / 2**30:.1f} GiB of disk: pass another cache."
+        )
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, size, size, 3))
+    masks = layout.masks and np.lib.format.open_memmap(
+        folder / "masks.npy", "w+", np.uint8, (n, height, width)
+    )
+    labels = np.zeros((n, C), np.uint8)
+
+    def one(i: int) -> None:
+        images[i], own = _read_image(layout.images[i], size)
+        if masks is not None:
+            mask = _read_mask(layout.masks[i], spec)
+            if mask.shape != own[::-1]:
+                raise ValueError(
+                    f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px and its image "
+                    f"{layout.images[i]} is {own[0]} x {own[1]} px: they must agree."
+                )
+            if mask.shape != (height, width):
+                raise ValueError(
+                    f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px but {layout.images[0]} is "
+                    f"{width} x {height} px: cut the patches of a split to one size."
+                )
+            masks[i] = mask
+        labels[i] = (
+            parse_label(layout.images[i].name, C)
+            if split == "train"
+            else np.bincount(masks[i].ravel(), minlength=C + 1)[:C] > 0
+        )
+
+    with ThreadPoolExecutor(
+        os.cpu_count()
+    ) as pool:  # Pillow decodes and resizes outside the interpreter lock
+        for _ in tqdm(
+            pool.map(one, range(n)), total=n, desc=f"decode {spec.name} {split}", leave=False
+        ):
+            pass
+    if not labels.any():
+        raise ValueError(
+            f"no patch of {spec.name} {split} shows any class: do the codes {spec.codes} fit its masks?"
+        )
+    np.save(folder / "labels.npy", labels)
+    return {
+        "ids": layout.ids,
+        "slides": _find(spec.slide, layout.ids),
+        "patients": _find(spec.patient, layout.ids),
+    }
+
+
+def _find(pattern: str, ids: list[str]) -> list[str]:
+    found = [re.search(pattern, name) if pattern else None for name in ids]
+    return [match.group() if match else "" for match in found]
+
+
+def _read_image(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode one square image to (size, size, 3) uint8 RGB; also its own width and height."""
+    try:  # SyntaxError is Pillow's word for a broken chunk
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{path} cannot be decoded ({error}): copy or download it again."
+        ) from error
+    if rgb.width != rgb.height:
+        raise ValueError(
+            f"{path} is {rgb.width} x {rgb.height} px: patches must be square, cut them first."
+        )
+    # Pillow widens the bicubic kernel when it shrinks: that is the antialiasing
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC)), rgb.size
+
+
+def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
+    """Decode one mask to (H, W) uint8, 0..C-1, ignore C: index masks by spec.codes, colour masks by
+    spec.palette."""
+    try:
+        with Image.open(path) as image:
+            indexed = image.mode in ("P", "L")
+            pixels = np.asarray(image if indexed else image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"{path} cannot be decoded ({error}): copy or download it again."
+        ) from error
+    if indexed:
+        return spec.lookup[pixels]
+    colours, inverse = np.unique(
+        pixels @ np.array([65536, 256, 1]), return_inverse=True
+    )  # (u,), (H, W)
+    classes = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in enumerate(spec.palette)}
+    unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
+    if unknown:
+        raise ValueError(
+            f"{path} has {len(unknown)} colours outside the palette of {spec.name}, first {unknown[0]}: "
+            f"expected {spec.palette}, the last one for ignore. Many colours: the mask was resized."
+        )
+    return np.array([classes[c] for c in colours], np.uint8)[inverse].reshape(pixels.shape[:2])
+
+
+def _cached(
+    cache: Path, spec: DatasetSpec, split: str, source: dict, make: Callable[[Path], dict]
+) -> Path:
+    """Give the cache folder of this source: the sound one on disk, else one made anew, whole or not
+    at all."""
+    folder = cache / f"{spec.name}-{split}-{_key(spec, split, source)}"
+    fault = _fault(folder) if folder.exists() else ""
+    if folder.exists() and not fault:
+        return folder
+    if fault:
+        warnings.warn(
+            f"the cache {folder.name} is damaged ({fault}): it is made again.", stacklevel=3
+        )
+        shutil.rmtree(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=cache, prefix=".making-"
+    ) as scratch:  # gone with what is in it on any error
+        made = Path(scratch) / folder.name
+        made.mkdir()
+        manifest = make(made)
+        manifest["arrays"] = {path.stem: _describe(path) for path in sorted(made.glob("*.npy"))}
+        manifest["fingerprint"] = _sha256(json.dumps(manifest, sort_keys=True).encode())
+        (made / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        try:
+            made.rename(folder)
+        except OSError:
+            if (
+                not folder.exists()
+            ):  # else another process was faster: its folder has the same content
+                raise
+    return folder
+
+
+def _key(spec: DatasetSpec, split: str, source: dict | str) -> str:
+    return _sha256(json.dumps([repr(spec), split, source, CODE], sort_keys=True).encode())[:16]
+
+
+def _stamp(layout: Layout) -> str:
+    """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much
+    as decoding."""
+    paths = layout.images + (layout.masks or [])
+    stats = [
+        (path.parent.name, path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+    ]
+    return _sha256(json.dumps(stats).encode())
+
+
+def _describe(path: Path, chunks: list[int] | None = None) -> dict:
+    """Shape, dtype and SHA-256 of the 4 MiB chunks (all, or those listed) of an array on disk."""
+    array = np.load(path, mmap_mode="r")
+    data = memoryview(array).cast("B")
+    every = range(-(-len(data) // CHUNK))
+    return {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "sha256": {
+            str(k): _sha256(data[k * CHUNK : (k + 1) * CHUNK])
+            for k in (every if chunks is None else chunks)
+        },
+    }
+
+
+def _fault(folder: Path) -> str:
+    """Say what is wrong with a cache folder, "" if nothing is.
+
+    Names, shapes and lengths are checked whole; of each array, CHECKED chunks spread from the first
+    to the last, which is every byte up to 256 MiB. In a larger array a changed byte between them
+    can stay unseen, a cut-off file can not.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        fingerprint = manifest.pop("fingerprint")
+        if fingerprint != _sha256(json.dumps(manifest, sort_keys=True).encode()):
+            return "its manifest was changed"
+        for name, wanted in manifest["arrays"].items():
+            last = len(wanted["sha256"]) - 1
+            chunks = sorted({round(k) for k in np.linspace(0, last, min(CHECKED, last + 1))})
+            found = _describe(folder / f"{name}.npy", chunks)
+            if found != wanted | {"sha256": {str(k): wanted["sha256"][str(k)] for k in chunks}}:
+                return f"{name}.npy is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _sha256(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Overlap(NamedTuple):
+    """What splits share: "train/test" -> sorted names, empty when they share none; and the same in
+    a sentence."""
+
+    slides: dict[str, list[str]]
+    patients: dict[str, list[str]]
+    sentence: str
+
+
+def split_overlap(*datasets: PatchDataset) -> Overlap:
+    """Report the slides and patients that stand in more than one split; a score on such a split is
+    too good.
+
+    datasets: the splits of one data set. Names that do not tell their slide or patient are counted,
+    not guessed. Shown in notebook 01.
+    """
+    shared, sentences, total = [], [], sum(map(len, datasets))
+    for kind in ("slides", "patients"):
+        named = {d.split: set(getattr(d, kind)) - {""} for d in datasets}
+        pairs = {
+            f"{a}/{b}": sorted(named[a] & named[b])
+            for a, b in combinations(named, 2)
+            if named[a] & named[b]
+        }
+        silent = sum(getattr(d, kind).count("") for d in datasets)
+        facts = [f"{pair} share {len(names)} (first: {names[0]})" for pair, names in pairs.items()]
+        facts += ["no two splits share one"] if not pairs and silent < total else []
+        facts += [f"not told by {silent} of {total} names"] if silent else []
+        shared.append(pairs)
+        sentences.append(f"{kind.capitalize()}: {', '.join(facts)}.")
+    return Overlap(*shared, " ".join(sentences))
+
+
+def count_report(*datasets: PatchDataset) -> str:
+    """Say how many patches each split has, beside the published counts; a difference is no error
+    (notebook 01)."""
+    parts = []
+    for d in datasets:
+        published = d.spec.counts.get(d.split, ())
+        verdict = (
+            "as published"
+            if len(d) in published
+            else f"published: {' or '.join(map(str, published))}"
+        )
+        parts.append(f"{d.split} {len(d)} ({verdict if published else 'no published count'})")
+    return f"{datasets[0].spec.name}: {', '.join(parts)}."

@@ -1,0 +1,125 @@
+"""Functions of maps alone: compare, merge, stretch, share, fuse, close absent classes, take the
+strongest."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosine_maps(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
+    """Cosine between every cell and every prototype of one level. Eq. (2) before its mean over k,
+    notebook 03.
+
+    features: (B, C_i, h, w) float; prototypes: (S, C_i) float. Returns (B, S, h, w) in [-1, 1].
+    similarity "half": the prototypes keep their length, which is no cosine (released code).
+    """
+    prototypes = F.normalize(prototypes, dim=1) if similarity == "cosine" else prototypes
+    return torch.einsum("bchw,sc->bshw", F.normalize(features, dim=1), prototypes)
+
+
+def merge_subclasses(maps: Tensor, sizes: tuple[int, ...], how: str) -> Tensor:
+    """One map or logit per class from its sub-classes: (B, S, ...) -> (B, C, ...). Notebook 03.
+
+    sizes: sub-classes of each class. how: "mean", Eq. (2); or "softmax", their mean weighted by
+    their own softmax, which lets one strong sub-type stand for its class where a mean lets two
+    absent ones vote it down (the released code merges so at test, and calls it "max").
+    """
+    groups = maps.split(sizes, 1)  # C of (B, K_c, ...)
+    if how == "mean":
+        return torch.stack([group.mean(1) for group in groups], 1)
+    return torch.stack([(group.softmax(1) * group).sum(1) for group in groups], 1)
+
+
+def unit_range(maps: Tensor) -> Tensor:
+    """Each map (..., h, w) stretched to [0, 1] by its own minimum and maximum; a constant map
+    becomes 0. Notebook 03."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-6)
+
+
+def present_share(maps: Tensor, labels: Tensor) -> Tensor:
+    """Each present class's share of every cell: the softmax over the classes of the image label.
+    Notebook 03.
+
+    maps: (B, C, h, w) float logits; labels: (B, C) 0 or 1. Returns (B, C, h, w) in [0, 1], 0 for
+    absent classes. A patch of one class is all foreground, where stretching its map to [0, 1] would
+    call its weakest part background.
+    """
+    absent = (labels == 0)[:, :, None, None]
+    return (
+        maps.masked_fill(absent, -torch.inf).softmax(1).masked_fill(absent, 0)
+    )  # an image of no class: NaN becomes 0
+
+
+def fuse(
+    class_maps: list[Tensor],
+    weights: tuple[float, ...],
+    size: tuple[int, int],
+    align_corners: bool = False,
+) -> Tensor:
+    """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights,
+    notebook 04.
+
+    class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B,
+    C, H, W) logits.
+    """
+    up = [F.interpolate(m, size, mode="bilinear", align_corners=align_corners) for m in class_maps]
+    return sum(w * m for w, m in zip(weights, up, strict=True))
+
+
+def unit_scores(maps: Tensor) -> Tensor:
+    """Each map above 0 stretched to [0, 1]; one that is constant there, or below 0, becomes 0.
+    Notebook 06.
+
+    maps: (B, C, h, w) float logits. Returns the same shape. Utils/validate.py of the released code:
+    a class that is not there is stretched like one that is, so only its image label can close it.
+    """
+    above = maps.clamp_min(0)
+    low, high = above.amin((2, 3), keepdim=True), above.amax((2, 3), keepdim=True)
+    return (above - low) / (high - low + 1e-6)
+
+
+def background_score(scores: Tensor) -> Tensor:
+    """The score of "no tissue" that the released code computes and drops: (1 - highest class
+    score)^10. Notebook 06.
+
+    scores: (B, C, H, W) in [0, 1]. Returns (B, 1, H, W). TPRO keeps it, and so can predict
+    background (E3).
+    """
+    return (1 - scores.amax(1, keepdim=True)) ** 10
+
+
+def gate(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Put the classes that an image label denies out of the argmax.
+
+    scores (B, C, H, W) float, any range; labels (B, C), 0 or 1. Returns scores with -inf in absent
+    classes, same shape and dtype. An image with no label at all is left as it is: every pixel must
+    get a class, and the argmax of a pixel of -inf alone would be class 0 by accident. Raises
+    ValueError for other shapes or labels. Notebook 06.
+    """
+    if scores.ndim != 4 or tuple(labels.shape) != tuple(scores.shape[:2]):
+        raise ValueError(
+            f"gate: scores {tuple(scores.shape)} and labels {tuple(labels.shape)} do not fit; "
+            "expected (B, C, H, W) and (B, C): one label per image and class"
+        )
+    labels = labels.to(scores.device)
+    present = labels == 1
+    if not (present | (labels == 0)).all():
+        raise ValueError(
+            "gate: labels hold values other than 0 and 1; threshold the probabilities first"
+        )
+    absent = ~present & present.any(dim=1, keepdim=True)
+    return scores.masked_fill(absent[:, :, None, None], -math.inf)  # (B, C) -> (B, C, 1, 1)
+
+
+def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor:
+    """The strongest class of each pixel among those the image label allows. Sec. 3.3, notebook 04.
+
+    cams: (B, C, H, W) float; labels: (B, C) 0 or 1; gating "closed": an absent class never wins;
+    "zeroed": it scores 0, and the first class wins a tie (released code). Returns (B, H, W) uint8
+    in 0..C-1; ignore is never predicted.
+    """
+    scores = gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None]
+    return scores.argmax(1).to(torch.uint8)
