@@ -2,6 +2,7 @@
 hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from protolib.maps import gate
 from protolib.metrics import (
     DEFAULT,
     ORACLE,
+    Counts,
     Protocol,
     Scorer,
     band,
@@ -93,7 +95,6 @@ def test_protocol_names_both_choices_everywhere_alike():
     assert str(DEFAULT) == "predicted image labels, ignore pixels dropped"
     assert str(ORACLE) == "oracle image labels, ignore pixels dropped"
     assert str(Protocol("none", "counted")) == "no image labels, ignore pixels counted"
-    assert len(metrics.PROTOCOLS) == 6 and metrics.PROTOCOLS[str(ORACLE)] == ORACLE
     with pytest.raises(AttributeError):
         DEFAULT.ignore = "counted"
 
@@ -361,6 +362,76 @@ def test_gate_refuses():
         gate(torch.zeros(1, 2, 3, 3), torch.ones(1, 3))
 
 
+def test_band_takes_every_integer():
+    masks = blobs(2, 5)
+    wanted = band(masks, 2)
+    np.testing.assert_array_equal(band(masks.astype(np.int64), 2), wanted)
+    for low, high in ((0, 255), (-1, 4), (3, 70_000)):  # values where a uint8 has no room outside
+        wide = np.where(masks == 0, low, np.where(masks == 1, high, masks + 10))
+        np.testing.assert_array_equal(band(wide, 2), wanted)
+    assert band(masks[:0], 2).shape == (0, 48, 48)
+
+
+def test_a_band_as_wide_as_the_image_is_all_of_it():
+    assert band(np.zeros((1, 5, 7), np.uint8), 3).all()
+    assert not band(np.zeros((1, 7, 7), np.uint8), 3)[0, 3, 3]
+
+
+@pytest.mark.parametrize("C", [14, 15, 40])
+def test_many_classes_against_loops(C):
+    """From 15 classes on, a pair of classes has no room in a uint8."""
+    truth, prediction = blobs(8, C + 2, size=96), blobs(9, C + 1, size=96)
+    wanted = np.zeros((C + 2, C + 2), int)
+    np.add.at(wanted, (truth, prediction), 1)
+    np.testing.assert_array_equal(confusion(truth, prediction, C), wanted[:-1, :-1])
+    np.testing.assert_array_equal(
+        boundary_counts(truth, prediction, C), slow_boundary(truth, prediction, C, "dropped", d=3)
+    )
+
+
+@pytest.mark.parametrize("ignore", ["dropped", "counted"])
+def test_counts_in_parts_are_those_of_the_whole(ignore, monkeypatch):
+    truth, prediction = blobs(6, 6, n=7), blobs(7, 5, n=7)
+    whole = Counts.of(truth, prediction, 4, ignore)
+    monkeypatch.setattr(metrics, "CHUNK", 2 * 48 * 48)  # parts of 2, 2, 2 and 1 masks
+    parts = Counts.of(truth, prediction, 4, ignore)
+    np.testing.assert_array_equal(parts.matrix, whole.matrix)
+    np.testing.assert_array_equal(parts.boundary, whole.boundary)
+    flat = confusion(truth.ravel(), prediction.ravel(), 4)
+    np.testing.assert_array_equal(flat, whole.matrix)
+    assert confusion(truth[0, 0, 0], prediction[0, 0, 0], 4).sum() == 1
+
+
+def test_counts_of_slides_add_up_to_the_split():
+    truth, prediction = blobs(6, 5, n=5), blobs(7, 5, n=5)
+    slides = np.array([0, 1, 0, 2, 1])
+    per_slide = [Counts.of(truth[slides == s], prediction[slides == s], 4) for s in range(3)]
+    total = sum(per_slide, Counts.none(4))
+    assert total.scores() == Counts.of(truth, prediction, 4).scores()
+    scorer = Scorer(4)
+    scorer.update(truth, prediction)
+    assert total.scores().items() <= scorer.result().items()
+
+
+def test_counts_under_two_rules_do_not_add_up():
+    with pytest.raises(ValueError, match="ignore pixels dropped and counted do not add up"):
+        Counts.none(2) + Counts.none(2, "counted")
+    with pytest.raises(ValueError, match="ignore = 'kept'"):
+        Counts.none(2, "kept")
+
+
+def test_scoring_needs_no_memory_for_more_masks():
+    def peak(n: int) -> float:
+        truth = np.zeros((n, 64, 64), np.uint8)
+        tracemalloc.start()
+        Scorer(4).update(truth, truth)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(1500) < 1.1 * peak(300)  # both are more than CHUNK
+
+
 @pytest.mark.parametrize("ignore", ["dropped", "counted"])
 def test_scorer_adds_up_batches(ignore):
     truth, prediction = blobs(6, 5, n=5).astype(int), blobs(7, 5, n=5).astype(int)
@@ -368,8 +439,10 @@ def test_scorer_adds_up_batches(ignore):
     for part in (slice(0, 2), slice(2, 5)):
         scorer.update(torch.tensor(truth[part]), torch.tensor(prediction[part]))
     found = scorer.result()
-    assert list(found) == ["miou", "fwiou", "biou", "dice", "accuracy", "iou", "protocol"]
-    assert found["protocol"] == f"no image labels, ignore pixels {ignore}"
+    fractions = ["miou", "fwiou", "biou", "dice", "accuracy", "iou"]
+    assert list(found) == [*fractions, "classes_scored", "image_labels", "ignore"]
+    assert (found["image_labels"], found["ignore"]) == ("none", ignore)
+    assert found["classes_scored"] == [0, 1, 2, 3]
     assert_scores(found, slow_scores(truth, prediction, 4, ignore))
     inter, union = slow_boundary(
         truth, prediction, 4, ignore, d=1
@@ -383,12 +456,13 @@ def test_scorer_of_a_perfect_mask_with_an_absent_class():
     found = scorer.result()
     assert [found[name] for name in ("miou", "fwiou", "biou", "dice", "accuracy")] == [1.0] * 5
     np.testing.assert_equal(found["iou"], [1.0, 1.0, math.nan])
+    assert found["classes_scored"] == [0, 1]
 
 
 def test_scorer_refuses_nothing_and_keeps_nothing_of_a_refused_batch():
     scorer = Scorer(2)
-    with pytest.raises(ValueError, match="no pixel was added"):
+    with pytest.raises(ValueError, match="no pixel was counted"):
         scorer.result()
     with pytest.raises(ValueError, match="prediction holds values"):
         scorer.update(TRUTH, PREDICTION + 2)
-    assert not scorer.matrix.any() and not scorer.boundary.any()
+    assert not scorer.counts.matrix.any() and not scorer.counts.boundary.any()
