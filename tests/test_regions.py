@@ -125,6 +125,26 @@ def test_white_share_of_hand_made_patches():
     ).tolist() == [0, 0.5, 0]
 
 
+def test_white_share_is_the_rule_for_every_value():
+    """The least white value stands for the logarithm of the rule, as float32 as it used to be."""
+    values = np.arange(256, dtype=np.uint8)
+    density = -np.log((values.astype(np.float32) + 1) / 256)
+    images = np.broadcast_to(values[:, None, None, None], (256, 1, 1, 3))
+    np.testing.assert_array_equal(regions.white_share(images), density < regions.CLEAR)
+    noise = np.random.default_rng(0).integers(150, 256, (5, 7, 9, 3), np.uint8)
+    slow = [np.mean([pixel.min() >= 220 for row in image for pixel in row]) for image in noise]
+    assert regions.white_share(noise).tolist() == slow
+
+
+def test_white_share_of_rows_in_batches():
+    images = np.random.default_rng(1).integers(200, 256, (9, 4, 4, 3), np.uint8)
+    rows = np.array([7, 0, 0, 8, 3])
+    wanted = regions.white_share(images)
+    for batch in (1, 2, 5, 32):
+        np.testing.assert_array_equal(regions.white_share(images, rows, batch), wanted[rows])
+    assert regions.white_share(images, np.array([], int)).shape == (0,)
+
+
 def test_cut_by_hand():
     codes = np.zeros((9, 13), np.uint8)
     image = image_of(9, 13)

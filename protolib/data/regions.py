@@ -7,6 +7,7 @@ in the spec (datasets.Cut) and, with what came of them, in regions.json beside t
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -25,9 +26,10 @@ from tqdm.auto import tqdm
 from protolib import files
 from protolib.data.specs import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout
 
-# optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent:
-# above 219 of 255
+# optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent
 CLEAR = 0.15
+# the least value of a channel with a lower density: -ln((v + 1) / 256) < CLEAR from v = 220 on
+WHITE = math.ceil(256 * math.exp(-CLEAR)) - 1
 HELD_OUT = 0.1  # share of the patients in val, and the same in test
 
 
@@ -42,17 +44,21 @@ class Patch(NamedTuple):
     codes: np.ndarray  # as published: spec.codes says what they mean
 
 
-def white_share(images: np.ndarray) -> np.ndarray:
+def white_share(images: np.ndarray, rows: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
     """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every
     channel. Notebook 02.
 
-    images: (n, H, W, 3) uint8 RGB. Returns (n,) float in [0, 1]. The paper drops white patches by a
-    rule it does not give.
+    images: (n, H, W, 3) uint8 RGB, memory-mapped or not; rows: (m,) indices, all where None is
+    given. Returns (m,) float in [0, 1]. Reads `batch` patches at a time, so its memory does not
+    grow with m. The paper drops white patches by a rule it does not give.
     """
-    darkest = np.min(images, axis=-1).astype(
-        np.float32
-    )  # (n, H, W): the channel that absorbs most decides
-    return (-np.log((darkest + 1) / 256) < CLEAR).mean((1, 2))
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+    share = np.empty(len(rows))
+    for start in range(0, len(rows), batch):
+        red, green, blue = np.moveaxis(images[rows[start : start + batch]], -1, 0)
+        darkest = np.minimum(np.minimum(red, green), blue)  # (batch, H, W): what absorbs most
+        share[start : start + batch] = (darkest >= WHITE).mean((1, 2))
+    return share
 
 
 def split_of(seed: str, patient: str) -> str:
