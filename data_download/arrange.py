@@ -61,7 +61,7 @@ def plan(name: str, source: str | Path) -> list[Move]:
         split, home, mask = found
         homes[split].add(home)
         folder = "mask/" if mask else "" if split == "train" else "img/"
-        moves.append(Move(path, f"{split}/{folder}{specs.patch_name(path)}.png"))
+        moves.append(Move(path, f"{split}/{folder}{specs.patch_name(path.name)}.png"))
     _check(spec, source, moves, homes, unknown)
     own = source / "dataset.toml"
     return moves + ([Move(own, own.name)] if own.is_file() else [])

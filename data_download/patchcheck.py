@@ -92,15 +92,9 @@ def _label(spec: DatasetSpec, image: Path, faults: list[Fault]) -> tuple[int, ..
     except ValueError as error:
         faults.append(Fault("label", image, str(error)))
         return None
-    spelling = "spaced" if " " in image.name[image.name.rindex("[") :] else "joined"
-    if spec.C > 1 and spec.spelling not in ("", spelling):
-        faults.append(
-            Fault(
-                "spelling",
-                image,
-                f"the label is {spelling}, that of {spec.name} is {spec.spelling}",
-            )
-        )
+    if spelling := specs.other_spelling(image.name, spec):
+        found = f"the label is {spelling}, that of {spec.name} is {spec.spelling}"
+        faults.append(Fault("spelling", image, found))
     return label
 
 

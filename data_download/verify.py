@@ -201,7 +201,7 @@ def _named(folder: Path, split: str, place: Path, rows: list[Row]) -> dict[str, 
     for path in sorted(place.iterdir()) if place.is_dir() else ():
         if path.suffix.lower() != ".png" or path.name.startswith("."):
             continue
-        name = specs.patch_name(path)
+        name = specs.patch_name(path.name)
         if name in found:
             twin = found[name].name
             rows.append(

@@ -4,7 +4,7 @@ here."""
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,32 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path} is no JSON: {error}; delete it and run the step that writes it again"
         ) from error
+
+
+def expect(
+    where: str,
+    values: Mapping[str, Any],
+    kinds: Mapping[str, type | tuple[type, ...]],
+    optional: Collection[str] = (),
+) -> None:
+    """Check the keys of a table that people write, and the types of its values.
+
+    where: what the table is, for the message. kinds: every key there may be, and its type or types;
+    optional: those of them that may be left out. True and False are no numbers here. Raises
+    ValueError naming the keys that are missing or unknown, or a key, what it holds and what was
+    expected.
+    """
+    missing = sorted(kinds.keys() - values.keys() - set(optional))
+    unknown = sorted(values.keys() - kinds.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: keys missing: {missing}, unknown: {unknown}; keys: {', '.join(kinds)}"
+        )
+    for key, value in values.items():
+        types = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            names = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{where}: {key} is {value!r}; expected {names}")
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@ published formats."""
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import time
@@ -151,24 +152,46 @@ def test_dataset_toml_under_its_three_names(tmp_path):
     [
         ('name = "three"', "", r"keys missing: \['name'\]"),
         ("mpp", "micrometres", r"unknown: \['micrometres'\]"),
-        ('"second", ', "", "titles: 3, one per class"),
-        ("[0, 0, 255], ", "", r"palette: 4 different"),
-        ("[0, 0, 255], ", "[0, 255, 0], ", r"palette: 4 different"),
+        ('"second", ', "", "titles is .*; expected 3 names, one per class"),
+        ("[0, 0, 255], ", "", r"palette is .*; expected 4 different"),
+        ("[0, 0, 255], ", "[0, 255, 0], ", r"palette is .*; expected 4 different"),
         ("9 = 2, 10 = 2", "9 = 1", r"every class 0..2 and no other"),
         ("10 = 2", "256 = 2", r"mask value 0..255"),
-        ("three", "a b", "name: letters"),
+        ("three", "a b", "name is 'a b'; expected letters"),
         ("codes =", "codes", "is not valid TOML"),
-        ("mpp =", "ignored = [0, 9]\nmpp =", "ignored: mask values that are no class"),
+        (
+            "mpp =",
+            "ignored = [0, 9]\nmpp =",
+            r"ignored is \(0, 9\); expected values that are none of codes",
+        ),
         (
             "mpp =",
             'regions = { labels = ".tif", seed = "s" }\nmpp =',
-            "regions: labels '.png' or '.txt'",
+            "regions is .*; expected labels '.png' or '.txt'",
         ),
         (
             "mpp =",
             'regions = { labels = ".png", steps = 3 }\nmpp =',
-            "regions: .*steps.*Keys: labels, seed, size, stride",
+            r"regions: keys missing: \['seed'\], unknown: \['steps'\]; keys: labels, seed, size",
         ),
+        ('["A", "B", "D"]', "[]", r"classes is \(\); expected 2 to 254 different names"),
+        ('["A", "B", "D"]', '["A"]', r"classes is \('A',\); expected 2 to 254"),
+        ('["A", "B", "D"]', '["A", "B", "A"]', r"classes is \('A', 'B', 'A'\); expected 2 to 254"),
+        ('["A", "B", "D"]', '["A", "", "D"]', "classes is .*; expected 2 to 254"),
+        ('["A", "B", "D"]', "[1, 2, 3]", "classes is .*; expected 2 to 254"),
+        ('["A", "B", "D"]', '"ABD"', "classes is 'ABD'; expected list"),
+        ('"B", "D"]', '"B", "D", "E"]', "titles is .*; expected 4 names"),
+        (
+            '"B", "D"]\ntitles = ["first", ',
+            '"B", "D", "E"]\ntitles = ["zeroth", "first", ',
+            r"palette is .*; expected 5 different \[r, g, b\] of 0..255, one per class, then ignore",
+        ),
+        ("[0, 0, 255], ", "[0, 0, 256], ", r"palette is .*; expected 4 different"),
+        ("[0, 0, 255], ", '"blue", ', r"palette holds 'blue'; expected \[r, g, b\]"),
+        ("7 = 0", "seven = 0", "codes has the key 'seven'; expected a mask value 0..255"),
+        (r"'s\d+'", "'s('", r"slide is 's\('; expected a regular expression"),
+        ("mpp = 0.5", "mpp = true", "mpp is True; expected int or float"),
+        ("mpp =", "counts = { train = 3 }\nmpp =", "counts has train = 3; expected train, val"),
     ],
 )
 def test_dataset_toml_errors_name_the_key(tmp_path, old, new, message):
@@ -401,6 +424,65 @@ def test_sizes_and_splits(load, size):
         load(size=size)
     with pytest.raises(ValueError, match="split 'valid' is none of train, val, test"):
         load("valid")
+
+
+# the folder is listed once
+
+
+@pytest.fixture
+def listed(folder, monkeypatch):
+    """The folders that are listed, in order."""
+    seen, pngs = [], specs.pngs
+    monkeypatch.setattr(specs, "pngs", lambda place: seen.append(place) or pngs(place))
+    monkeypatch.setattr(specs, "_checked", {})
+    return seen
+
+
+def age(folder, seconds):
+    for place in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        then = time.time() - seconds
+        os.utime(place, (then, then))
+
+
+def test_a_folder_is_listed_once_for_all_splits(folder, load, listed):
+    age(folder, 60)
+    first = load()
+    once = len(listed)
+    assert len(set(listed)) == once  # no folder twice, within one look
+    for split in specs.SPLITS:
+        load(split)
+    assert load(size=48).ids == first.ids and len(listed) == once
+
+
+@pytest.mark.parametrize("split", ["training", "valid/img", "test/img"])
+def test_a_folder_that_changed_is_listed_again(folder, load, listed, split):
+    age(folder, 60)
+    load()
+    once = len(listed)
+    write_image(folder / split / "new[1000].png", 1)
+    if split == "training":
+        assert len(load()) == len(TRAIN) + 1 and len(listed) > once
+    else:
+        with pytest.raises(ValueError, match="1 images without a mask"):
+            load()
+
+
+def test_a_folder_that_may_still_change_is_listed_each_time(folder, load, listed):
+    """Two changes within one tick of the clock have one time: only an old time is to be trusted."""
+    load()
+    once = len(listed)
+    load()
+    assert len(listed) == 2 * once
+
+
+def test_the_answer_for_one_data_set_is_not_anothers(folder, load, listed):
+    age(folder, 60)
+    load()
+    with pytest.raises(ValueError, match="is joined, that of luad-histoseg is spaced"):
+        load(dataset="luad-histoseg")
+    (folder / specs.ARRANGING).write_text("[]")
+    with pytest.raises(ValueError, match="arranged in part only"):
+        load()
 
 
 # the cache

@@ -21,29 +21,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from protolib.data import phantom, regions
-from protolib.data.specs import (
-    SPECS,
-    SPLITS,
-    DatasetSpec,
-    Layout,
-    check_layout,
-    parse_label,
-    spec_of,
-)
+from protolib.data.specs import SPLITS, DatasetSpec, Layout, check_layout, parse_label, spec_of
 
-__all__ = [
-    "SPECS",
-    "SPLITS",
-    "DatasetSpec",
-    "Layout",
-    "PatchDataset",
-    "check_layout",
-    "count_report",
-    "load",
-    "parse_label",
-    "spec_of",
-    "split_overlap",
-]
 CHUNK = 1 << 22  # bytes under one SHA-256 of the cache
 # chunks of an array that are read again on every load: at most 256 MiB, a fraction of a second
 CHECKED = 64
@@ -318,11 +297,10 @@ def _key(spec: DatasetSpec, split: str, source: dict | str) -> str:
 def _stamp(layout: Layout) -> str:
     """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much
     as decoding."""
-    paths = layout.images + (layout.masks or [])
-    stats = [
-        (path.parent.name, path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
-    ]
+    stats = []
+    for path in layout.images + (layout.masks or []):
+        of = path.stat()
+        stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
     return _sha256(json.dumps(stats).encode())
 
 

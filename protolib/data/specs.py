@@ -1,8 +1,9 @@
 """What each data set is: its spec (names, colours, codes, label spelling) and how its folders must
 look."""
 
-import json
+import os
 import re
+import time
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from protolib import files
 from protolib.data import phantom
 
 SPLITS = ("train", "val", "test")
@@ -18,7 +20,8 @@ PLACES = {
     "val": ("val/img", "valid/img"),
     "test": ("test/img",),
 }  # where the images of a split may stand; their masks: mask/ beside or in it
-TREE = """  train/ or training/   NAME[1101].png or NAME[1 1 0 1].png, here or in img/; mask/ of the same names, if any
+TREE = """  train/ or training/   NAME[1101].png or NAME[1 1 0 1].png, here or in img/;
+                        mask/ of the same names, if any
   val/ or valid/        img/NAME.png and mask/NAME.png
   test/                 img/NAME.png and mask/NAME.png"""
 REGION_TREES = {
@@ -28,34 +31,35 @@ REGION_TREES = {
     ".txt": """or the published regions, which are cut to patches, in one folder or several:
   NAME.png and NAME.txt, the matrix of its codes""",
 }
-CUT_RECORD = (
-    "regions.json"  # in a folder of patches that were cut from regions: from which, and how
-)
-CUTTING = ".cutting"  # in such a folder until all are cut
+# files in a folder of patches that were cut from regions: from which and how; and until all are cut
+CUT_RECORD = "regions.json"
+CUTTING = ".cutting"
 ARRANGING = ".arranging.json"  # in a folder that data_download.arrange has not finished
+GROUP = re.compile(r"\[([^\[\]]*)\]")
+DIGITS = re.compile(r" *[01]( *[01])* *")
+# A folder that changed in the last 2 s may change again without another time of change.
+SETTLED = 2 * 10**9  # ns
+_checked: dict[tuple[str, str], tuple[list[int], dict[str, "Layout"]]] = {}
 
 
 class Cut(NamedTuple):
-    """How a data set published as regions is cut to patches: the table `regions` of its spec. Shown
-    in notebook 01.
+    """How a data set published as regions is cut to patches: the table `regions` of its spec.
+    Notebook 01.
 
     The paper tells neither its patches nor its split of such sets: these values are ours. At a
     stride of 224 px the published bounds of BCSS hold 70,381 windows and GCSS about 46,000, before
     the limits: overlap is not needed.
     """
 
-    labels: (
-        str  # ".png": index masks in masks/; ".txt": a matrix of codes beside or below each image
-    )
+    labels: str  # ".png": index masks in masks/; ".txt": a matrix of codes for each image
     seed: str  # of the split by patient, see regions.split_of
     size: int = 224  # px
     stride: int = 224  # px, the same for every split
     white: float = 0.9  # a patch with a larger share of white pixels is glass: dropped
     # a patch with a larger share of ignored pixels is dropped: its label would tell too little
     ignore: float = 0.5
-    present: float = (
-        0.03  # a class is in a training label from this share of the patch on, as in the phantom
-    )
+    # a class is in a training label from this share of the patch on, as in the phantom
+    present: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,21 @@ class DatasetSpec:
     """What the names, labels and masks of one data set mean; a `dataset.toml` has these keys, the
     first five required.
 
-    Raises ValueError where the keys contradict each other. Source: reference section 2. Shown in
-    notebook 01.
+    Raises ValueError where the keys contradict each other. Notebook 01.
     """
 
     name: str  # letters, digits, "-", "_", "."
     classes: tuple[str, ...]  # C short names, in the order of the label's digits
     titles: tuple[str, ...]  # C names for figures
-    palette: tuple[
-        tuple[int, int, int], ...
-    ]  # C + 1 distinct RGB colours of colour masks, the last one ignore
+    # C + 1 different RGB colours of colour masks, the last one ignore
+    palette: tuple[tuple[int, int, int], ...]
     codes: dict[int, int]  # value in an index mask -> class 0..C-1; any other value is ignore, C
     spelling: str = ""  # of labels: "joined" [1101], "spaced" [1 1 0 1], "" = either
     slide: str = ""  # regular expression that finds the slide in a file name; "" = not told
     patient: str = ""  # the same for the patient
     mpp: float = 0.0  # micrometres per pixel; 0 = not known
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)  # published patches per split
-    ignored: tuple[
-        int, ...
-    ] = ()  # the values in an index mask that mean ignore; () = any but the codes
+    ignored: tuple[int, ...] = ()  # values in an index mask for ignore; () = any but the codes
     regions: Cut | None = None  # how regions are cut; None = published as patches
     licence: str = ""
     citation: str = ""
@@ -99,60 +99,115 @@ class DatasetSpec:
         return table
 
     def __post_init__(self):
-        C, cut = self.C, self.regions
-        for wrong, wanted in (
+        for key, fits, wanted in (
+            ("name", re.fullmatch(r"[\w.-]+", self.name), "letters, digits, '-', '_' and '.'"),
+            ("classes", _different(self.classes), "2 to 254 different names"),
+            ("titles", len(self.titles) == self.C, f"{self.C} names, one per class"),
             (
-                not re.fullmatch(r"[\w.-]+", self.name),
-                "name: letters, digits, '-', '_' and '.' only",
-            ),
-            (len(self.titles) != C, f"titles: {C}, one per class"),
-            (
-                len(set(self.palette)) != C + 1 or {len(c) for c in self.palette} != {3},
-                f"palette: {C + 1} different [r, g, b], one per class, then ignore",
-            ),
-            (
-                set(self.codes.values()) != set(range(C)) or not set(self.codes) <= set(range(256)),
-                f"codes: mask value 0..255 = class index; every class 0..{C - 1} and no other",
+                "palette",
+                len(set(self.palette)) == len(self.palette) == self.C + 1
+                and all(_is_colour(colour) for colour in self.palette),
+                f"{self.C + 1} different [r, g, b] of 0..255, one per class, then ignore",
             ),
             (
-                self.spelling not in ("", "joined", "spaced"),
-                "spelling: 'joined', 'spaced' or '' (either)",
+                "codes",
+                set(self.codes.values()) == set(range(self.C))
+                and set(self.codes) <= set(range(256)),
+                f"mask value 0..255 = class index; every class 0..{self.C - 1} and no other",
             ),
+            ("spelling", self.spelling in ("", "joined", "spaced"), "'joined', 'spaced' or ''"),
+            ("slide", _is_pattern(self.slide), "a regular expression"),
+            ("patient", _is_pattern(self.patient), "a regular expression"),
+            ("ignored", not set(self.ignored) & set(self.codes), "values that are none of codes"),
             (
-                set(self.ignored) & set(self.codes),
-                "ignored: mask values that are no class of codes",
-            ),
-            (
-                cut and (cut.labels not in REGION_TREES or not 0 < cut.stride or not 0 < cut.size),
-                "regions: labels '.png' or '.txt', and a size and stride of at least 1 px",
+                "regions",
+                self.regions is None
+                or self.regions.labels in REGION_TREES
+                and min(self.regions.size, self.regions.stride) > 0,
+                "labels '.png' or '.txt', and a size and stride of at least 1 px",
             ),
         ):
-            if wrong:
-                raise ValueError(f"data set {self.name!r} needs {wanted}.")
-        re.compile(self.slide), re.compile(self.patient)
+            if not fits:
+                found = getattr(self, key)
+                raise ValueError(f"data set {self.name!r}: {key} is {found!r}; expected {wanted}.")
+
+
+def _different(classes: tuple) -> bool:
+    """Whether these are names of classes to tell apart; 255 is left for one more than ignore."""
+    named = all(isinstance(name, str) and name for name in classes)
+    return named and 2 <= len(classes) == len(set(classes)) <= 254
+
+
+def _is_colour(colour: tuple) -> bool:
+    return len(colour) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+
+
+def _is_pattern(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+KINDS = {
+    "name": str,
+    "classes": (list, tuple),
+    "titles": (list, tuple),
+    "palette": list,
+    "codes": dict,
+    "spelling": str,
+    "slide": str,
+    "patient": str,
+    "mpp": (int, float),
+    "counts": dict,
+    "ignored": list,
+    "regions": dict,
+    "licence": str,
+    "citation": str,
+}
+CUT_KINDS = {
+    "labels": str,
+    "seed": str,
+    "size": int,
+    "stride": int,
+    "white": (int, float),
+    "ignore": (int, float),
+    "present": (int, float),
+}
 
 
 def _spec(table: dict, where: str) -> DatasetSpec:
     """Turn one TOML table into a DatasetSpec, with every wrong key named."""
-    known = DatasetSpec.__dataclass_fields__
-    missing = {"name", "classes", "titles", "palette", "codes"} - set(table)
-    if missing or set(table) - set(known):
-        raise ValueError(
-            f"{where}: keys missing: {sorted(missing)}, unknown: {sorted(set(table) - set(known))}. "
-            f"Keys: {', '.join(known)}."
-        )
-    table = table | {key: tuple(table[key]) for key in ("classes", "titles")}
-    table["palette"] = tuple(tuple(colour) for colour in table["palette"])
-    table["codes"] = {int(value): index for value, index in table["codes"].items()}
-    table["counts"] = {split: tuple(n) for split, n in table.get("counts", {}).items()}
-    table["ignored"] = tuple(table.get("ignored", ()))
-    try:
-        table["regions"] = Cut(**table["regions"]) if "regions" in table else None
-    except TypeError as error:
-        raise ValueError(
-            f"{where}: regions: {error}. Keys: {', '.join(Cut._fields)}; labels and seed must be there."
-        ) from error
-    return DatasetSpec(**table)
+    files.expect(where, table, KINDS, optional=list(KINDS)[5:])  # all but name ... codes
+    for colour in table["palette"]:
+        if not isinstance(colour, list):
+            raise ValueError(f"{where}: palette holds {colour!r}; expected [r, g, b]")
+    for code in table["codes"]:
+        if not code.isdecimal():
+            raise ValueError(f"{where}: codes has the key {code!r}; expected a mask value 0..255")
+    for split, n in table.get("counts", {}).items():
+        if split not in SPLITS or not isinstance(n, list):
+            raise ValueError(
+                f"{where}: counts has {split} = {n!r}; expected {', '.join(SPLITS)} = [n]"
+            )
+    cut = table.get("regions")
+    if cut is not None:
+        files.expect(
+            f"{where}, regions", cut, CUT_KINDS, optional=list(CUT_KINDS)[2:]
+        )  # labels, seed
+    return DatasetSpec(
+        **table
+        | {
+            "classes": tuple(table["classes"]),
+            "titles": tuple(table["titles"]),
+            "palette": tuple(tuple(colour) for colour in table["palette"]),
+            "codes": {int(code): index for code, index in table["codes"].items()},
+            "counts": {split: tuple(n) for split, n in table.get("counts", {}).items()},
+            "ignored": tuple(table.get("ignored", ())),
+            "regions": Cut(**cut) if cut else None,
+        }
+    )
 
 
 def _known() -> dict[str, DatasetSpec]:
@@ -169,21 +224,22 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
     """Find the spec of a known data set, or read it from `data_root/dataset.toml`.
 
     dataset: a key of SPECS, or "custom", or the name in the dataset.toml, or the folder's name.
-    Raises ValueError where nothing fits, saying what is known. Shown in notebook 01.
+    Raises ValueError where nothing fits, saying what is known. Notebook 01.
     """
     own = Path(data_root) / "dataset.toml"
     if dataset == "phantom" and str(data_root) not in ("", "."):  # "." is what Path("") says
         raise ValueError(
-            f"dataset='phantom' is drawn, but data_root is {str(data_root)!r}: name the data set of that "
-            f"folder ({', '.join(sorted(SPECS.keys() - {'phantom'}))} or 'custom'), or drop data_root."
+            f"dataset='phantom' is drawn, but data_root is {str(data_root)!r}: name the data set "
+            f"of that folder ({', '.join(sorted(SPECS.keys() - {'phantom'}))} or 'custom'), or "
+            "drop data_root."
         )
     if dataset in SPECS:
         return SPECS[dataset]
     if not str(data_root) or not own.is_file():
         raise ValueError(
-            f"dataset {dataset!r} is not known. Known: {', '.join(SPECS)}. For a folder of your own, "
-            "describe it in a dataset.toml inside it (keys: DatasetSpec in protolib/data/specs.py), and pass "
-            f"data_root; looked for {own}."
+            f"dataset {dataset!r} is not known. Known: {', '.join(SPECS)}. For a folder of your "
+            "own, describe it in a dataset.toml inside it (keys: DatasetSpec in "
+            f"protolib/data/specs.py), and pass data_root; looked for {own}."
         )
     try:
         spec = _spec(tomllib.loads(own.read_text("utf-8")), str(own))
@@ -191,16 +247,18 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
         raise ValueError(f"{own} is not valid TOML: {error}.") from error
     if dataset not in ("custom", spec.name, own.resolve().parent.name):
         raise ValueError(
-            f"{own} describes {spec.name!r}, not {dataset!r}: pass dataset={spec.name!r} or 'custom'."
+            f"{own} describes {spec.name!r}, not {dataset!r}: "
+            f"pass dataset={spec.name!r} or 'custom'."
         )
     return spec
 
 
 def _label_text(name: str) -> str:
-    groups = re.findall(r"\[([^\[\]]*)\]", Path(name).name)
-    if not groups or not re.fullmatch(r" *[01]( *[01])* *", groups[-1]):
+    file = os.path.basename(name)
+    groups = GROUP.findall(file)
+    if not groups or not DIGITS.fullmatch(groups[-1]):
         raise ValueError(
-            f"no label in {Path(name).name!r}: the name of a training patch ends in [1101] or [1 1 0 1], "
+            f"no label in {file!r}: the name of a training patch ends in [1101] or [1 1 0 1], "
             "one 0 or 1 per class."
         )
     return groups[-1].strip()
@@ -210,18 +268,25 @@ def parse_label(name: str, C: int) -> tuple[int, ...]:
     """Read the image-level label, C digits of 0 or 1, from the last bracket group of a file name.
 
     Both published spellings: `x+0[1101].png` and `x-[1 0 0 1].png`; folders before the name are not
-    looked at. Raises ValueError without such a group, or with another number of digits. Shown in
-    notebook 01.
+    looked at. Raises ValueError without such a group, or with another number of digits.
+    Notebook 01.
     """
     label = tuple(int(digit) for digit in _label_text(name).replace(" ", ""))
     if len(label) != C:
         fits = [key for key, spec in SPECS.items() if spec.C == len(label) and key != "phantom"]
         raise ValueError(
-            f"{Path(name).name!r} has a label of {len(label)} digits, expected {C}, one per class. "
-            f"Known data sets with {len(label)}: {', '.join(fits) or 'none'}. Pass dataset= one of these, "
-            "or 'custom' with a dataset.toml in the folder."
+            f"{os.path.basename(name)!r} has a label of {len(label)} digits, expected {C}, one per "
+            f"class. Known data sets with {len(label)}: {', '.join(fits) or 'none'}. Pass dataset= "
+            "one of these, or 'custom' with a dataset.toml in the folder."
         )
     return label
+
+
+def other_spelling(name: str, spec: DatasetSpec) -> str:
+    """How the label in a name is spelt, "joined" or "spaced", where the spec asks for the other;
+    else "". Notebook 01."""
+    spelling = "spaced" if " " in _label_text(name) else "joined"
+    return spelling if spec.spelling not in ("", spelling) else ""
 
 
 class Layout(NamedTuple):
@@ -237,15 +302,19 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
     any work.
 
     A folder of regions gives one Layout, "regions", and no split: regions.cut makes its patches.
-    Raises ValueError with what was found and the expected tree, for images and masks that do not
-    pair by name, for training names whose label does not fit the spec, and for patches that were
-    cut for other classes. Shown in notebook 01.
+    Folders that have not changed since the last call of this process are not listed again. Raises
+    ValueError with what was found and the expected tree, for images and masks that do not pair by
+    name, for training names whose label does not fit the spec, and for patches that were cut for
+    other classes. Notebook 01.
     """
     if not str(root):
         raise ValueError(
             f"{spec.name} is read from a folder: pass data_root. Expected in it:\n{_tree(spec)}"
         )
     root = Path(root)
+    key, changed, now = (repr(spec), os.path.abspath(root)), _changed(root), time.time_ns()
+    if key in _checked and _checked[key][0] == changed:
+        return _checked[key][1]
     record = root / CUT_RECORD
     if spec.regions and not record.is_file() and (regions := find_regions(spec, root)):
         return {"regions": regions}
@@ -253,62 +322,65 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
         raise ValueError(
             f"{root} is arranged in part only: arrange it again, it goes on where it was stopped."
         )
-    if (
-        record.is_file()
-        and (cut_for := json.loads(record.read_text("utf-8"))["dataset"]) != spec.name
-    ):
+    if record.is_file() and (cut_for := files.read_json(record)["dataset"]) != spec.name:
         raise ValueError(
             f"the patches in {root} were cut for {cut_for}, and their labels are of its classes: "
             f"pass dataset={cut_for!r}, or cut the published regions for {spec.name}."
         )
-    layouts = {}
-    for split, places in PLACES.items():
-        filled = [root / place for place in places if pngs(root / place)]
-        if len(filled) != 1:
-            raise ValueError(
-                _layout_message(
-                    spec, root, f"{split}: {len(filled)} of {places} hold PNG files, not one"
-                )
-            )
-        images = pngs(filled[0])
-        masks = pngs(mask_folder(filled[0]))
-        alone = sorted(set(images) ^ set(masks))
-        if alone and (masks or split != "train"):
-            raise ValueError(
-                _layout_message(
-                    spec,
-                    root,
-                    f"{split}: {len(set(images) - set(masks))} images without a mask and "
-                    f"{len(set(masks) - set(images))} masks without an image, first {alone[0]!r}",
-                )
-            )
-        layouts[split] = Layout(list(images), list(images.values()), list(masks.values()) or None)
+    layouts = {split: _pair(spec, root, split) for split in SPLITS}
     for path in layouts["train"].images:
         parse_label(path.name, spec.C)
-        spelling = "spaced" if " " in _label_text(path.name) else "joined"
-        if spec.C > 1 and spec.spelling not in ("", spelling):
-            others = [
-                key
-                for key, other in SPECS.items()
-                if other.spelling == spelling and key != "phantom"
-            ]
-            raise ValueError(
-                f"the label of {path.name!r} is {spelling}, that of {spec.name} is {spec.spelling}: this "
-                f"is the spelling of {others[0]}, whose classes differ; pass dataset={others[0]!r}, or "
-                "'custom' with a dataset.toml in the folder."
-            )
+        if spelling := other_spelling(path.name, spec):
+            raise ValueError(_spelling_message(spec, path.name, spelling))
+    if max(changed) < now - SETTLED:
+        _checked[key] = changed, layouts
     return layouts
 
 
+def _changed(root: Path) -> list[int]:
+    """When each folder that may hold patches or masks was changed last, ns; 0 where it is not
+    there."""
+    images = [root / place for places in PLACES.values() for place in places]
+    folders = dict.fromkeys([root, *images, *map(mask_folder, images)])
+    return [folder.stat().st_mtime_ns if folder.is_dir() else 0 for folder in folders]
+
+
+def _pair(spec: DatasetSpec, root: Path, split: str) -> Layout:
+    """List the images and masks of one split; raises ValueError where they do not pair."""
+    places = {root / place: pngs(root / place) for place in PLACES[split]}
+    filled = [place for place, found in places.items() if found]
+    if len(filled) != 1:
+        problem = f"{split}: {len(filled)} of {PLACES[split]} hold PNG files, not one"
+        raise ValueError(_layout_message(spec, root, problem))
+    images, masks = places[filled[0]], pngs(mask_folder(filled[0]))
+    alone = sorted(images.keys() ^ masks.keys())
+    if alone and (masks or split != "train"):
+        problem = (
+            f"{split}: {len(images.keys() - masks.keys())} images without a mask and "
+            f"{len(masks.keys() - images.keys())} masks without an image, first {alone[0]!r}"
+        )
+        raise ValueError(_layout_message(spec, root, problem))
+    return Layout(list(images), list(images.values()), list(masks.values()) or None)
+
+
+def _spelling_message(spec: DatasetSpec, name: str, spelling: str) -> str:
+    known = [key for key, other in SPECS.items() if other.spelling == spelling and key != "phantom"]
+    return (
+        f"the label of {name!r} is {spelling}, that of {spec.name} is {spec.spelling}: this is the "
+        f"spelling of {known[0]}, whose classes differ; pass dataset={known[0]!r}, or 'custom' "
+        "with a dataset.toml in the folder."
+    )
+
+
 def mask_folder(images: Path) -> Path:
-    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it. Shown
-    in notebook 01."""
+    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it.
+    Notebook 01."""
     return (images.parent if images.name == "img" else images) / "mask"
 
 
 def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
-    """Find region images and their labels as published, None where there are no regions. Shown in
-    notebook 01.
+    """Find region images and their labels as published, None where there are no regions.
+    Notebook 01.
 
     ".png": images/, else rgbs_colorNormalized/, and masks/. ".txt": an image and a matrix of the
     same name anywhere below root, but patches that were cut into it; the publication tells no more
@@ -336,23 +408,22 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
             )
     if not set(images) & set(labels):
         return None
-    if alone := sorted(set(images) ^ set(labels)):
-        raise ValueError(
-            _layout_message(
-                spec,
-                root,
-                f"{len(set(images) - set(labels))} regions without labels and {len(set(labels) - set(images))} "
-                f"labels without a region, first {alone[0]!r}",
-            )
+    if alone := sorted(images.keys() ^ labels.keys()):
+        problem = (
+            f"{len(images.keys() - labels.keys())} regions without labels and "
+            f"{len(labels.keys() - images.keys())} labels without a region, first {alone[0]!r}"
         )
+        raise ValueError(_layout_message(spec, root, problem))
     names = sorted(images)
     return Layout(names, [images[name] for name in names], [labels[name] for name in names])
 
 
-def patch_name(path: Path) -> str:
-    """Give the name of a patch: that of its file without .png, or without .png.png. Shown in
-    notebook 01."""
-    return re.sub(r"(\.png)+$", "", path.name, flags=re.IGNORECASE)
+def patch_name(file: str) -> str:
+    """Give the name of a patch: that of its file without .png, or without .png.png. Notebook 01."""
+    name, ending = file, ".png"
+    while name.lower().endswith(ending):
+        name = name[: -len(ending)]
+    return name
 
 
 def pngs(folder: Path) -> dict[str, Path]:
@@ -360,18 +431,18 @@ def pngs(folder: Path) -> dict[str, Path]:
     archives are not data.
 
     A folder that is not there holds none. Raises ValueError where two files are the same patch.
-    Shown in notebook 01.
+    Notebook 01.
     """
-    found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() == ".png" and not path.name.startswith("."):
-            name = patch_name(path)
+    found: dict[str, str] = {}
+    for file in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        if file.lower().endswith(".png") and not file.startswith("."):
+            name = patch_name(file)
             if name in found:
                 raise ValueError(
-                    f"{path} and {found[name].name} are the same patch twice: remove one."
+                    f"{folder / file} and {found[name]} are the same patch twice: remove one."
                 )
-            found[name] = path
-    return dict(sorted(found.items()))
+            found[name] = file
+    return {name: folder / found[name] for name in sorted(found)}
 
 
 def _layout_message(spec: DatasetSpec, root: Path, problem: str) -> str:
