@@ -410,6 +410,16 @@ def test_what_starts_from_random_weights_says_so(folder):
     assert net.strides[-1] == 16 and net.info is None
 
 
+def test_identity_is_the_hash_of_what_is_loaded_and_says_nothing(folder, recwarn):
+    assert backbones.identity(backbones.LITE0) == backbones.LITE0_SHA256
+    for name in ("mit_test", "resnet10t", "mit_b1"):
+        assert backbones.identity(name) == "random"
+    assert not recwarn.list
+    torch.manual_seed(1)
+    save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
+    assert backbones.identity("resnet18") == backbones.backbone("resnet18", 32).info.sha256
+
+
 def test_unknown_names_and_strides_teach():
     with pytest.raises(
         ValueError, match="backbone 'resnet19' is none of tf_efficientnet_lite0, .*nor in timm"

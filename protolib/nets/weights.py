@@ -10,6 +10,7 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -113,10 +114,8 @@ def find(name: str) -> WeightsFile:
             f"no weights are published for '{name}'; known: {', '.join(PUBLISHED)}"
         )
     known = PUBLISHED[name]
-    for stem in filter(None, (name, known.file)):
-        for path in (folder() / f"{stem}{suffix}" for suffix in SUFFIXES):
-            if path.is_file():
-                return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
+    if here := _on_disk(name, known):
+        return here
     if known.repo:
         return _from_hub(name, known)
     if known.url:
@@ -124,28 +123,70 @@ def find(name: str) -> WeightsFile:
     raise _absent(name, "it is on no hub")
 
 
+def identity(name: str) -> str:
+    """What identifies the weights of that name: the SHA-256 (hex) of the file that `find` gives, or
+    "random" where none can be had.
+
+    Quick when asked again: the disk is looked at each time, so that a file that arrives or is
+    replaced is seen, but the network is asked once a process. Raises ValueError if a file of the
+    hub's cache has not the hub's hash.
+    """
+    if name not in PUBLISHED:
+        return "random"
+    file = _on_disk(name, PUBLISHED[name])
+    if file is None and name not in _refused:
+        try:
+            file = find(name)
+        except (FileNotFoundError, PermissionError):
+            if not _offline():  # that answer costs nothing and may change
+                _refused.add(name)
+    return sha256(file.path) if file else "random"
+
+
+_refused: set[str] = set()  # names that the network could not give to `identity` in this process
+
+
+def _offline() -> bool:
+    from huggingface_hub import is_offline_mode  # here, for the embedded weights need no hub
+
+    return is_offline_mode()
+
+
+def _on_disk(name: str, known: Published) -> WeightsFile | None:
+    """The file in the folder, else in the hub's cache; no network."""
+    for stem in filter(None, (name, known.file)):
+        for path in (folder() / f"{stem}{suffix}" for suffix in SUFFIXES):
+            if path.is_file():
+                return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
+    if known.repo:
+        from huggingface_hub import try_to_load_from_cache
+
+        for file in HUB_FILES:
+            if isinstance(cached := try_to_load_from_cache(known.repo, file), str):
+                return _hub_file(Path(cached), known)
+    return None
+
+
 def _absent(name: str, why: str) -> FileNotFoundError:
     known = PUBLISHED[name]
     where = known.page or f"https://huggingface.co/{known.repo}"
     what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
     return FileNotFoundError(
-        f"the weights of '{name}' are not on this machine and could not be had ({why}): bring {what} of {where} and "
-        f"put it into {folder()} as {name}.safetensors, .bin, .pth or .zip"
+        f"the weights of '{name}' are not on this machine and could not be had ({why}): "
+        f"bring {what} of {where} and put it into {folder()} "
+        f"as {name}.safetensors, .bin, .pth or .zip"
     )
 
 
 def _from_hub(name: str, known: Published) -> WeightsFile:
-    """From the hub's cache, else from the hub; resumed, with a bar, by huggingface_hub."""
-    import huggingface_hub as hub  # here, for the embedded weights need no hub
+    """From the hub; resumed, with a bar, by huggingface_hub."""
+    import huggingface_hub as hub
     from huggingface_hub.errors import (
         GatedRepoError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
-    for file in HUB_FILES:
-        if isinstance(cached := hub.try_to_load_from_cache(known.repo, file), str):
-            return _hub_file(Path(cached), known)
     if hub.is_offline_mode():
         raise _absent(name, "HF_HUB_OFFLINE is set")
     if known.gated and not hub.get_token():
@@ -174,8 +215,9 @@ def _hub_file(path: Path, known: Published) -> WeightsFile:
 
 def _no_access(name: str, known: Published, why: str) -> PermissionError:
     return PermissionError(
-        f"the weights of '{name}' are gated ({why}): ask for access at https://huggingface.co/{known.repo}, then set "
-        f"HF_TOKEN to a token of yours; or put the file into {folder()} as {name}.bin"
+        f"the weights of '{name}' are gated ({why}): ask for access at "
+        f"https://huggingface.co/{known.repo}, then set HF_TOKEN to a token of yours; "
+        f"or put the file into {folder()} as {name}.bin"
     )
 
 
@@ -284,25 +326,40 @@ def put(
     ]
     if found:
         raise ValueError(
-            f"{file.path.name} does not fit {type(net).__name__}, which has {len(net_state)} tensors: "
-            f"{'; '.join(found)}. Nothing was loaded; bring the file that is published for it"
+            f"{file.path.name} does not fit {type(net).__name__}, "
+            f"which has {len(net_state)} tensors: {'; '.join(found)}. "
+            "Nothing was loaded; bring the file that is published for it"
         )
-    sha256 = _sha256(file.path)
+    found_sha256 = sha256(file.path)
     net.load_state_dict(given, strict=False)
     return WeightsInfo(
-        file.source, file.revision, sha256, file.licence, len(given), (), tuple(sorted(ignored))
+        file.source,
+        file.revision,
+        found_sha256,
+        file.licence,
+        len(given),
+        ignored=tuple(sorted(ignored)),
     )
 
 
-def _sha256(path: Path) -> str:
-    """The file's hash; the hub's cache calls a large file by it, so that a byte changed since is
-    seen."""
+def sha256(path: Path) -> str:
+    """The hash (hex) of a file of weights, read again only when its size or its time changes.
+
+    The hub's cache calls a large file by its hash: raises ValueError if that is another one.
+    """
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache
+def _sha256(path: Path, *version: int) -> str:
     with open(path, "rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     blob = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", blob) and blob != found:
         raise ValueError(
-            f"{path} has sha256 {found}, the hub's is {blob}: delete {path.resolve()} and load it again"
+            f"{path} has sha256 {found}, the hub's is {blob}: "
+            f"delete {path.resolve()} and load it again"
         )
     return found
 
