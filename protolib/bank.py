@@ -94,14 +94,55 @@ def spherical_kmeans(
     )
 
 
-def standardise(features, mean: np.ndarray, scale: np.ndarray):
-    """Subtract the mean, divide by the scale, scale to length 1: (..., D) array or tensor, float,
-    unit rows. Notebook 02."""
-    if isinstance(features, np.ndarray):
-        z = (features - mean) / scale
-        return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
-    z = (features - features.new_tensor(mean)) / features.new_tensor(scale)
-    return z / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+class Space(NamedTuple):
+    """The space in which features and prototypes are compared: the origin (D,) and what features
+    are multiplied by, (D,) channel by channel or a matrix (D, D)."""
+
+    origin: np.ndarray
+    transform: np.ndarray
+
+    def unit(self, features):
+        """Features (..., D), array or tensor, in this space and of length 1: float, unit rows.
+        Notebook 02."""
+        if isinstance(features, np.ndarray):
+            z = features - self.origin
+            z = z @ self.transform if self.transform.ndim == 2 else z * self.transform
+            return z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
+        origin, transform = (features.new_tensor(part) for part in self)
+        z = features - origin
+        z = z @ transform if transform.ndim == 2 else z * transform
+        return z / z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def raw_space(features: np.ndarray) -> Space:
+    """The encoder's own space, as the paper compares: nothing is moved or scaled. Eq. (1);
+    notebook 02."""
+    D = features.shape[1]
+    return Space(np.zeros(D, np.float32), np.ones(D, np.float32))
+
+
+def standardised_space(features: np.ndarray) -> Space:
+    """Each channel to mean 0 and scale 1 over the training set: features (n, D). Notebook 02."""
+    return Space(features.mean(0), 1 / (features.std(0) + 1e-6))
+
+
+def wccn_space(features: np.ndarray, owners: np.ndarray, shrinkage: float) -> Space:
+    """Within-class covariance normalisation: directions in which one class varies (slide, stain)
+    count less, those that tell classes apart count more. Hatch, Kajarekar and Stolcke, Interspeech
+    2006; notebook 02.
+
+    features: (n, D) of the bank's candidates; owners: (n,) the class of each; shrinkage: how many
+    times the mean variance is added to every direction, for n is small beside D. The origin is the
+    mean of the class means; the matrix is W^-1/2, W the covariance within the classes.
+    """
+    classes = np.unique(owners)
+    means = np.stack([features[owners == c].mean(0) for c in classes]).astype(np.float64)  # (C, D)
+    within = features - means[np.searchsorted(classes, owners)]  # (n, D) float64
+    W = within.T @ within / len(within)  # (D, D)
+    W += shrinkage * np.trace(W) / len(W) * np.eye(len(W))
+    values, vectors = np.linalg.eigh(W)
+    inverse_root = (vectors / np.sqrt(values)) @ vectors.T  # (D, D)
+    return Space(means.mean(0).astype(np.float32), inverse_root.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -113,8 +154,7 @@ class Bank:
     K: int
     kind: str  # "nearest_mean", "random_mean" or "centre"
     prototypes: np.ndarray  # (S, D) float32, unit rows, class by class
-    mean: np.ndarray  # (D,) of the training features
-    scale: np.ndarray  # (D,) their standard deviation
+    space: Space  # in which they are compared
     candidates: np.ndarray  # (n,) int64 indices of the training patches that were clustered
     clusters: np.ndarray  # (n,) sub-class 0..S-1 of each candidate
     members: tuple[tuple[str, ...], ...]  # S tuples of patch names, nearest first
@@ -126,32 +166,38 @@ class Bank:
         names = [f"{c} {k + 1}" for c in self.classes for k in range(self.K)]
         return {name: len(m) for name, m in zip(names, self.members) if len(m) < 5}
 
+    def pure(self) -> dict[str, int]:
+        """Patches of each class that the bank stands on. Notebook 02."""
+        owners = self.clusters // self.K
+        return {c: int((owners == i).sum()) for i, c in enumerate(self.classes)}
+
     def normalize(self, features):
-        """Features (..., D), array or tensor, in the space of the prototypes: see standardise.
+        """Features (..., D), array or tensor, in the space of the prototypes, unit rows.
         Notebook 02."""
-        return standardise(features, self.mean, self.scale)
+        return self.space.unit(features)
 
     def save(self, folder: Path) -> None:
         """Write bank.npz (arrays) and bank.json (names), each whole or not at all. Notebook 02."""
-        arrays = ("prototypes", "mean", "scale", "candidates", "clusters")
-        write_npz(folder / "bank.npz", **{k: getattr(self, k) for k in arrays})
-        write_json(
-            folder / "bank.json", {k: getattr(self, k) for k in ("classes", "K", "kind", "members")}
-        )
+        arrays = {k: getattr(self, k) for k in ("prototypes", "candidates", "clusters")}
+        write_npz(folder / "bank.npz", **arrays, **self.space._asdict())
+        names = ("classes", "K", "kind", "members")
+        write_json(folder / "bank.json", {k: getattr(self, k) for k in names})
 
     @classmethod
     def open(cls, folder: Path) -> "Bank":
         """Read what save wrote; raises FileNotFoundError if one of the two files is missing.
         Notebook 02."""
-        text = read_json(folder / "bank.json")
-        with np.load(folder / "bank.npz") as arrays:
-            return cls(
-                tuple(text["classes"]),
-                text["K"],
-                text["kind"],
-                members=tuple(map(tuple, text["members"])),
-                **arrays,
-            )
+        names = read_json(folder / "bank.json")
+        with np.load(folder / "bank.npz") as file:
+            arrays = dict(file)
+        return cls(
+            classes=tuple(names["classes"]),
+            K=names["K"],
+            kind=names["kind"],
+            space=Space(arrays.pop("origin"), arrays.pop("transform")),
+            members=tuple(map(tuple, names["members"])),
+            **arrays,
+        )
 
 
 def candidates(
@@ -192,10 +238,14 @@ def candidates(
 
 
 def build(
-    dataset, features: np.ndarray, p: Preset, seed: int, cluster_features: np.ndarray | None = None
+    dataset,
+    features: np.ndarray,
+    p: Preset,
+    seed: int,
+    cluster_features: np.ndarray | None = None,
 ) -> Bank:
-    """Build the bank: pure patches, white filter, K clusters per class, the N nearest of each,
-    prototypes. Notebook 02.
+    """Build the bank: pure patches, white filter, their space, K clusters per class, the N nearest
+    of each, prototypes. Notebook 02.
 
     dataset: the training split; features: (n, D) float32 of its patches, in order;
     cluster_features: (n, D') of another encoder, where the clustering looks through that (Eq. 1),
@@ -204,54 +254,58 @@ def build(
     direction of the whole cluster (released code). Raises ValueError if a class has fewer
     candidates than K, or than N where they are drawn; says how many it has.
     """
-    mean, scale = (
-        (features.mean(0), features.std(0) + 1e-6)
-        if p.standardise
-        else (0 * features[0], 0 * features[0] + 1)
-    )
-    X = standardise(features, mean, scale)
-    Z = (
-        X
-        if cluster_features is None
-        else cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
-    )
     pure, owner = candidates(dataset, p.K, p.white_limit, p.single_class)
-    prototypes, clusters, members, rng = (
-        [],
-        np.empty(len(pure), int),
-        [],
-        np.random.default_rng(seed),
-    )
-    for c in range(len(dataset.spec.classes)):
+    if p.normalise == "wccn":
+        space = wccn_space(features[pure], owner, p.shrinkage)
+    else:
+        make = standardised_space if p.normalise == "standardise" else raw_space
+        space = make(features)
+    X = space.unit(features)  # (n, D)
+    Z = X  # what the clustering sees
+    if cluster_features is not None:
+        Z = cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
+    prototypes, clusters, members = [], np.empty(len(pure), int), []
+    for c, name in enumerate(dataset.spec.classes):
         rows = np.flatnonzero(owner == c)
-        if p.prototypes == "random_mean" and len(rows) < p.N:
+        own = pure[rows]
+        if p.prototypes == "random_mean" and len(own) < p.N:
             raise ValueError(
-                f"bank: {dataset.spec.classes[c]} has {len(rows)} candidates, N = {p.N} are to be drawn; lower N"
+                f"bank: {name} has {len(own)} candidates, N = {p.N} are to be drawn; lower N"
             )
-        run = spherical_kmeans(Z[pure[rows]], p.K, seed, p.restarts, p.kmeans_start)
+        run = spherical_kmeans(Z[own], p.K, seed, p.restarts, p.kmeans_start)
         clusters[rows] = c * p.K + run.labels
+        rng = np.random.default_rng([seed, c])  # a class's draws depend on no other class
         for k in range(p.K):
-            own = pure[rows[run.labels == k]]
-            nearest = own[np.argsort(-(Z[own] @ run.centres[k]), kind="stable")[: p.N]]
+            nearest, whole = nearest_of(Z[own], run, k)
+            nearest = own[nearest[: p.N]]
             if p.prototypes == "random_mean":  # of the class, whatever its clusters
-                nearest = rng.choice(pure[rows], p.N, replace=False)
+                nearest = rng.choice(own, p.N, replace=False)
             members.append(tuple(dataset.ids[i] for i in nearest))
-            chosen = own if p.prototypes == "centre" else nearest
-            if not len(
-                chosen
-            ):  # only where a class has fewer distinct patches than K: the nearest patch stands in
-                chosen = pure[rows[[(Z[pure[rows]] @ run.centres[k]).argmax()]]]
+            chosen = own[whole] if p.prototypes == "centre" else nearest
             prototypes.append(X[chosen].mean(0))
     P = np.stack(prototypes)  # (S, D)
     P /= np.linalg.norm(P, axis=1, keepdims=True)
     return Bank(
-        dataset.spec.classes,
-        p.K,
-        p.prototypes,
-        P.astype(np.float32),
-        mean,
-        scale,
-        pure,
-        clusters,
-        tuple(members),
+        classes=dataset.spec.classes,
+        K=p.K,
+        kind=p.prototypes,
+        prototypes=P.astype(np.float32),
+        space=space,
+        candidates=pure,
+        clusters=clusters,
+        members=tuple(members),
     )
+
+
+def nearest_of(Z: np.ndarray, run: Clustering, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of cluster k from the nearest to its centre on, and in their own order: (m,) int64 each.
+    Sec. 3.2, notebook 02.
+
+    Z: (n, D) unit rows that were clustered. A cluster that is empty, as where a class has fewer
+    distinct patches than K, gives the one row nearest to its centre.
+    """
+    closeness = Z @ run.centres[k]  # (n,)
+    own = np.flatnonzero(run.labels == k)
+    if not len(own):
+        own = closeness.argmax(keepdims=True)
+    return own[np.argsort(-closeness[own], kind="stable")], own

@@ -3,13 +3,14 @@ whose they are."""
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from protolib.classnet import ClassNet
@@ -17,14 +18,13 @@ from protolib.files import read_json, write_json
 from protolib.maps import argmax_masks, fuse, unit_scores
 from protolib.presets import Preset
 
-# what a view does to the patch, and whether the image-level logits are read off it: (mirrored,
-# brightness, read)
+# what a view does to the patch, and whether the image-level logits are read off it:
+# (mirrored, brightness, read)
 VIEWS = {
     "none": ((False, 1.0, True),),
     "mirror": ((False, 1.0, True), (True, 1.0, True)),
-    "six": tuple(
-        (m, f, not m and f == 1.0) for m in (False, True) for f in (0.9, 1.0, 1.1)
-    ),  # utils/validate.py
+    # utils/validate.py of the released code
+    "six": tuple((m, f, not m and f == 1.0) for m in (False, True) for f in (0.9, 1.0, 1.1)),
 }
 
 
@@ -39,78 +39,100 @@ def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor,
     scores, logits = [], []
     for mirrored, brightness, read in VIEWS[tta]:
         maps = net.read(brightness * net.prepare(images.flip(3) if mirrored else images))
-        classes = net.class_maps(maps)
+        classes = net.class_maps(maps, p.merge_test)  # L maps (B, C, h_i, w_i)
         if p.scores == "unit":
             classes = [unit_scores(m) for m in classes]
-        score = fuse(classes, net.fusion, images.shape[2:], p.align_corners)
+        score = fuse(classes, p.fusion, images.shape[2:], p.align_corners)  # (B, C, H, W)
         scores.append(score.flip(3) if mirrored else score)
         if read:
-            logits.append(
-                net.logits(maps).mean(0) if p.pool == "maps" else net.logits(maps)[-1]
-            )  # (L, B, C) -> (B, C)
+            levels = net.logits(maps, p.merge_test)  # (L, B, C)
+            logits.append(levels.mean(0) if p.pool == "maps" else levels[-1])
     return torch.stack(scores).mean(0), torch.stack(logits).mean(0)
 
 
 @torch.no_grad()
-def predict_split(net: ClassNet, dataset, p: Preset, tta: str, batch: int = 32, bar: bool = True):
-    """Yield index (B,), CAMs (B, C, H, W) and logits (B, C) over a split, on the CPU, in its order.
-    Notebook 04."""
-    net.eval()
-    device = next(net.parameters()).device
+def over_split(
+    predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+    patches,
+    device: str | torch.device,
+    rows: Sequence[int] | None = None,
+    bar: str = "",
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield index (B,), class scores (B, C, H, W) and image-level logits (B, C) over a split, on
+    the CPU, batch by batch in its order: memory does not grow with the split. Notebook 04.
+
+    predict: images (B, 3, H, W) float in [0, 1] -> scores and logits; rows: of the split, all where
+    none are given; bar: what a bar says, none where it is empty.
+    """
+    chosen = patches if rows is None else Subset(patches, list(rows))
     quiet = {} if bar else {"disable": True}  # disable=False would overrule TQDM_DISABLE
-    for items in tqdm(
-        DataLoader(dataset, batch_size=batch), f"CAMs of {dataset.split}", leave=False, **quiet
-    ):
-        cams, logits = predict(net, items["image"].to(device).float() / 255, p, tta)
-        yield items["index"], cams.cpu(), logits.cpu()
+    for items in tqdm(DataLoader(chosen, batch_size=32), bar, leave=False, **quiet):
+        scores, logits = predict(items["image"].to(device).float() / 255)
+        yield items["index"], scores.cpu(), logits.cpu()
 
 
-def pseudo_masks(net: ClassNet, dataset, folder: Path, p: Preset, manifest: dict) -> None:
+def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict) -> None:
     """Write one palette PNG per training patch, its image label closing the absent classes, and
     manifest.json. Notebook 04.
 
     manifest: what the masks were made from; split, ids and the split's fingerprint are added. The
-    folder appears whole or not at all. Raises ValueError unless dataset is the training split: the
+    folder appears whole or not at all. Raises ValueError unless patches is the training split: the
     masks of val and test are for scoring.
     """
-    if dataset.split != "train":
+    if patches.split != "train":
         raise ValueError(
-            f"pseudo masks are made of the training split, this is '{dataset.split}'; pass data('train')"
+            f"pseudo masks are made of the training split, this is '{patches.split}'; "
+            "pass data('train')"
         )
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for index, cams, _ in predict_split(net, dataset, p, p.pseudo_tta):
-        labels = torch.from_numpy(dataset.labels[index.numpy()])
-        for i, mask in zip(index.tolist(), argmax_masks(cams, labels, p.gating).numpy()):
+    net.eval()
+    device = next(net.parameters()).device
+    views = p.pseudo_tta
+    made = over_split(lambda x: predict(net, x, p, views), patches, device, bar="pseudo masks")
+    for index, scores, _ in made:
+        labels = torch.from_numpy(patches.labels[index.numpy()])
+        for i, mask in zip(index.tolist(), argmax_masks(scores, labels, p.gating).numpy()):
             image = Image.fromarray(mask, mode="P")
-            image.putpalette([v for colour in dataset.spec.palette for v in colour])
-            image.save(part / f"{dataset.ids[i]}.png")
-    write_json(part / "manifest.json", manifest | manifest_of(dataset))
+            image.putpalette([v for colour in patches.spec.palette for v in colour])
+            image.save(part / f"{patches.ids[i]}.png")
+    write_json(part / "manifest.json", manifest | manifest_of(patches))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
-def manifest_of(dataset) -> dict:
+def manifest_of(patches) -> dict:
     """What identifies a split: data set, split, fingerprint of its pixels, ids. Notebook 05."""
     return {
-        "dataset": dataset.spec.name,
-        "split": dataset.split,
-        "fingerprint": dataset.fingerprint,
-        "ids": dataset.ids,
+        "dataset": patches.spec.name,
+        "split": patches.split,
+        "fingerprint": patches.fingerprint,
+        "ids": patches.ids,
     }
 
 
-def read_pseudo_masks(folder: Path, dataset) -> np.ndarray:
-    """The pseudo masks of a split in its order: (n, H, W) uint8 in 0..C-1. Notebook 05.
+class PseudoMasks:
+    """The pseudo masks of a split in its order, each read when it is asked for: (H, W) uint8 in
+    0..C-1. Notebook 05.
 
     Raises ValueError if the manifest names another data set, another split or other patches.
     """
-    found, expected = read_json(folder / "manifest.json"), manifest_of(dataset)
-    wrong = [k for k in expected if found.get(k) != expected[k]]
-    if wrong:
-        raise ValueError(
-            f"the pseudo masks in {folder.name} were made from another {' and '.join(wrong)} "
-            f"({found.get('dataset')} {found.get('split')}) than {expected['dataset']} {expected['split']}; make them again"
-        )
-    return np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in dataset.ids])
+
+    def __init__(self, folder: Path, patches):
+        found, expected = read_json(folder / "manifest.json"), manifest_of(patches)
+        wrong = [k for k in expected if found.get(k) != expected[k]]
+        if wrong:
+            raise ValueError(
+                f"the pseudo masks in {folder.name} were made from another {' and '.join(wrong)} "
+                f"({found.get('dataset')} {found.get('split')}) than {expected['dataset']} "
+                f"{expected['split']}; make them again"
+            )
+        self.files = [folder / f"{name}.png" for name in patches.ids]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        with Image.open(self.files[i]) as image:
+            return np.asarray(image)

@@ -6,71 +6,65 @@ from torch import Tensor, nn
 
 from protolib.maps import cosine_maps, merge_subclasses
 from protolib.nets.backbones import backbone
+from protolib.presets import Preset
 
 
 class PrototypeHead(nn.Module):
-    """Maps of one level: project the prototypes to the level's width, compare them with every cell.
-    Eq. (2), notebook 03.
+    """Maps of one level: project the prototypes to the level's width, compare them with every
+    position. Eq. (2), notebook 03.
 
     features (B, C_i, h, w), prototypes (S, D) unit rows -> (B, S, h, w) logits, the similarities
     times a scale (the released code learns one, the paper has none: a cosine alone keeps the
     sigmoid of Eq. (7) between .27 and .73).
     """
 
-    def __init__(
-        self, D: int, channels: int, hidden: int, similarity: str, scale: float, scale_learned: bool
-    ):
+    def __init__(self, D: int, channels: int, p: Preset):
         super().__init__()
-        hidden = hidden or channels
-        self.similarity = similarity
+        hidden = p.hidden or channels
+        self.similarity = p.similarity
         self.project = nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        self.log_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=scale_learned)
+        scale = torch.tensor(p.scale).log()
+        self.log_scale = nn.Parameter(scale, requires_grad=p.scale_learned)
 
     def forward(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        return self.log_scale.exp() * cosine_maps(
-            features, self.project(prototypes), self.similarity
-        )
+        projected = self.project(prototypes)  # (S, C_i)
+        return self.log_scale.exp() * cosine_maps(features, projected, self.similarity)
 
 
 class ClassNet(nn.Module):
     """Similarity maps of an image at L levels. Sec. 3.3, notebook 04.
 
-    images (B, 3, H, W) float in [0, 1] -> list of L logit maps (B, S, h_i, w_i), finest first. p: a
-    presets.Preset. prototypes: (S, D) unit rows, fixed, or learned where p.prototypes is
-    "learnable". With prototypes None each level of p.levels has a 1x1 convolution instead, K is 1
-    and S is C: the classifier of CAM, and Table 5 without SIM.
+    images (B, 3, H, W) float in [0, 1] -> list of L logit maps (B, S, h_i, w_i), finest first.
+    prototypes: (S, D) unit rows, fixed, or learned where p.prototypes is "learnable". With
+    prototypes None each level of p.levels has a 1x1 convolution instead, K is 1 and S is C: the
+    classifier of CAM, and Table 5 without SIM. Raises ValueError for levels that the backbone does
+    not have.
     """
 
-    def __init__(self, p, C: int, prototypes: Tensor | None = None):
+    def __init__(self, p: Preset, C: int, prototypes: Tensor | None = None):
         super().__init__()
         self.net = backbone(p.backbone, p.stride)
         if p.scaling:
-            self.net.mean, self.net.std = (
-                torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling
-            )
-        plain = prototypes is None
-        self.levels, self.fusion = p.levels, p.fusion
-        self.sizes = (1 if plain else len(prototypes) // C,) * C
-        self.merge, self.merge_test, self.pool, self.order = p.merge, p.merge_test, p.pool, p.order
-        if max(self.levels) >= len(self.net.channels):
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
+            self.net.mean, self.net.std = mean, std
+        if max(p.levels) >= len(self.net.channels):
             raise ValueError(
-                f"backbone '{p.backbone}' has levels 0 to {len(self.net.channels) - 1} at {self.net.strides} px per cell, preset "
-                f"'{p.name}' asks for {self.levels}: choose a preset made for it, such as paper_text for mit_b1"
+                f"backbone '{p.backbone}' has levels 0 to {len(self.net.channels) - 1} at "
+                f"{self.net.strides} px per position, preset '{p.name}' asks for {p.levels}: "
+                "choose a preset made for it, such as paper_text for mit_b1"
             )
-        widths = [self.net.channels[i] for i in self.levels]
-        if plain:
-            self.prototypes, self.heads = None, nn.ModuleList(nn.Conv2d(w, C, 1) for w in widths)
+        self.levels, self.pool, self.order = p.levels, p.pool, p.order
+        widths = [self.net.channels[i] for i in p.levels]
+        if prototypes is None:
+            self.prototypes, self.sizes = None, (1,) * C
+            self.heads = nn.ModuleList(nn.Conv2d(width, C, 1) for width in widths)
         else:
             self.prototypes = nn.Parameter(prototypes, requires_grad=p.prototypes == "learnable")
-            self.heads = nn.ModuleList(
-                PrototypeHead(
-                    prototypes.shape[1], w, p.hidden, p.similarity, p.scale, p.scale_learned
-                )
-                for w in widths
-            )
-        self.bias = nn.Parameter(
-            torch.zeros(len(self.levels), C), requires_grad=p.bias
-        )  # where "present" begins
+            self.sizes = (len(prototypes) // C,) * C
+            D = prototypes.shape[1]
+            self.heads = nn.ModuleList(PrototypeHead(D, width, p) for width in widths)
+        # where "present" begins
+        self.bias = nn.Parameter(torch.zeros(len(p.levels), C), requires_grad=p.bias)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images in the order of colours and the scale that the backbone was trained on, same
@@ -86,21 +80,23 @@ class ClassNet(nn.Module):
         prompts = () if self.prototypes is None else (self.prototypes,)
         return [head(pyramid[i], *prompts) for i, head in zip(self.levels, self.heads)]
 
-    def class_maps(self, maps: list[Tensor]) -> list[Tensor]:
+    def class_maps(self, maps: list[Tensor], merge: str) -> list[Tensor]:
         """Sub-classes merged at every level: L maps (B, S, h_i, w_i) -> L maps (B, C, h_i, w_i).
-        Eq. (2), notebook 04."""
-        how = self.merge if self.training else self.merge_test
-        return [merge_subclasses(m, self.sizes, how) for m in maps]
+        Eq. (2), notebook 04.
 
-    def logits(self, maps: list[Tensor]) -> Tensor:
-        """Image-level logits of each level: (L, B, C), the pooled maps GAP(M_i) plus a bias. Eq.
-        (7), notebook 04.
+        merge: how, see maps.merge_subclasses: p.merge when training, p.merge_test when predicting.
+        """
+        return [merge_subclasses(m, self.sizes, merge) for m in maps]
 
-        maps: L maps (B, S, h_i, w_i). pool "maps": merged, then averaged over cells; "logits": the
-        other way round.
+    def logits(self, maps: list[Tensor], merge: str) -> Tensor:
+        """Image-level logits of each level: (L, B, C), the pooled maps GAP(M_i) plus a bias.
+        Eq. (7), notebook 04.
+
+        maps: L maps (B, S, h_i, w_i). pool "maps": merged, then averaged over positions; "logits":
+        the other way round.
         """
         if self.pool == "maps":
-            pooled = [m.mean((2, 3)) for m in self.class_maps(maps)]
+            pooled = [m.mean((2, 3)) for m in self.class_maps(maps, merge)]
         else:
-            pooled = self.class_maps([m.mean((2, 3)) for m in maps])
+            pooled = self.class_maps([m.mean((2, 3)) for m in maps], merge)
         return torch.stack(pooled) + self.bias[:, None]

@@ -1,88 +1,165 @@
-"""One run of the story: each step loads what the run's folder holds for the same settings, data and
-code, or makes it."""
+"""One run of the story: each step loads what the run's folder holds under the step's own key, or
+makes it.
 
+A step's key is a hash of all that the step reads: its fields of the preset, the pixels, labels and
+masks of its splits, the weights of its networks, the code that it runs, the seed, and the keys of
+the steps that it rests on. Another value of any of them is another key, and a step under another
+key is made again; what a step does not read leaves it as it is.
+"""
+
+import ast
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
-from protolib import __version__, bank, cams, metrics, presets, results, segmentation, training
+from protolib import __version__, bank, cams, losses, metrics, presets, results, segmentation
 from protolib.classnet import ClassNet
-from protolib.data import specs
-from protolib.data.patches import PatchDataset, load
+from protolib.data import patches, specs
 from protolib.files import read_json, write_json, write_npz
-from protolib.losses import cam_loss, lpd_loss, pbip_loss
 from protolib.maps import argmax_masks
-from protolib.nets import encoders
+from protolib.matching import nearest_classes
+from protolib.nets import backbones, encoders
+from protolib.presets import Preset
+from protolib.training import Place, fit, seed_of
 
-STAGE1 = ("cam", "prototypes", "pbip_stage1")
+STAGE1 = ("cam", "prototypes", "pbip_masked_image", "pbip_stage1")
+STAGE2 = ("pbip_stage2", "full_supervision")
+LABELS = ("predicted", "oracle", "none")  # whose image labels close absent classes
 LEARNED_WIDTH = 512  # of prototypes that are learned: the width of the paper's, from MedCLIP
-HERE = Path(__file__).parent
-CODE = hashlib.sha256(
-    b"".join(
-        path.read_bytes()
-        for path in sorted([*HERE.glob("*.py"), *HERE.glob("data/*.py"), *HERE.glob("nets/*.py")])
-    )
-).hexdigest()
+CELL = 8  # px of a patch to a position of the nearest-prototype maps
+
+# the fields of a preset that each step reads; tests/test_stale.py holds that they are these
+READS = {
+    step: frozenset(fields.split())
+    for step, fields in {
+        "features": "encoder encoder_size",
+        "bank": "cluster_encoder K N prototypes single_class white_limit normalise shrinkage "
+        "kmeans_start restarts",
+        "network": "order scaling backbone stride bias merge pool "
+        "epochs batch lr lr_power warmup warmup_ratio weight_decay",
+        "levels": "levels level_weights similarity",
+        "prototypes": "prototypes K hidden scale scale_learned",
+        "matching": "look space match_maps pairs span threshold delta fill negatives pooling tau "
+        "alpha beta theta_fg theta_bg penalty chunk align_corners fusion",
+        "diversity": "diversity diversity_after",
+        "maps": "merge_test pool scores align_corners",
+        "masks": "gating align_corners",
+        "stage 2": "backbone stage2_backbone stage2_epochs stage2_lr stage2_stride stage2_rates "
+        "stage2_size size batch weight_decay",
+    }.items()
+}
+
+
+def code_of(folder: Path) -> str:
+    """Hash of the syntax trees of a folder's modules, docstrings left out: a changed comment makes
+    nothing anew. Notebook 00."""
+    said = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        if path.name == "__main__.py":  # the command line: it has no logic of its own
+            continue
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                if ast.get_docstring(node, clean=False) is not None:
+                    node.body = node.body[1:]
+        said.update(f"{path.name} {ast.dump(tree)}".encode())
+    return said.hexdigest()
+
+
+# read once, with the import: what runs is what is hashed, also after the files were edited
+CODE = {name: code_of(Path(__file__).parent / name) for name in ("", "data", "nets")}
+
+
+def device_of(name: str) -> str:
+    """The device that a name stands for; "auto": a CUDA GPU, else Apple's, else the CPU.
+    Notebook 04.
+
+    Raises ValueError for a device that is not here, naming those that are.
+    """
+    here = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    here.append("cpu")
+    if name == "auto":
+        return here[0]
+    kind, _, number = name.partition(":")
+    known = kind in here and (not number or kind == "cuda" and number.isdigit())
+    if not known or (number and int(number) >= torch.cuda.device_count()):
+        raise ValueError(f"device '{name}' is not here; choose auto or one of {', '.join(here)}")
+    return name
 
 
 class Run:
     """A preset on a data set with a seed, in a folder of its own: what every notebook opens first.
     Notebook 00.
 
-    encoder, backbone, K: replace the preset's where given; settings: so does any field of it.
-    cache: of decoded patches, the folder's own where none is given. retrain: forget what the folder
-    holds. Steps are made when asked for and their order does not matter: scores("pbip_stage2")
-    alone makes all that it rests on.
+    p: a preset or its name. cache: of decoded patches and encoder features, which other runs may
+    share; the folder's own where none is given. Steps are made when asked for and their order does
+    not matter: scores("pbip_stage2") alone makes all that it rests on, and every draw comes from
+    the seed and its purpose. Raises ValueError for a device or a seed that cannot be.
     """
 
     def __init__(
         self,
-        preset="quick",
-        dataset="phantom",
-        data_root="",
-        run_dir="../runs/notebooks",
-        seed=0,
-        device="auto",
-        encoder="",
-        backbone="",
-        K=0,
-        retrain=False,
-        settings=MappingProxyType({}),
-        cache="",
+        p: Preset | str = "quick",
+        dataset: str = "phantom",
+        data_root: str | Path = "",
+        run_dir: str | Path = "../runs/notebooks",
+        seed: int = 0,
+        device: str = "auto",
+        cache: str | Path = "",
     ):
-        given = {k: v for k, v in (("encoder", encoder), ("backbone", backbone), ("K", K)) if v}
-        self.preset = presets.changed(presets.preset(preset), given | dict(settings))
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed = {seed!r}; give a whole number from 0 on")
+        self.preset = presets.preset(p) if isinstance(p, str) else p
         self.dataset, self.data_root, self.seed = dataset, str(data_root), seed
         self.folder, self.cache = Path(run_dir), Path(cache or Path(run_dir, "cache"))
-        self.device = (
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
+        self.device = device_of(device)
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
         self.spec = specs.spec_of(dataset, data_root)
-        self._splits, self._nets, self._histories, self._masks = {}, {}, {}, {}
-        if retrain:
-            for step in ("bank", "pseudo_masks", *results.METHODS):
-                shutil.rmtree(self.folder / step, ignore_errors=True)
+        self._splits, self._nets, self._histories = {}, {}, {}
 
-    def data(self, split: str) -> PatchDataset:
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of results.METHODS that this run compares: without those that would be
+        another one again, or that have no bank. Notebook 05."""
+        p, left = self.preset, set()
+        if p.prototypes == "learnable":
+            left |= {"nearest_prototype"}
+        if p.prototypes == "learnable" or p.look == "masked_image":
+            left |= {"pbip_masked_image"}
+        return tuple(method for method in results.METHODS if method not in left)
+
+    @cached_property
+    def masked_images(self) -> "Run":
+        """The same run with the paper's matching loss on masked images: what "pbip_masked_image"
+        is. Notebook 04."""
+        p = presets.with_masked_images(self.preset)
+        place = self.folder / "pbip_masked_image"
+        return Run(p, self.dataset, self.data_root, place, self.seed, self.device, self.cache)
+
+    def forget(self) -> None:
+        """Delete every step that the folder holds; the cache stays. Notebook 04."""
+        for step in ("bank", "pseudo_masks", *results.METHODS):
+            shutil.rmtree(self.folder / step, ignore_errors=True)
+        self.__dict__.pop("bank", None)
+        self._nets, self._histories = {}, {}
+
+    def data(self, split: str) -> patches.PatchDataset:
         """The patches of "train", "val" or "test" at the preset's size. Notebook 01."""
         if split not in self._splits:
             n = dict(zip(specs.SPLITS, self.preset.patches))[split]
-            self._splits[split] = load(
+            self._splits[split] = patches.load(
                 self.dataset,
                 split,
                 self.preset.size,
@@ -93,199 +170,358 @@ class Run:
             )
         return self._splits[split]
 
-    @cached_property
-    def key(self) -> str:
-        """Hash of settings, seed, training pixels and kernel sources: a step made under another key
-        is made again."""
-        said = [asdict(self.preset), self.seed, self.data("train").fingerprint, CODE]
+    # keys
+
+    def key(self, step: str, method: str = "", split: str = "train") -> str:
+        """Hash of all that a step reads. Notebook 00.
+
+        step: "features" of a split, "bank", "network" of a method, "pseudo_masks", or "counts" of a
+        method on a split.
+        """
+        if method == "pbip_masked_image":
+            return self.masked_images.key(step, "pbip_stage1", split)
+        return {
+            "features": lambda: self._features_key(self.preset.encoder, split),
+            "bank": self._bank_key,
+            "network": lambda: self._network_key(method),
+            "pseudo_masks": self._pseudo_masks_key,
+            "counts": lambda: self._counts_key(method, split),
+        }[step]()
+
+    def _hash(self, step: str, reads: Iterable[str], *rests: str, code=tuple(CODE)) -> str:
+        """The one formula: what is done, the fields that it reads, the code that it runs, and what
+        it rests on (keys of other steps, fingerprints, identities of weights, the seed)."""
+        fields = {field: getattr(self.preset, field) for field in sorted(reads)}
+        said = [step, fields, [CODE[folder] for folder in code], rests]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    def made(self, step: str) -> bool:
-        """Whether the folder holds this step for the same key, with what it rests on."""
-        file = self.folder / step / "key.json"
-        return file.exists() and read_json(file)["key"] == self.key
+    def _features_key(self, encoder: str, split: str) -> str:
+        pooled = "pooled" if self.preset.look != "masked_image" else "whole"
+        rests = pooled, encoder, encoders.identity(encoder), self.data(split).fingerprint
+        return self._hash("features", READS["features"], *rests, code=("data", "nets"))
 
-    def _done(self, step: str, began: float) -> None:
-        write_json(
-            self.folder / step / "key.json",
-            {"key": self.key, "seconds": time.perf_counter() - began},
-        )
+    def _bank_key(self) -> str:
+        p = self.preset
+        rests = [
+            self._features_key(name, "train") for name in (p.encoder, p.cluster_encoder) if name
+        ]
+        return self._hash("bank", READS["bank"], *rests, str(self.seed))
+
+    def _network_key(self, method: str) -> str:
+        if method in STAGE2:
+            return self._stage2_key(method)
+        p, rests = self.preset, [str(self.seed)]
+        rests += [backbones.identity(p.backbone), self.data("train").fingerprint]
+        if method == "cam":
+            return self._hash(method, READS["network"] | {"cam_levels"}, *rests)
+        reads = READS["network"] | READS["levels"] | READS["prototypes"]
+        if p.prototypes == "learnable":
+            return self._hash(method, reads | READS["diversity"], *rests)
+        if method == "pbip_stage1":
+            reads |= READS["matching"] | READS["features"]
+            rests.append(encoders.identity(p.encoder))
+        if method == "pbip_stage1" or p.similarity != "convolution":
+            rests.append(self._bank_key())
+        return self._hash(method, reads, *rests)
+
+    def _stage2_key(self, method: str) -> str:
+        if method == "pbip_stage2":
+            masks = self._pseudo_masks_key()
+        else:
+            masks = self.data(self._masked_split).fingerprint
+        name = self.preset.stage2_backbone or self.preset.backbone
+        rests = masks, backbones.identity(name), str(self.seed)
+        return self._hash(method, READS["stage 2"], *rests)
+
+    def _watched_key(self) -> str:
+        """What the IoU of the history reads: it may change without the network."""
+        reads = READS["maps"] | {"fusion", "cam_fusion"}
+        return self._hash("watched", reads, self.data("val").fingerprint)
+
+    def _pseudo_masks_key(self) -> str:
+        reads = READS["maps"] | READS["masks"] | {"fusion", "pseudo_tta"}
+        rests = self._network_key("pbip_stage1"), self.data("train").fingerprint
+        return self._hash("pseudo masks", reads, *rests)
+
+    def _counts_key(self, method: str, split: str) -> str:
+        fingerprint = self.data(split).fingerprint
+        if method == "nearest_prototype":
+            rests = self._bank_key(), encoders.identity(self.preset.encoder), fingerprint
+            reads = READS["features"] | READS["masks"] | {"size"}
+            return self._hash("nearest prototype", reads, *rests)
+        rests = self._network_key(method), fingerprint
+        if method in STAGE2:
+            return self._hash("counts", READS["masks"] | {"stage2_tta"}, *rests)
+        fusion = "cam_fusion" if method == "cam" else "fusion"
+        reads = READS["maps"] | READS["masks"] | {fusion, "tta"}
+        return self._hash("counts", reads, *rests)
+
+    def _made(self, file: Path, key: str) -> bool:
+        return file.exists() and read_json(file).get("key") == key
+
+    # the bank
 
     @cached_property
     def encoder(self) -> encoders.Encoder:
         """The frozen encoder on the run's device. Notebook 02."""
-        return encoders.load(self.preset.encoder).to(self.device)
+        return self._encoder(self.preset.encoder)
+
+    def _encoder(self, name: str) -> encoders.Encoder:
+        return encoders.load(name, self.preset.encoder_size).to(self.device)
+
+    def features(self, split: str = "train", encoder: str = "") -> np.ndarray:
+        """Encoder features (n, D) float32 of the patches of a split, in its order. Notebook 02.
+
+        Kept in the cache, one file for each encoder and split, for every run that shares it.
+        encoder: the preset's where none is given.
+        """
+        name = encoder or self.preset.encoder
+        key = self._features_key(name, split)
+        file = self.cache / f"features-{key[:32]}.npz"
+        if not file.exists():
+            net = self.encoder if name == self.preset.encoder else self._encoder(name)
+            pooled = self.preset.look != "masked_image"
+            write_npz(file, features=encoders.embed(net, self.data(split), pooled=pooled))
+        with np.load(file) as arrays:
+            return arrays["features"]
 
     @cached_property
     def bank(self) -> bank.Bank:
         """The image bank of the training split. Notebook 02."""
-        folder, p = self.folder / "bank", self.preset
-        if not self.made("bank"):
+        folder, p, key = self.folder / "bank", self.preset, self._bank_key()
+        if not self._made(folder / "key.json", key):
             began, train = time.perf_counter(), self.data("train")
-            features = encoders.embed(self.encoder, train)
-            other = None
-            if p.cluster_encoder:
-                other = encoders.embed(encoders.load(p.cluster_encoder).to(self.device), train)
-            made = bank.build(train, features, p, self.seed, other)
-            made.save(folder)
-            write_npz(folder / "features.npz", features=features)
-            self._done("bank", began)
+            other = self.features("train", p.cluster_encoder) if p.cluster_encoder else None
+            bank.build(train, self.features(), p, self.seed, other).save(folder)
+            write_json(folder / "key.json", {"key": key, "seconds": time.perf_counter() - began})
         return bank.Bank.open(folder)
 
-    @cached_property
-    def features(self) -> np.ndarray:
-        """Encoder features (n, D) float32 of the training patches, as the bank was built from.
-        Notebook 02."""
-        _ = self.bank  # made with it
-        with np.load(self.folder / "bank" / "features.npz") as file:
-            return file["features"]
+    # networks
 
-    def net(
-        self, method: str, on_epoch: Callable[[pd.DataFrame], None] | None = None
-    ) -> torch.nn.Module:
-        """The trained network of a method of results.METHODS, in evaluation mode. Notebooks 04 and
-        05."""
+    def net(self, method: str, on_epoch: Callable[[pd.DataFrame], None] | None = None) -> nn.Module:
+        """The trained network of a method of results.METHODS, in evaluation mode.
+        Notebooks 04 and 05.
+
+        on_epoch: called with the history after each epoch that is trained. Raises ValueError for
+        the method that trains nothing.
+        """
+        if method == "nearest_prototype":
+            raise ValueError("nearest_prototype trains nothing: it has no network")
+        if method == "pbip_masked_image":
+            return self.masked_images.net("pbip_stage1", on_epoch)
         if method not in self._nets:
             train = self._stage1 if method in STAGE1 else self._stage2
             self._nets[method], self._histories[method] = train(method, on_epoch)
         return self._nets[method].eval()
 
     def history(self, method: str) -> pd.DataFrame:
-        """Losses and seconds of each epoch of a method. Notebook 04."""
+        """Losses and seconds of each epoch of a method, and the IoU of each class on val after it
+        where stage 1 was watched. Notebook 04."""
+        if method == "pbip_masked_image":
+            return self.masked_images.history("pbip_stage1")
         self.net(method)
-        return self._histories[method]
+        history = self._histories[method]
+        if "watched" not in history:
+            return history
+        if set(history["watched"]) == {self._watched_key()}:
+            return history.drop(columns="watched")
+        # the val masks, or how maps are read, are others since: these are no scores of today's
+        return history[[c for c in history if c != "watched" and not c.startswith("IoU ")]]
 
-    def _stage1(self, method: str, on_epoch):
-        p, C = self.preset, self.spec.C
-        if method == "cam":
-            one = (1.0,) * len(p.cam_levels)
-            p = replace(
-                p,
-                levels=p.cam_levels,
-                fusion=p.cam_fusion,
-                level_weights=one,
-                similarity="convolution",
-                pairs="classes",
-            )
-        torch.manual_seed(self.seed)
-        prompts = None if p.similarity == "convolution" else self._prompts()
-        net, loss = ClassNet(p, C, prompts), partial(cam_loss, preset=p)
+    def preset_of(self, method: str) -> Preset:
+        """The preset as a method of stage 1 reads it: a CAM is a 1x1 convolution on its own levels.
+        Notebook 04."""
+        p = self.preset
+        if method != "cam":
+            return p
+        return replace(
+            p,
+            levels=p.cam_levels,
+            fusion=p.cam_fusion,
+            level_weights=(1.0,) * len(p.cam_levels),
+            similarity="convolution",
+            pairs="classes",
+        )
+
+    def _stage1(self, method: str, on_epoch) -> tuple[nn.Module, pd.DataFrame]:
+        p = self.preset_of(method)
         if method == "pbip_stage1" and p.prototypes == "learnable":
-            loss = partial(lpd_loss, preset=p)
+            loss = partial(losses.lpd_loss, p=p)
         elif method == "pbip_stage1":
-            loss = partial(pbip_loss, preset=p, bank=self.bank, encoder=self.encoder)
-        rate = dict(lr=p.lr, lr_power=p.lr_power, warmup=p.warmup, warmup_ratio=p.warmup_ratio)
-        return net, self._fit(
-            net,
-            self.data("train"),
-            loss,
-            method,
-            on_epoch,
-            epochs=p.epochs,
-            watch=self._on_val,
-            **rate,
-        )
+            loss = partial(losses.pbip_loss, p=p, bank=self.bank, encoder=self.encoder)
+        else:
+            loss = partial(losses.cam_loss, p=p)
+        prompts = None if p.similarity == "convolution" else self._prompts()
+        # the methods begin with the same weights and see the same batches: they are compared in
+        # pairs
+        torch.manual_seed(seed_of(self.seed, "weights of stage 1"))
+        net = ClassNet(p, self.spec.C, prompts).to(self.device)
+        place = Place(self.folder / method, self._network_key(method), self.seed)
+        watch = partial(self._on_val, p)
+        return net, fit(net, self.data("train"), loss, p, place, watch, on_epoch)
 
-    def _on_val(self, net: ClassNet) -> dict[str, float]:
-        """IoU of each class on val under predicted labels, for the history: nothing is chosen by
-        it."""
-        p, truth = self.preset, np.asarray(self.data("val").masks)
-        batches = (
-            (i, maps, logits > 0)
-            for i, maps, logits in cams.predict_split(net, self.data("val"), p, p.tta, bar=False)
-        )
-        matrix = metrics.confusion(truth, self._masks_of(batches, "val")["predicted"], self.spec.C)
-        return {
-            f"IoU {c}": iou
-            for c, iou in zip(self.spec.classes, metrics.scores(matrix, p.ignore)["iou"])
-        }
+    def _on_val(self, p: Preset, net: ClassNet) -> dict[str, float | str]:
+        """IoU of each class on val, one view, predicted labels, ignore dropped: for the history;
+        nothing is chosen by it."""
+        val, C = self.data("val"), self.spec.C
+        net.eval()
+        matrix = np.zeros((C + 1, C + 1), np.int64)
+        for index, scores, logits in cams.over_split(
+            lambda x: cams.predict(net, x, p, "none"), val, self.device
+        ):
+            truth = val.masks[index.numpy()]
+            masks = argmax_masks(enlarged(scores, truth.shape[1:], p), logits > 0)
+            matrix += metrics.confusion(truth, masks.numpy(), C)
+        iou = metrics.scores(matrix)["iou"]
+        named = {f"IoU {name}": value for name, value in zip(self.spec.classes, iou)}
+        return named | {"watched": self._watched_key()}
 
     def _prompts(self) -> Tensor:
         """Prototypes (S, D), unit rows: the bank's, or random directions to learn from where the
         preset learns them."""
         if self.preset.prototypes != "learnable":
             return torch.from_numpy(self.bank.prototypes)
-        return F.normalize(torch.randn(self.spec.C * self.preset.K, LEARNED_WIDTH), dim=1)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "learned prototypes"))
+        S = self.spec.C * self.preset.K
+        return F.normalize(torch.randn(S, LEARNED_WIDTH, generator=generator), dim=1)
 
-    def _stage2(self, method: str, on_epoch):
-        p = self.preset
-        patches = self.pseudo_masks() if method == "pbip_stage2" else self.masked_split()
-        torch.manual_seed(self.seed)
-        net = segmentation.DeepLabV2(
-            p.stage2_backbone or p.backbone,
-            p.stage2_stride,
-            self.spec.C,
-            p.stage2_rates,
-            p.stage2_size / p.size,
-        )
+    def _stage2(self, method: str, on_epoch) -> tuple[nn.Module, pd.DataFrame]:
+        p = segmentation.stage2(self.preset)
+        trained_on = self.pseudo_masks() if method == "pbip_stage2" else self.masked_split()
+        torch.manual_seed(seed_of(self.seed, "weights of stage 2"))
+        net = segmentation.DeepLabV2(p, self.spec.C).to(self.device)
+        place = Place(self.folder / method, self._network_key(method), self.seed)
         loss = segmentation.segmentation_loss
-        return net, self._fit(
-            net, patches, loss, method, on_epoch, epochs=p.stage2_epochs, lr=p.stage2_lr
-        )
-
-    def _fit(self, net, patches, loss, method, on_epoch, **schedule) -> pd.DataFrame:
-        return training.fit(
-            net,
-            patches,
-            loss,
-            self.folder / method,
-            batch=self.preset.batch,
-            weight_decay=self.preset.weight_decay,
-            seed=self.seed,
-            key=f"{self.key} {method}",
-            device=self.device,
-            on_epoch=on_epoch,
-            **schedule,
-        )
+        return net, fit(net, trained_on, loss, p, place, on_epoch=on_epoch)
 
     def pseudo_masks(self) -> segmentation.MaskedPatches:
         """The training patches with the masks that PBIP stage 1 gives them. Notebook 05."""
-        folder, train, p = self.folder / "pseudo_masks", self.data("train"), self.preset
-        if not self.made("pseudo_masks"):
-            net, began = self.net("pbip_stage1"), time.perf_counter()
-            made_from = {"preset": p.name, "seed": self.seed, "key": self.key}
-            cams.pseudo_masks(net, train, folder, p, made_from)
-            self._done("pseudo_masks", began)
-        return segmentation.MaskedPatches(train, cams.read_pseudo_masks(folder, train))
+        folder, train = self.folder / "pseudo_masks", self.data("train")
+        key = self._pseudo_masks_key()
+        if not self._made(folder / "manifest.json", key):
+            made_from = {"preset": self.preset.name, "seed": self.seed, "key": key}
+            cams.pseudo_masks(self.net("pbip_stage1"), train, folder, self.preset, made_from)
+        return segmentation.MaskedPatches(train, cams.PseudoMasks(folder, train))
+
+    @property
+    def _masked_split(self) -> str:
+        return next(s for s in ("train", "val") if self.data(s).masks is not None)
 
     def masked_split(self) -> segmentation.MaskedPatches:
         """What full supervision trains on: the training split, or val where training masks are not
         published. Notebook 05."""
-        split = next(s for s in ("train", "val") if self.data(s).masks is not None)
-        return segmentation.MaskedPatches(self.data(split), np.array(self.data(split).masks))
+        split = self.data(self._masked_split)
+        return segmentation.MaskedPatches(split, split.masks)
 
-    def predictions(self, method: str, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield index (B,), class scores (B, C, H, W) and predicted image labels (B, C) bool over a
-        split. Notebook 06."""
-        net, p = self.net(method), self.preset
+    # predictions and scores
+
+    def predictor(self, method: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """What a method says of images (B, 3, H, W) float in [0, 1] on the run's device: class
+        scores (B, C, h, w) and image-level logits (B, C), above 0 where a class is present.
+        Notebook 06."""
+        if method == "pbip_masked_image":
+            return self.masked_images.predictor("pbip_stage1")
+        if method == "nearest_prototype":
+            return self._nearest
+        net, p = self.net(method), self.preset_of(method)
         if method in STAGE1:
-            for index, maps, logits in cams.predict_split(net, self.data(split), p, p.tta):
-                yield index, maps, logits > 0
-        else:
-            for items in DataLoader(self.data(split), batch_size=32):
-                scores = segmentation.predict(
-                    net, items["image"].to(self.device).float() / 255, p.stage2_tta
-                ).cpu()
-                yield items["index"], scores, segmentation.present_classes(scores)
+            return lambda images: cams.predict(net, images, p, p.tta)
 
-    def masks(self, method: str, split: str, image_labels: str = "predicted") -> np.ndarray:
-        """Predicted masks (n, Hm, Wm) uint8 at the size of the true ones, under the given image
-        labels. Notebook 05."""
-        if (method, split) not in self._masks:  # one pass of the network for all three
-            self._masks[method, split] = self._masks_of(self.predictions(method, split), split)
-        return self._masks[method, split][image_labels]
+        def segment(images: Tensor) -> tuple[Tensor, Tensor]:
+            scores = segmentation.predict(net, images, p.stage2_tta)
+            return scores, segmentation.present_classes(scores).float() - 0.5
 
-    def _masks_of(self, predictions: Iterator, split: str) -> dict[str, np.ndarray]:
-        truth = self.data(split)
-        parts = {"predicted": [], "oracle": [], "none": []}
-        for index, scores, predicted in predictions:
-            oracle = torch.from_numpy(truth.labels[index.numpy()])
-            scores = F.interpolate(
-                scores, truth.masks.shape[1:], mode="bilinear", align_corners=False
-            )
-            for name, labels in zip(parts, (predicted, oracle, torch.ones_like(predicted))):
-                parts[name].append(argmax_masks(scores, labels, self.preset.gating))
-        return {name: torch.cat(masks).numpy() for name, masks in parts.items()}
+        return segment
+
+    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest prototype of each position, nothing trained: see predictor."""
+        side = self.preset.size // CELL
+        prototypes = images.new_tensor(self.bank.prototypes)  # (S, D)
+        maps, shape = self.encoder.maps(images), (self.spec.C, side, side)
+        scores = nearest_classes(maps, prototypes, self.bank.normalize, shape)
+        size = images.shape[2:]
+        scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)  # (B, C, H, W)
+        return scores, segmentation.present_classes(scores).float() - 0.5
+
+    def predictions(
+        self, method: str, split: str, rows: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield index (B,), class scores (B, C, H, W) and predicted image labels (B, C) bool over
+        a split, batch by batch. Notebook 06.
+
+        rows: of the split, all where none are given.
+        """
+        title = results.METHODS[method]
+        for index, scores, logits in cams.over_split(
+            self.predictor(method), self.data(split), self.device, rows, f"{title}, {split}"
+        ):
+            yield index, scores, logits > 0
+
+    def masks(
+        self, method: str, split: str, rows: Sequence[int], image_labels: str = "predicted"
+    ) -> np.ndarray:
+        """Predicted masks (n, Hm, Wm) uint8 of some patches of a split at the size of the true
+        ones, under the given image labels. Notebook 05."""
+        made = [
+            self._close(split, index, scores, predicted)[image_labels]
+            for index, scores, predicted in self.predictions(method, split, rows)
+        ]
+        return np.concatenate(made)
+
+    def _close(
+        self, split: str, index: Tensor, scores: Tensor, predicted: Tensor
+    ) -> dict[str, np.ndarray]:
+        """The masks of a batch under each choice of image labels: LABELS -> (B, Hm, Wm) uint8."""
+        truth, p = self.data(split), self.preset
+        scores = enlarged(scores, truth.masks.shape[1:], p)
+        oracle = torch.from_numpy(truth.labels[index.numpy()])
+        labels = dict(zip(LABELS, (predicted, oracle, torch.ones_like(predicted))))
+        return {how: argmax_masks(scores, labels[how], p.gating).numpy() for how in LABELS}
+
+    def counts(self, method: str, split: str = "test") -> dict[str, dict[str, dict]]:
+        """What scores are made of, slide by slide, counted in one pass over the split.
+        Notebook 07.
+
+        Returns {slide: {image labels: {rule for ignore: metrics.Counts}}}; a patch whose name does
+        not tell its slide is one by itself.
+        """
+        file = self.folder / method / f"counts_{split}.json"
+        key = self.key("counts", method, split)
+        if not self._made(file, key):
+            counted = self._count(method, split)
+            plain = {
+                slide: {
+                    how: {rule: [c.matrix, c.boundary] for rule, c in rules.items()}
+                    for how, rules in found.items()
+                }
+                for slide, found in counted.items()
+            }
+            write_json(file, {"key": key, "slides": plain})
+        return {
+            slide: {
+                how: {
+                    rule: metrics.Counts(np.array(matrix), np.array(boundary), rule)
+                    for rule, (matrix, boundary) in rules.items()
+                }
+                for how, rules in found.items()
+            }
+            for slide, found in read_json(file)["slides"].items()
+        }
+
+    def _count(self, method: str, split: str) -> dict[str, dict[str, dict]]:
+        truth, C = self.data(split), self.spec.C
+        slides = np.array([slide or name for slide, name in zip(truth.slides, truth.ids)])
+        empty = {rule: metrics.Counts.none(C, rule) for rule in metrics.IGNORE}
+        counted = {slide: {how: dict(empty) for how in LABELS} for slide in sorted(set(slides))}
+        for index, scores, predicted in self.predictions(method, split):
+            rows = index.numpy()
+            for how, masks in self._close(split, index, scores, predicted).items():
+                for slide in set(slides[rows]):
+                    own = slides[rows] == slide
+                    for rule, sum_ in counted[slide][how].items():
+                        counts = metrics.Counts.of(truth.masks[rows[own]], masks[own], C, rule)
+                        counted[slide][how][rule] = sum_ + counts
+        return counted
 
     @property
     def protocol(self) -> metrics.Protocol:
@@ -300,32 +536,10 @@ class Run:
         protocol: predicted labels and the preset's rule for ignore, where none is given.
         """
         protocol = protocol or metrics.Protocol(ignore=self.preset.ignore)
-        file = (
-            self.folder / method / f"scores_{split}_{protocol.image_labels}_{protocol.ignore}.json"
-        )
-        if not file.exists() or read_json(file)["key"] != self.key:
-            scorer = metrics.Scorer(self.spec.C, protocol)
-            scorer.update(
-                np.asarray(self.data(split).masks), self.masks(method, split, protocol.image_labels)
-            )
-            write_json(file, {"key": self.key, "scores": scorer.result()})
-        return read_json(file)["scores"]
-
-    def slide_counts(
-        self, method: str, split: str = "test", image_labels: str = "predicted"
-    ) -> dict[str, np.ndarray]:
-        """The confusion matrix (C+1, C+1) of each slide of a split: what differences are tested on.
-        Notebook 07.
-
-        A patch whose name does not tell its slide is one by itself.
-        """
-        patches, masks = self.data(split), self.masks(method, split, image_labels)
-        slides = np.array([slide or name for slide, name in zip(patches.slides, patches.ids)])
-        truth = np.asarray(patches.masks)
-        return {
-            s: metrics.confusion(truth[slides == s], masks[slides == s], self.spec.C)
-            for s in sorted(set(slides))
-        }
+        scorer = metrics.Scorer(self.spec.C, protocol)
+        for found in self.counts(method, split).values():
+            scorer.counts += found[protocol.image_labels][protocol.ignore]
+        return scorer.result()
 
     def zero_shot(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         """Main class of each patch by its mask, and the class of its nearest prototype, (n,) each.
@@ -334,28 +548,41 @@ class Run:
         The paper does not say how it turns similarities into classes: this is ours. A patch of
         ignore alone is left out.
         """
-        patches, C = self.data(split), self.spec.C
-        area = np.stack(
-            [(np.asarray(patches.masks) == c).sum((1, 2)) for c in range(C)], axis=1
-        )  # (n, C) px
-        features = self.bank.normalize(encoders.embed(self.encoder, patches))  # (n, D) unit rows
+        truth, C = self.data(split), self.spec.C
+        area = np.array(
+            [np.bincount(m.ravel(), minlength=C + 1)[:C] for m in truth.masks]
+        )  # (n, C)
+        features = self.bank.normalize(self.features(split))  # (n, D) unit rows
         nearest = (features @ self.bank.prototypes.T).argmax(1) // self.preset.K
-        return area.argmax(1)[area.any(1)], nearest[area.any(1)]
+        shown = area.any(1)
+        return area.argmax(1)[shown], nearest[shown]
 
-    def record(self, methods: tuple[str, ...] = tuple(results.METHODS)) -> dict:
+    def record(self, methods: Sequence[str] = ()) -> dict:
         """The run's results.json on the test split, written and returned: see results.record.
-        Notebook 06."""
+        Notebook 06.
+
+        methods: those of the run where none are given.
+        """
+        methods = methods or self.methods
         oracle = metrics.Protocol("oracle", self.preset.ignore)
         scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=oracle)} for m in methods}
+        trained = [m for m in methods if m != "nearest_prototype"]
         made = results.record(
             preset=self.preset.name,
             dataset=self.dataset,
             seed=self.seed,
             device=str(self.device),
+            threads=torch.get_num_threads(),
             protolib=__version__,
             methods=scored,
             peak_rss_mb=results.peak_rss_mb(),
-            seconds={m: float(self.history(m)["seconds"].sum()) for m in methods},
+            seconds={m: float(self.history(m)["seconds"].sum()) for m in trained},
         )
         write_json(self.folder / "results.json", made)
         return made
+
+
+def enlarged(scores: Tensor, size: Sequence[int], p: Preset) -> Tensor:
+    """Class scores (B, C, h, w) at the size of the true masks: (B, C, Hm, Wm). Notebook 06."""
+    mode = {"mode": "bilinear", "align_corners": p.align_corners}
+    return F.interpolate(scores, tuple(size), **mode)

@@ -1,9 +1,8 @@
-"""What each method minimises: classification alone, with the matching loss, or with the diversity
-of learned prototypes."""
+"""What each method minimises: classification alone, with the matching loss (Eq. 6), or with the
+diversity of learned prototypes."""
 
 from __future__ import annotations
 
-import inspect
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -37,7 +36,7 @@ def diversity_loss(maps: Tensor, K: int) -> Tensor:
     near 0 when apart. Notebook 04.
 
     maps: (B, S, h, w) float logits of one level; J: the Jeffreys divergence of the two maps as
-    distributions over cells. LPD (2025) pushes by this divergence; the bounded form is ours.
+    distributions over positions. LPD (2025) pushes by this divergence; the bounded form is ours.
     Returns a scalar, 0 where K is 1.
     """
     log_p = maps.flatten(2).log_softmax(2).unflatten(1, (-1, K))  # (B, C, K, h*w)
@@ -49,72 +48,73 @@ def diversity_loss(maps: Tensor, K: int) -> Tensor:
     ).mean()
 
 
-def bare(net: nn.Module) -> nn.Module:
+def unwrap(net: nn.Module) -> nn.Module:
     """The network itself where accelerate has wrapped it for several processes. Notebook 04."""
     return getattr(net, "module", net)
 
 
-def cam_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
-    """Classification alone: the loss of the plain CAM and of the prototypes without matching. Eq.
-    (7, 8), notebook 04."""
-    logits = bare(net).logits(net(batch["image"]))  # (L, B, C)
-    return {"loss": classification_loss(logits, batch["label"], preset.level_weights)}
+def cam_loss(net: ClassNet, batch: dict, p: Preset) -> dict[str, Tensor]:
+    """Classification alone: the loss of the plain CAM and of the prototypes without matching.
+    Eq. (7, 8), notebook 04."""
+    logits = unwrap(net).logits(net(batch["image"]), p.merge)  # (L, B, C)
+    return {"loss": classification_loss(logits, batch["label"], p.level_weights)}
 
 
-def lpd_loss(net: ClassNet, batch: dict, *, preset: Preset) -> dict[str, Tensor]:
+def lpd_loss(net: ClassNet, batch: dict, p: Preset) -> dict[str, Tensor]:
     """Classification, and from step `diversity_after` on the diversity of the learned prototypes'
     maps. LPD (2025), notebook 04."""
     maps = net(batch["image"])
-    cls = classification_loss(bare(net).logits(maps), batch["label"], preset.level_weights)
-    alike = torch.stack([diversity_loss(m, preset.K) for m in maps]).mean()
-    gamma = preset.diversity if batch["step"] >= preset.diversity_after else 0.0
+    logits = unwrap(net).logits(maps, p.merge)  # (L, B, C)
+    cls = classification_loss(logits, batch["label"], p.level_weights)
+    alike = torch.stack([diversity_loss(m, p.K) for m in maps]).mean()
+    gamma = p.diversity if batch["step"] >= p.diversity_after else 0.0
     return {"loss": cls + gamma * alike, "classification": cls, "diversity": alike}
 
 
 def pbip_loss(
-    net: ClassNet, batch: dict, *, preset: Preset, bank: Bank, encoder: Encoder
+    net: ClassNet, batch: dict, p: Preset, bank: Bank, encoder: Encoder
 ) -> dict[str, Tensor]:
     """L = alpha * L_CLS + beta * L_SIM, with both parts by name. Eq. (6), notebook 04.
 
     batch: image (B, 3, H, W) float in [0, 1] and label (B, C); encoder: frozen, the one that made
     the bank.
     """
-    images, labels, inner = batch["image"], batch["label"], bare(net)
-    maps = net(images)
-    cls = classification_loss(inner.logits(maps), labels, preset.level_weights)
-    prototypes = images.new_tensor(bank.prototypes)  # (S, D)
-    projected = (
-        preset.space == "projected" and preset.similarity != "convolution"
-    )  # which has no MLP
-    project = inner.heads[-1].project if projected else lambda features: features
-    # as released, the encoder sees what the network saw, stretched; else its own preparation of the
-    # part of the image
-    seen, look = (
-        (inner.prepare(images), encoder.features) if preset.fill == "minmax" else (images, encoder)
-    )
-    units = maps if preset.pairs == "subclasses" else inner.class_maps(maps)
-    if preset.match_maps == "last":
-        chosen = units[-1]  # (B, C or S, h, w)
+    maps = net(batch["image"])  # L maps (B, S, h_i, w_i)
+    logits = unwrap(net).logits(maps, p.merge)  # (L, B, C)
+    cls = classification_loss(logits, batch["label"], p.level_weights)
+    match = match_maps(unwrap(net), batch, maps, p, bank, encoder)
+    match = match + p.penalty * maps[-1].mean()
+    return {"loss": p.alpha * cls + p.beta * match, "classification": cls, "matching": match}
+
+
+def match_maps(
+    net: ClassNet, batch: dict, maps: list[Tensor], p: Preset, bank: Bank, encoder: Encoder
+) -> Tensor:
+    """The matching loss of a batch: which maps are matched, what the frozen encoder looks at, and
+    the space in which both meet. Eq. (3-5), notebook 03.
+
+    batch: image (B, 3, H, W) float in [0, 1] and label (B, C); maps: L maps (B, S, h_i, w_i) of the
+    network. Returns a scalar.
+    """
+    images = batch["image"]
+    units = maps if p.pairs == "subclasses" else net.class_maps(maps, p.merge)
+    if p.match_maps == "last":
+        matched = units[-1]  # (B, U, h, w)
     else:
-        chosen = fuse(units, inner.fusion, maps[0].shape[2:], preset.align_corners)
-    match = matching_loss(
-        seen,
-        chosen,
-        labels,
-        F.normalize(project(prototypes), dim=1).detach(),
-        lambda x: F.normalize(project(bank.normalize(look(x))), dim=1),
-        **rules(preset),
-    )
-    match = match + preset.penalty * maps[-1].mean()
-    return {
-        "loss": preset.alpha * cls + preset.beta * match,
-        "classification": cls,
-        "matching": match,
-    }
+        matched = fuse(units, p.fusion, maps[0].shape[2:], p.align_corners)  # (B, U, h, w)
+    # the MLP of the deepest level, where features and prototypes meet behind it
+    projects = p.space == "projected" and p.similarity != "convolution"
+    project = net.heads[-1].project if projects else nn.Identity()
+    if p.look != "masked_image":
+        seen, encode = encoder.maps(images), nn.Identity()
+    elif p.fill == "minmax":  # as released: what the network saw, stretched again
+        seen, encode = net.prepare(images), encoder.features
+    else:
+        seen, encode = images, encoder
 
+    def embed(part: Tensor) -> Tensor:
+        return F.normalize(project(bank.normalize(encode(part))), dim=1)
 
-def rules(preset: Preset) -> dict:
-    """The fields of a preset that the matching loss reads. Notebook 03."""
-    return {
-        name: getattr(preset, name) for name in inspect.getfullargspec(matching_loss).kwonlyargs
-    }
+    prototypes = F.normalize(project(images.new_tensor(bank.prototypes)), dim=1)  # (S, D)
+    # the prototypes are what to match, not what to move: no gradient through them
+    return matching_loss(seen, matched, batch["label"], prototypes.detach(), embed, p)

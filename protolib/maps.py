@@ -1,5 +1,4 @@
-"""Functions of maps alone: compare, merge, stretch, share, fuse, close absent classes, take the
-strongest."""
+"""Functions of maps alone: compare, merge, stretch, share, pool, fuse, close absent classes, argmax."""
 
 import math
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 
 def cosine_maps(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
-    """Cosine between every cell and every prototype of one level. Eq. (2) before its mean over k,
+    """Cosine between every position and every prototype of one level. Eq. (2) before its mean over k,
     notebook 03.
 
     features: (B, C_i, h, w) float; prototypes: (S, C_i) float. Returns (B, S, h, w) in [-1, 1].
@@ -40,17 +39,54 @@ def unit_range(maps: Tensor) -> Tensor:
 
 
 def present_share(maps: Tensor, labels: Tensor) -> Tensor:
-    """Each present class's share of every cell: the softmax over the classes of the image label.
+    """Each present class's share of every position: the softmax over the classes of the image label.
     Notebook 03.
 
     maps: (B, C, h, w) float logits; labels: (B, C) 0 or 1. Returns (B, C, h, w) in [0, 1], 0 for
     absent classes. A patch of one class is all foreground, where stretching its map to [0, 1] would
     call its weakest part background.
     """
-    absent = (labels == 0)[:, :, None, None]
-    return (
-        maps.masked_fill(absent, -torch.inf).softmax(1).masked_fill(absent, 0)
-    )  # an image of no class: NaN becomes 0
+    absent = (labels == 0)[:, :, None, None]  # (B, C, 1, 1)
+    shares = maps.masked_fill(absent, -math.inf).softmax(1)  # NaN for an image of no class ...
+    return shares.masked_fill(absent, 0)  # ... which becomes 0
+
+
+def masked_average(features: list[Tensor], weights: Tensor) -> Tensor:
+    """Weighted mean of feature maps over positions, level by level: masked average pooling.
+    Zhang et al., SG-One, 2018 (arXiv 1810.09091); notebook 03.
+
+    features: L maps (B, D_i, h_i, w_i) float, finest first; weights: (B, U, h, w) float >= 0.
+    Returns (B, U, D), D the sum of D_i; a weight of zeros gives zeros.
+    """
+    fine = F.interpolate(weights, features[0].shape[2:], mode="bilinear", align_corners=False)
+    pooled = []
+    for level in features:
+        w = F.adaptive_avg_pool2d(fine, level.shape[2:])  # (B, U, h_i, w_i)
+        total = torch.einsum("buhw,bdhw->bud", w, level)  # (B, U, D_i)
+        pooled.append(total / w.sum((2, 3)).clamp_min(1e-6)[..., None])
+    return torch.cat(pooled, 2)  # (B, U, D)
+
+
+def stack_levels(features: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """All levels of a pyramid side by side at every position: a hypercolumn. Hariharan et al.,
+    CVPR 2015; notebook 03.
+
+    features: L maps (B, D_i, h_i, w_i) float; size: (h, w). Returns (B, D, h, w).
+    """
+    same = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in features]
+    return torch.cat(same, 1)  # (B, D, h, w)
+
+
+def pose(images: Tensor, k: int) -> Tensor:
+    """One of the eight poses of a square, mirrored from k = 4 on, then turned: (..., H, W) -> same.
+    Notebook 04."""
+    return (images.flip(-1) if k >= 4 else images).rot90(k % 4, (-2, -1))
+
+
+def unpose(images: Tensor, k: int) -> Tensor:
+    """The way back from `pose` k. Notebook 05."""
+    back = images.rot90(-(k % 4), (-2, -1))
+    return back.flip(-1) if k >= 4 else back
 
 
 def fuse(
@@ -91,7 +127,7 @@ def background_score(scores: Tensor) -> Tensor:
     return (1 - scores.amax(1, keepdim=True)) ** 10
 
 
-def gate(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def gate(scores: Tensor, labels: Tensor) -> Tensor:
     """Put the classes that an image label denies out of the argmax.
 
     scores (B, C, H, W) float, any range; labels (B, C), 0 or 1. Returns scores with -inf in absent

@@ -1,5 +1,12 @@
-"""The contrastive matching loss: what a map keeps should look like its class's prototypes, what it
-leaves like the others'."""
+"""The matching loss: what a map keeps of a patch should look like its class's prototypes, what it
+leaves like the others'.
+
+A part of a patch can be looked at in two ways (`look` of a preset). "masked_image", the paper's:
+the rest of the picture is hidden, and the frozen encoder sees what is left, once for each part.
+"masked_pooling": the encoder sees the whole patch once, and its features are averaged under the
+map; no gradient passes through the encoder. "positions" needs no parts: each position learns the
+class of the prototype that is nearest to its own features.
+"""
 
 from collections.abc import Callable
 
@@ -8,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from protolib.maps import merge_subclasses, present_share, unit_range
+from protolib.maps import (
+    masked_average,
+    merge_subclasses,
+    present_share,
+    stack_levels,
+    unit_range,
+)
+from protolib.presets import Preset
 
 
 def pool_foreground(maps: Tensor, delta: float, shared: bool = False) -> Tensor:
@@ -20,26 +34,28 @@ def pool_foreground(maps: Tensor, delta: float, shared: bool = False) -> Tensor:
     """
     if not 0 < delta < 1:
         raise ValueError(
-            f"delta = {delta}: the adaptive threshold is a share of the map's maximum, give 0 < delta < 1"
+            f"delta = {delta}: the adaptive threshold is a share of the map's maximum, "
+            "give 0 < delta < 1"
         )
     return maps >= delta * maps.amax((-3, -2, -1) if shared else (-2, -1), keepdim=True)
 
 
 def regions(maps: Tensor, delta: float, threshold: str) -> tuple[Tensor, Tensor]:
-    """Which cells may be foreground, and which background: two bool tensors like maps. Eq. (4),
-    notebook 03.
+    """Which positions may be foreground, and which background: two bool tensors like maps.
+    Eq. (4), notebook 03.
 
-    threshold: one per "map" or per "image", see pool_foreground; "none": every cell may be both
-    (Table 5 without AT).
+    threshold: one per "map" or per "image", see pool_foreground; "none": every position may be
+    both (Table 5 without AT).
     """
     if threshold == "none":
-        return torch.ones_like(maps, dtype=torch.bool), torch.ones_like(maps, dtype=torch.bool)
+        everywhere = torch.ones_like(maps, dtype=torch.bool)
+        return everywhere, everywhere
     b = pool_foreground(maps, delta, threshold == "image")
     return b, ~b
 
 
 def weights(maps: Tensor, delta: float, threshold: str = "map") -> tuple[Tensor, Tensor]:
-    """How much of each pixel is foreground, b*M, and background, (1-b)*(1-M): two tensors like
+    """How much of each position is foreground, b*M, and background, (1-b)*(1-M): two tensors like
     maps. Eq. (4, 5), notebook 03.
 
     maps: (..., h, w) float in [0, 1]. The gradient reaches them through the products; the threshold
@@ -60,9 +76,8 @@ def keep(images: Tensor, weight: Tensor, fill: str) -> Tensor:
     kept = weight * images
     if fill == "black":
         return kept
-    mean = kept.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(
-        1e-3
-    )  # (P, 3, 1, 1)
+    area = weight.sum((2, 3), keepdim=True).clamp_min(1e-3)  # (P, 1, 1, 1)
+    mean = kept.sum((2, 3), keepdim=True) / area  # (P, 3, 1, 1)
     return kept + (1 - weight) * mean
 
 
@@ -76,9 +91,10 @@ def rescale(images: Tensor, maps: Tensor, b: Tensor) -> Tensor:
     """
     product = maps.unsqueeze(1) * images  # (P, 3, H, W)
     low, high = product.amin((2, 3), keepdim=True), product.amax((2, 3), keepdim=True)
+    stretched = (product - low) / (high - low + 1e-8)
     # not a product with b: the encoder's gradient at a black picture may overflow, and 0 * inf
     # would reach the maps
-    return torch.where(b.unsqueeze(1), (product - low) / (high - low + 1e-8), 0)
+    return torch.where(b.unsqueeze(1), stretched, 0)
 
 
 def expand_labels(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -95,45 +111,69 @@ def select_subclasses(logits: Tensor, labels: Tensor, sizes: tuple[int, ...], ho
     released code.
     """
     merged = merge_subclasses(logits, sizes, how)  # (B, C)
-    return (logits > expand_labels(merged, sizes)) & (expand_labels(labels, sizes) > 0)
+    above = logits > expand_labels(merged, sizes)  # (B, S)
+    return above & (expand_labels(labels, sizes) > 0)
 
 
-def sides(units: Tensor, S: int, K: int, pairs: str, negatives: str) -> tuple[Tensor, Tensor]:
-    """Which prototypes a pair's foreground should match, and which not: two (P, S) bool. Eq.
-    (9-12), notebook 03.
+def choose_pairs(maps: Tensor, labels: Tensor, p: Preset) -> Tensor:
+    """The pairs of image and class (or sub-class) that are compared: (B, U) bool. Notebook 03.
 
-    units: (P,) int64, the class of each pair (pairs "classes") or its sub-class ("subclasses").
-    negatives: prototypes of the other "classes", or "all" but the own: siblings of a sub-class too,
-    as in the released code.
+    maps: (B, U, h, w) float logits; labels: (B, C) 0 or 1; U is C, or S where p.pairs is
+    "subclasses". Under span "share" a patch of one class is all foreground whatever its map: it
+    would have no gradient, and is left out.
     """
-    s = torch.arange(S, device=units.device)
-    classes = units if pairs == "classes" else units // K
-    family = s // K == classes[:, None]  # (P, S)
-    own = family if pairs == "classes" else s == units[:, None]
-    return own, ~family if negatives == "classes" else ~own
+    if p.span == "share":
+        labels = labels * (labels.sum(1, keepdim=True) > 1)
+    if p.pairs == "classes":
+        return labels > 0
+    sizes = (p.K,) * labels.shape[1]
+    return select_subclasses(maps.mean((2, 3)), labels, sizes, p.merge)
+
+
+def sides(chosen: Tensor, labels: Tensor, p: Preset) -> tuple[Tensor, Tensor]:
+    """Which prototypes are a pair's positives, and which its negatives: two (P, S) bool.
+    Eq. (9-12), notebook 03.
+
+    chosen: (B, U) bool, see choose_pairs; labels: (B, C) 0 or 1. p.negatives: prototypes of the
+    other "classes"; of the "present" ones alone, for an absent class has no part in the patch that
+    could be taken for it; or "all" but the positives, siblings of a sub-class too (released code).
+    """
+    image, unit = chosen.nonzero(as_tuple=True)  # (P,), (P,)
+    S = labels.shape[1] * p.K
+    s = torch.arange(S, device=chosen.device)
+    owner = unit if p.pairs == "classes" else unit // p.K  # (P,) class of each pair
+    family = s // p.K == owner[:, None]  # (P, S)
+    positives = family if p.pairs == "classes" else s == unit[:, None]
+    if p.negatives == "all":
+        return positives, ~positives
+    if p.negatives == "classes":
+        return positives, ~family
+    present = expand_labels(labels, (p.K,) * labels.shape[1])[image] > 0  # (P, S)
+    return positives, present & ~family
 
 
 def matching_terms(
-    fg: Tensor, bg: Tensor, prototypes: Tensor, own: Tensor, rival: Tensor, tau: float
+    fg: Tensor, bg: Tensor, prototypes: Tensor, positives: Tensor, negatives: Tensor, tau: float
 ) -> tuple[Tensor, Tensor]:
     """The two contrastive terms of each pair of image and class. Eq. (9-12), notebook 03.
 
     fg, bg: (P, D) float, unit rows: features of the foreground and of the background; prototypes:
-    (S, D) unit rows; own, rival: (P, S) bool, see sides; tau: temperature > 0. Returns L_FGS and
-    L_BGS, each (P,).
+    (S, D) unit rows; positives, negatives: (P, S) bool, see sides; tau: temperature > 0. Returns
+    L_FGS and L_BGS, each (P,).
     """
     s_fg, s_bg = fg @ prototypes.T, bg @ prototypes.T  # (P, S) cosines
-    # Step 1: the foreground should match its own class's prototypes and no others; similarities are
-    # sums, Eq. (9, 10).
-    s_FF, s_FB = (s_fg * own).sum(1), (s_fg * rival).sum(1)  # (P,)
+    # Step 1: the foreground should match its own class's prototypes and no others; similarities
+    # are sums, Eq. (9, 10).
+    s_FF, s_FB = (s_fg * positives).sum(1), (s_fg * negatives).sum(1)  # (P,)
     # Step 2: the background the other way round; similarities are means, Eq. (11, 12).
-    s_BF, s_BB = (s_bg * own).sum(1) / own.sum(1), (s_bg * rival).sum(1) / rival.sum(1)  # (P,)
+    s_BF = (s_bg * positives).sum(1) / positives.sum(1)  # (P,)
+    s_BB = (s_bg * negatives).sum(1) / negatives.sum(1).clamp_min(1)  # (P,)
     # Step 3: -log(e^a / (e^a + e^b)) = softplus(b - a), which cannot overflow.
     return F.softplus((s_FB - s_FF) / tau), F.softplus((s_BF - s_BB) / tau)
 
 
 def batch_terms(
-    fg: Tensor, bg: Tensor, prototypes: Tensor, own: Tensor, rival: Tensor, tau: float
+    fg: Tensor, bg: Tensor, prototypes: Tensor, positives: Tensor, negatives: Tensor, tau: float
 ) -> tuple[Tensor, Tensor]:
     """The same two terms as released: exp of every similarity, summed over the batch before one
     log. Notebook 03.
@@ -144,30 +184,18 @@ def batch_terms(
     """
     if len(fg) == 0:
         return fg.sum(), bg.sum()
-    length = torch.stack([fg, bg]).norm(dim=2, keepdim=True)  # (2, P, 1)
+    parts = torch.stack([fg, bg])  # (2, P, D)
+    length = parts.norm(dim=2, keepdim=True)  # (2, P, 1)
     # a zero row stays 0 and gets a gradient of its own size: divided by an epsilon it would be 1e13
-    s_fg, s_bg = (
-        torch.stack([fg, bg]) / length.where(length > 0, 1) @ prototypes.T / tau
-    )  # (P, S) each
-    p_fg, q_fg = s_fg[own].logsumexp(0), s_fg[rival].logsumexp(0)
-    # the background's rivals count as a mean over prototypes, its own as a sum
-    p_bg, q_bg = (
-        s_bg[own].logsumexp(0),
-        (s_bg - rival.sum(1, keepdim=True).log())[rival].logsumexp(0),
-    )
+    s_fg, s_bg = parts / length.where(length > 0, 1) @ prototypes.T / tau  # (P, S) each
+    p_fg, q_fg = s_fg[positives].logsumexp(0), s_fg[negatives].logsumexp(0)
+    # the background's negatives count as a mean over prototypes, its positives as a sum
+    log_count = negatives.sum(1, keepdim=True).log()  # (P, 1)
+    p_bg, q_bg = s_bg[positives].logsumexp(0), (s_bg - log_count)[negatives].logsumexp(0)
     return F.softplus(q_fg - p_fg), F.softplus(p_bg - q_bg)
 
 
-def cut_out(
-    images: Tensor,
-    maps: Tensor,
-    chosen: Tensor,
-    *,
-    threshold: str,
-    delta: float,
-    fill: str,
-    align_corners: bool,
-) -> tuple[Tensor, Tensor]:
+def cut_out(images: Tensor, maps: Tensor, chosen: Tensor, p: Preset) -> tuple[Tensor, Tensor]:
     """The foreground and the background of every chosen pair as pictures. Eq. (4, 5), notebook 03.
 
     images: (B, 3, H, W) float; maps: (B, U, h, w) of classes or sub-classes; chosen: (B, U) bool, P
@@ -175,19 +203,31 @@ def cut_out(
     the 2P are there, (2P,) bool: an empty part is left out.
     """
     image, unit = chosen.nonzero(as_tuple=True)  # (P,), (P,)
-    M = F.interpolate(
-        maps, images.shape[2:], mode="bilinear", align_corners=align_corners
-    )  # (B, U, H, W)
+    M = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=p.align_corners)
     X = images[image]  # (P, 3, H, W)
-    if fill == "minmax":  # the released code encodes black images too, and so does this
-        M, fg, bg = (
-            part[image, unit] for part in (M, *regions(M, delta, threshold))
-        )  # (P, H, W) each
-        pictures = torch.cat([rescale(X, M, fg), rescale(X, 1 - M, bg)])  # (2P, 3, H, W)
+    if p.fill == "minmax":  # the released code encodes black images too, and so does this
+        b_fg, b_bg = regions(M, p.delta, p.threshold)  # (B, U, H, W) each
+        M, b_fg, b_bg = M[image, unit], b_fg[image, unit], b_bg[image, unit]  # (P, H, W) each
+        pictures = torch.cat([rescale(X, M, b_fg), rescale(X, 1 - M, b_bg)])  # (2P, 3, H, W)
         return pictures, torch.ones(len(pictures), dtype=torch.bool, device=X.device)
-    w = torch.cat([part[image, unit] for part in weights(M, delta, threshold)])  # (2P, H, W)
+    fg, bg = weights(M, p.delta, p.threshold)  # (B, U, H, W) each
+    w = torch.cat([fg[image, unit], bg[image, unit]])  # (2P, H, W)
     full = w.detach().amax((1, 2)) > 0  # (2P,)
-    return keep(X.repeat(2, 1, 1, 1)[full], w[full], fill), full
+    return keep(X.repeat(2, 1, 1, 1)[full], w[full], p.fill), full
+
+
+def pool_parts(features: list[Tensor], maps: Tensor, chosen: Tensor, p: Preset):
+    """The foreground and the background of every chosen pair as features averaged under the map.
+    Notebook 03.
+
+    features: L maps (B, D_i, h_i, w_i) of the frozen encoder, finest first; maps: (B, U, h, w) in
+    [0, 1]; chosen: (B, U) bool, P of them true. Returns (n, D), foregrounds first, and which of the
+    2P parts are there, (2P,) bool: an empty part is left out.
+    """
+    w = torch.stack(weights(maps, p.delta, p.threshold))  # (2, B, U, h, w)
+    parts = torch.stack([masked_average(features, side)[chosen] for side in w])  # (2, P, D)
+    full = w.detach().amax((3, 4))[:, chosen] > 0  # (2, P)
+    return parts[full], full.flatten()
 
 
 def encode_all(encode: Callable[[Tensor], Tensor], pictures: Tensor, chunk: int) -> Tensor:
@@ -206,69 +246,80 @@ def encode_all(encode: Callable[[Tensor], Tensor], pictures: Tensor, chunk: int)
     return torch.cat([*again, encode(pictures[-chunk:])])
 
 
+def position_loss(
+    features: list[Tensor], maps: Tensor, labels: Tensor, prototypes: Tensor, embed: Callable
+) -> Tensor:
+    """Each position learns the present class whose prototype is nearest to its own features: the
+    dense variant, ours. Notebook 03.
+
+    features: L maps (B, D_i, h_i, w_i) of the frozen encoder; maps: (B, C, h, w) float logits;
+    labels: (B, C) 0 or 1; prototypes: (S, D) unit rows; embed: (n, D) -> (n, D) unit rows. Patches
+    of one class are left out: there is nothing to tell apart. Returns a scalar.
+    """
+    mixed = labels.sum(1) > 1  # (B,)
+    if not mixed.any():
+        return maps.sum() * 0
+    closeness = nearest_classes(
+        [level[mixed] for level in features], prototypes, embed, maps.shape[1:]
+    )
+    absent = (labels[mixed] == 0)[:, :, None, None]
+    target = closeness.masked_fill(absent, -torch.inf).argmax(1)  # (B', h, w)
+    return F.cross_entropy(maps[mixed].masked_fill(absent, -torch.inf), target)
+
+
+@torch.no_grad()
+def nearest_classes(
+    features: list[Tensor], prototypes: Tensor, embed: Callable, shape: tuple[int, int, int]
+) -> Tensor:
+    """The cosine of each position to the nearest prototype of each class: what is known before any
+    training. Notebooks 03 and 04.
+
+    features: L maps (B, D_i, h_i, w_i) of the frozen encoder; prototypes: (S, D) unit rows; embed:
+    (n, D) -> (n, D) unit rows; shape: (C, h, w). Returns (B, C, h, w) in [-1, 1].
+    """
+    C, h, w = shape
+    columns = stack_levels(features, (h, w)).permute(0, 2, 3, 1)  # (B, h, w, D)
+    cosines = embed(columns.flatten(0, 2)) @ prototypes.T  # (B*h*w, S)
+    return cosines.view(-1, h, w, C, len(prototypes) // C).amax(4).permute(0, 3, 1, 2)
+
+
 def matching_loss(
-    images: Tensor,
-    maps: Tensor,
-    labels: Tensor,
-    prototypes: Tensor,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    K: int,
-    pairs: str,
-    merge: str,
-    span: str,
-    threshold: str,
-    delta: float,
-    fill: str,
-    negatives: str,
-    pooling: str,
-    tau: float,
-    theta_fg: float,
-    theta_bg: float,
-    align_corners: bool,
-    chunk: int,
+    seen, maps: Tensor, labels: Tensor, prototypes: Tensor, embed: Callable, p: Preset
 ) -> Tensor:
     """L_SIM = theta1 * L_FGS + theta2 * L_BGS, the mean over all pairs of image and present class.
     Eq. (13), notebook 03.
 
-    images: (B, 3, H, W) float in [0, 1]; maps: (B, C, h, w) float class logits, or (B, S, h, w)
-    where pairs is "subclasses"; labels: (B, C) 0 or 1; prototypes: (S, D) unit rows; encode: (P, 3,
-    H, W) -> (P, D) unit rows, frozen; the choices are those of presets.Preset. A term whose
-    foreground or background is empty is left out: an image of nothing looks like no class; so are,
-    under span "share", patches of one class. Returns a scalar, 0 without pairs.
+    seen: what is looked at, by p.look: the images (B, 3, H, W) float in [0, 1], or L maps (B, D_i,
+    h_i, w_i) of the frozen encoder. maps: (B, U, h, w) float logits, U = C, or S where p.pairs is
+    "subclasses"; labels: (B, C) 0 or 1; prototypes: (S, D) unit rows; embed: pictures (P, 3, H, W),
+    or features (P, D) -> (P, D) unit rows in the prototypes' space. A term whose foreground or
+    background is empty is left out: nothing looks like no class. Returns a scalar, 0 without pairs.
     """
-    if (
-        span == "share"
-        # a patch of one class is all foreground, whatever its map: it has no gradient, and is not
-        # encoded
-    ):
-        labels = labels * (labels.sum(1, keepdim=True) > 1)
-    sizes = (K,) * labels.shape[1]
-    chosen = (
-        labels > 0
-        if pairs == "classes"
-        else select_subclasses(maps.mean((2, 3)), labels, sizes, merge)
-    )
+    if p.look == "positions":
+        return position_loss(seen, maps, labels, prototypes, embed)
+    # Step 1: pairs of an image and a class that it shows.
+    chosen = choose_pairs(maps, labels, p)  # (B, U)
     if not chosen.any():
         return maps.sum() * 0
-    maps = {"stretch": unit_range, "share": lambda m: present_share(m, labels), "raw": lambda m: m}[
-        span
-    ](maps)
-    pictures, full = cut_out(
-        images,
-        maps,
-        chosen,
-        threshold=threshold,
-        delta=delta,
-        fill=fill,
-        align_corners=align_corners,
-    )
-    features = maps.new_zeros(len(full), prototypes.shape[1])
-    features[full] = encode_all(encode, pictures, chunk)  # one pass for both: (2P, D)
-    own, rival = sides(chosen.nonzero()[:, 1], len(prototypes), K, pairs, negatives)
-    if pooling == "batch":
-        l_fg, l_bg = batch_terms(*features.chunk(2), prototypes, own, rival, tau)
-        return theta_fg * l_fg + theta_bg * l_bg
-    l_fg, l_bg = matching_terms(*features.chunk(2), prototypes, own, rival, tau)
+    # Step 2: logits become shares of each position.
+    if p.span == "stretch":
+        maps = unit_range(maps)
+    elif p.span == "share":
+        maps = present_share(maps, labels)
+    # Step 3: what the encoder says of the foreground and of the background of each pair.
+    if p.look == "masked_pooling":
+        parts, full = pool_parts(seen, maps, chosen, p)
+        found = embed(parts)
+    else:
+        pictures, full = cut_out(seen, maps, chosen, p)
+        # nothing to encode: no pass, for some encoders refuse an empty batch
+        found = encode_all(embed, pictures, p.chunk) if len(pictures) else prototypes[:0]
+    fg, bg = found.new_zeros(len(full), found.shape[1]).index_put((full,), found).chunk(2)
+    # Step 4: compare both with the prototypes.
+    positives, negatives = sides(chosen, labels, p)
+    if p.pooling == "batch":
+        l_fg, l_bg = batch_terms(fg, bg, prototypes, positives, negatives, p.tau)
+        return p.theta_fg * l_fg + p.theta_bg * l_bg
+    l_fg, l_bg = matching_terms(fg, bg, prototypes, positives, negatives, p.tau)
     full_fg, full_bg = full.chunk(2)
-    return (theta_fg * l_fg * full_fg + theta_bg * l_bg * full_bg).mean()
+    return (p.theta_fg * l_fg * full_fg + p.theta_bg * l_bg * full_bg).mean()

@@ -3,24 +3,27 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 CHOICES = {
     "order": ("rgb", "bgr"),
     "prototypes": ("nearest_mean", "random_mean", "centre", "learnable"),
     "kmeans_start": ("plusplus", "rows"),
+    "normalise": ("none", "standardise", "wccn"),
     "similarity": ("cosine", "half", "convolution"),
     "merge": ("mean", "softmax"),
     "merge_test": ("mean", "softmax"),
     "pool": ("maps", "logits"),
     "space": ("encoder", "projected"),
     "match_maps": ("fused", "last"),
+    "look": ("masked_image", "masked_pooling", "positions"),
     "pairs": ("classes", "subclasses"),
     "span": ("stretch", "share", "raw"),
     "threshold": ("map", "image", "none"),
     "fill": ("black", "mean", "minmax"),
-    "negatives": ("classes", "all"),
+    "negatives": ("classes", "present", "all"),
     "pooling": ("pair", "batch"),
     "scores": ("logits", "unit"),
     "gating": ("closed", "zeroed"),
@@ -28,6 +31,19 @@ CHOICES = {
     "pseudo_tta": ("none", "mirror", "six"),
     "image_labels": ("predicted", "oracle", "none"),
     "ignore": ("dropped", "counted"),
+}
+
+# what a number may be, ends included
+RANGES = {
+    "K": (1, 100),
+    "N batch epochs stage2_epochs restarts": (1, 1e6),
+    "size stage2_size": (16, 4096),
+    "encoder_size chunk hidden diversity_after": (0, 1e6),
+    "tau scale": (1e-6, 1e6),
+    "lr stage2_lr": (0, 100),
+    "white_limit warmup_ratio": (0, 1),
+    "alpha beta theta_fg theta_bg penalty diversity": (0, 1e6),
+    "shrinkage lr_power warmup weight_decay": (0, 1e6),
 }
 
 
@@ -41,34 +57,35 @@ class Preset:
     size: int  # px, side of the square patches that the networks see
     patches: tuple[int, int, int]  # phantom only: patches drawn for train, val, test
     order: str  # of the colour channels that stage 1 sees
-    scaling: tuple[
-        tuple[float, ...], ...
-    ]  # mean and std of the channels in that order; empty: the backbone's own
+    # mean and std of the channels in that order; empty: the backbone's own
+    scaling: tuple[tuple[float, ...], ...]
     # bank (notebook 02)
     encoder: str  # frozen image encoder, a name of encoders.ENCODERS
+    encoder_size: int  # px at which it reads a patch; 0: its own size, or the patch's
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
     K: int  # sub-classes per class
     N: int  # images per sub-class
-    prototypes: (
-        str  # mean of the N nearest, of N at random, cluster centre, or parameters that are learned
-    )
+    # mean of the N nearest, of N at random, cluster centre, or parameters that are learned
+    prototypes: str
     single_class: bool  # cluster patches of exactly one class, or every patch that shows the class
     white_limit: float  # drop a patch with more than this share of white pixels
-    standardise: bool  # bring each feature to mean 0 and scale 1 over the training set first
+    # the space of features and prototypes: the encoder's own, each channel to mean 0 and scale 1
+    # over the training set, or within-class covariance normalised (bank.wccn_space)
+    normalise: str
+    shrinkage: float  # of that covariance, in mean variances
     kmeans_start: str  # centres to begin with: k-means++ or random rows
     restarts: int  # of k-means, the best one is kept
     # network (notebooks 03, 04)
     backbone: str  # a name that backbones.backbone knows
-    stride: int  # px per cell of the deepest map
+    stride: int  # px per position of the deepest map
     levels: tuple[int, ...]  # indices into the pyramid
     level_weights: tuple[float, ...]  # of each level in the classification loss, Eq. (8)
     fusion: tuple[float, ...]  # of each level in the fused maps, Eq. (3)
-    cam_levels: tuple[
-        int, ...
-    ]  # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
+    # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
+    cam_levels: tuple[int, ...]
     cam_fusion: tuple[float, ...]
     hidden: int  # width of the hidden layer that projects prototypes; 0: the level's own
-    # Eq. (2): cosine, half of it, only the cells normalised, or a 1x1 convolution in its place
+    # Eq. (2): cosine, half of it, only the positions normalised, or a 1x1 convolution in its place
     similarity: str
     scale: float  # of the similarities when training begins
     scale_learned: bool
@@ -77,14 +94,15 @@ class Preset:
     merge_test: str  # and when predicting
     pool: str  # the label's logits: of the merged maps, Eq. (7), or merged from the pooled maps
     # matching loss (notebook 03)
+    look: str  # how a part of a patch is seen: masked image, masked pooling, or each position
     space: str  # where foreground and prototypes are compared
     match_maps: str  # the maps that cut foreground from background
     pairs: str  # of an image with each present class, or with its chosen sub-classes
     span: str  # how logits become maps
     threshold: str  # one per map, Eq. (4), one per image, or none: the maps weigh, nothing is cut
     delta: float  # foreground is at least this share of the maximum, Eq. (4)
-    fill: str  # what hides the rest, Eq. (5)
-    negatives: str  # prototypes of the other classes, or all others, siblings too
+    fill: str  # what hides the rest of a masked image, Eq. (5)
+    negatives: str  # prototypes of the other classes, of those present, or all others
     pooling: str  # a loss for each pair, Eq. (9-12), or one ratio for the batch
     tau: float  # temperature, Eq. (9-12)
     alpha: float  # weight of the classification loss, Eq. (6)
@@ -118,22 +136,33 @@ class Preset:
     stage2_backbone: str  # empty: the same
     stage2_epochs: int
     stage2_lr: float
-    stage2_stride: int  # px per cell of the segmentation network's deepest map
+    stage2_stride: int  # px per position of the segmentation network's deepest map
     stage2_rates: tuple[int, ...]  # dilation of the branches
     stage2_size: int  # px, side at which the segmentation network sees the patches
     stage2_tta: bool  # average over the eight poses of training
 
     def __post_init__(self):
         """Refuse what no kernel knows before any work starts: raises ValueError naming field, value
-        and choices."""
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
+        and what it may be."""
+        where = f"preset {self.name}:"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _fits(value, field.type):
+                raise ValueError(f"{where} {field.name} = {value!r}; give {_words(field.type)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"preset {self.name}: {field} = {getattr(self, field)!r}; choose {' or '.join(choices)}"
+                    f"{where} {name} = {getattr(self, name)!r}; choose {' or '.join(choices)}"
                 )
+        for names, (low, high) in RANGES.items():
+            for name in names.split():
+                if not low <= getattr(self, name) <= high:
+                    raise ValueError(
+                        f"{where} {name} = {getattr(self, name)}; give {low:g} to {high:g}"
+                    )
         if not 0 < self.delta < 1:
             raise ValueError(
-                f"preset {self.name}: delta = {self.delta} is a share of a map's maximum; give 0 < delta < 1"
+                f"{where} delta = {self.delta} is a share of a map's maximum; give 0 < delta < 1"
             )
         asked = (
             (self.levels, self.fusion),
@@ -143,25 +172,54 @@ class Preset:
         for levels, weights in asked:
             if len(levels) != len(weights):
                 raise ValueError(
-                    f"preset {self.name}: {len(levels)} levels need as many weights, not {len(weights)}"
+                    f"{where} {len(levels)} levels need as many weights, not {len(weights)}"
                 )
-        if self.K < 1 or self.N < 1 or self.tau <= 0:
-            raise ValueError(
-                f"preset {self.name}: K = {self.K}, N = {self.N}, tau = {self.tau}; all must be positive"
-            )
+        self._refuse_pairs_without_sense(where)
+
+    def _refuse_pairs_without_sense(self, where: str) -> None:
+        """Choices that are right alone and mean nothing together."""
         if self.pairs == "subclasses" and self.K == 1:
             raise ValueError(
-                f"preset {self.name}: with K = 1 no sub-class is above the mean of its class, so pairs = 'subclasses' selects "
-                "nothing (the released code crashes there); raise K or choose pairs = 'classes'"
+                f"{where} with K = 1 no sub-class is above the mean of its class, so pairs = "
+                "'subclasses' selects nothing (the released code crashes there); raise K or "
+                "choose pairs = 'classes'"
             )
         if self.pairs == "subclasses" and self.similarity == "convolution":
+            raise ValueError(f"{where} a convolution has no sub-classes; choose pairs = 'classes'")
+        if self.pairs == "subclasses" and self.look == "positions":
+            raise ValueError(f"{where} positions learn classes; choose pairs = 'classes'")
+        if self.look == "masked_pooling" and self.span == "raw":
             raise ValueError(
-                f"preset {self.name}: a convolution has no sub-classes; choose pairs = 'classes'"
+                f"{where} raw logits cannot weigh features, for they may be negative; choose "
+                "span = 'share' or 'stretch'"
             )
         if self.prototypes == "learnable" and self.beta:
             raise ValueError(
-                f"preset {self.name}: learnable prototypes have no images to match; set beta = 0 and use the diversity loss"
+                f"{where} learnable prototypes have no images to match; set beta = 0 and use the "
+                "diversity loss"
             )
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a number, true is neither."""
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if inner[-1] is Ellipsis:
+            return all(_fits(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    """A type as a reader calls it."""
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+    return words.get(kind, f"a list, as {kind}".replace("tuple", "list"))
 
 
 def changed(p: Preset, settings: Mapping) -> Preset:
@@ -187,23 +245,26 @@ def _read(tables: dict[str, dict]) -> dict[str, tuple[Preset, dict[str, str]]]:
     value and a source."""
     made, merged, wanted = {}, {}, {f.name for f in fields(Preset)} - {"name"}
     for name, table in tables.items():
-        merged[name] = merged.get(table.get("like"), {}) | {
-            f: entry for f, entry in table.items() if f != "like"
-        }
-        entries = merged[name].items()
-        bare = [
-            f
-            for f, e in entries
-            if not (isinstance(e, list) and len(e) == 2 and isinstance(e[1], str) and e[1])
-        ]
-        if wanted != set(merged[name]) or bare:
+        own = {field: entry for field, entry in table.items() if field != "like"}
+        merged[name] = merged.get(table.get("like"), {}) | own
+        entries = merged[name]
+        unsourced = [field for field, entry in entries.items() if not _sourced(entry)]
+        if wanted != set(entries) or unsourced:
             raise ValueError(
-                f"preset {name}: without value {sorted(wanted - set(merged[name]))}, unknown "
-                f"{sorted(set(merged[name]) - wanted)}, without source {bare}; give every field as [value, source]"
+                f"preset {name}: without value {sorted(wanted - set(entries))}, unknown "
+                f"{sorted(set(entries) - wanted)}, without source {unsourced}; give every field "
+                "as [value, source]"
             )
-        values = {f: frozen(value) for f, (value, _) in entries}
-        made[name] = Preset(name=name, **values), {f: source for f, (_, source) in entries}
+        values = {field: frozen(value) for field, (value, _) in entries.items()}
+        sources = {field: source for field, (_, source) in entries.items()}
+        made[name] = Preset(name=name, **values), sources
     return made
+
+
+def _sourced(entry: Any) -> bool:
+    """Whether an entry is [value, source]."""
+    pair = isinstance(entry, list) and len(entry) == 2
+    return pair and isinstance(entry[1], str) and bool(entry[1])
 
 
 TABLES = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
@@ -212,8 +273,27 @@ PRESETS: dict[str, Preset] = {name: made for name, (made, _) in _MADE.items()}
 SOURCES: dict[str, dict[str, str]] = {name: sources for name, (_, sources) in _MADE.items()}
 
 
-def preset(name: str) -> Preset:
-    """The preset of that name; raises ValueError that lists the known ones. Notebook 00."""
+def preset(name: str, encoder: str = "", backbone: str = "", K: int = 0) -> Preset:
+    """The preset of that name, with another encoder, backbone or K where one is given. Notebook 00.
+
+    Raises ValueError that lists the known presets.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset '{name}' is not known; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    given = {"encoder": encoder, "backbone": backbone, "K": K}
+    return changed(PRESETS[name], {field: value for field, value in given.items() if value})
+
+
+# the fields that say what is matched, how, and in which space
+MATCHING = (
+    *("encoder_size", "normalise", "shrinkage"),
+    *("look", "space", "match_maps", "pairs", "span", "threshold", "delta", "fill", "negatives"),
+    *("pooling", "tau", "alpha", "beta", "theta_fg", "theta_bg", "penalty", "chunk"),
+)
+
+
+def with_masked_images(p: Preset) -> Preset:
+    """The preset with the paper's matching loss, on masked images, as preset masked_image has it:
+    the loss to compare with. Notebook 04."""
+    paper = PRESETS["masked_image"]
+    return replace(p, **{field: getattr(paper, field) for field in MATCHING})
