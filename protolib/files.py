@@ -7,11 +7,23 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
+
+# What `expect` takes for each kind, and its name in a message.
+KINDS = {
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    list: ((list, tuple), "a list"),
+    dict: (Mapping, "an object"),
+    None: (type(None), "null"),
+}
 
 
 @contextmanager
@@ -74,6 +86,38 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path} is no JSON: {error}; delete it and run the step that writes it again"
         ) from error
+
+
+def expect(
+    where: str, values: Any, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse what is no mapping with these keys of these kinds.
+
+    kinds: {key: one of KINDS, or a tuple of some}; a bool is no number. optional: keys that may be
+    missing, with their kinds; any other key is refused then, and allowed where it is None. Raises
+    ValueError that begins with `where`.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: found {values!r:.60}; expected keys {', '.join(kinds)}")
+    known = {**kinds, **(optional or {})}
+    missing = [key for key in kinds if key not in values]
+    unknown = [key for key in values if optional is not None and key not in known]
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: missing {', '.join(missing) or 'nothing'}; "
+            f"unknown {', '.join(unknown) or 'nothing'}; expected {', '.join(known)}"
+        )
+    for key, wanted in known.items():
+        of = wanted if isinstance(wanted, tuple) else (wanted,)
+        if key in values and not any(_is(values[key], kind) for kind in of):
+            words = " or ".join(KINDS[kind][1] for kind in of)
+            raise ValueError(f"{where}: {key} is {values[key]!r:.60}; expected {words}")
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, KINDS[kind][0])
 
 
 def _plain(value: Any) -> Any:
