@@ -10,12 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes long to load
 
-# Student's t without scipy.stats, which takes longer to load than to use
-from scipy.special import (
-    stdtr,
-    stdtrit,
-)
+from protolib.metrics import Protocol
 
 FEW_SEEDS = 3  # fewer are warned of
 FEW_SLIDES = 5  # with fewer, the slide interval stands on too few different resamples to be trusted
@@ -43,19 +40,19 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     """
     if len(ours) != len(theirs) or not len(ours):
         raise ValueError(
-            f"paired: {len(ours)} and {len(theirs)} scores; expected one pair per seed, at least one"
+            f"paired: {len(ours)} and {len(theirs)} scores; "
+            "expected one pair per seed, at least one"
         )
-    a, b, n = np.asarray(ours, float), np.asarray(theirs, float), len(ours)
-    mean = float((a - b).mean())
+    a, b = np.asarray(ours, float), np.asarray(theirs, float)
+    n, mean = len(a), float((a - b).mean())
     sd = float((a - b).std(ddof=1)) if n > 1 else math.nan
     rounding = 8 * np.finfo(float).eps * max(np.abs(a).max(), np.abs(b).max())
     if not sd > rounding:  # NaN too
         return Paired(n, mean, math.nan, math.nan, math.nan, math.nan)
     error = sd / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.975)) * error
-    return Paired(
-        n, mean, mean - half, mean + half, float(2 * stdtr(n - 1, -abs(mean) / error)), mean / sd
-    )
+    p = float(2 * stdtr(n - 1, -abs(mean) / error))
+    return Paired(n, mean, mean - half, mean + half, p, mean / sd)
 
 
 def miou(matrices: np.ndarray, ignore: str = "dropped") -> np.ndarray:
@@ -66,8 +63,7 @@ def miou(matrices: np.ndarray, ignore: str = "dropped") -> np.ndarray:
     metrics.Protocol. Returns (...) float64 in [0, 1]; a class in neither truth nor prediction is
     left out of the mean, NaN where none is left. Raises ValueError for another rule.
     """
-    if ignore not in ("dropped", "counted"):
-        raise ValueError(f"ignore = {ignore!r} is unknown; expected one of dropped, counted")
+    Protocol(ignore=ignore)
     C = matrices.shape[-1] - 1
     judged = matrices[..., :C, :] if ignore == "dropped" else matrices
     hits = np.diagonal(matrices, axis1=-2, axis2=-1)[..., :C]
@@ -91,15 +87,17 @@ def over_slides(
     """
     if a.shape != b.shape or a.ndim != 4 or not a.size:
         raise ValueError(
-            f"over_slides: matrices {a.shape} and {b.shape}; expected the same (seeds, slides, C+1, C+1)"
+            f"over_slides: matrices {a.shape} and {b.shape}; "
+            "expected the same (seeds, slides, C+1, C+1)"
         )
-    slides = a.shape[1]
-    times = np.random.default_rng(seed).multinomial(
-        slides, np.full(slides, 1 / slides), size=draws
-    )  # (draws, slides)
-    first, second = (
-        miou(np.tensordot(times, m, axes=(1, 1)), ignore).mean(-1) for m in (a, b)
-    )  # (draws, seeds, ...)
+    slides, rng = a.shape[1], np.random.default_rng(seed)
+    times = rng.multinomial(slides, np.full(slides, 1 / slides), size=draws)  # (draws, slides)
+
+    def drawn(matrices: np.ndarray) -> np.ndarray:
+        pooled = np.tensordot(times, matrices, axes=(1, 1))  # (draws, seeds, C+1, C+1)
+        return miou(pooled, ignore).mean(axis=-1)  # (draws,)
+
+    first, second = drawn(a), drawn(b)
     low, high = np.percentile(first - second, (2.5, 97.5))
     return float(low), float(high)
 

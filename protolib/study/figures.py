@@ -20,7 +20,10 @@ LOOKS = {
     "paper": tuple(zip((OKABE_ITO[i] for i in (2, 1, 4, 7)), "so^D")),
     "ours": tuple(zip((OKABE_ITO[i] for i in (0, 5, 6)), "vPX")),
 }  # no marker stands for both
-CAPTION = "Paper: dashed, hollow. Ours: solid, filled, mean and standard deviation over seeds, predicted image labels."
+CAPTION = (
+    "Paper: dashed, hollow. Ours: solid, filled, mean and standard deviation over seeds, predicted "
+    "image labels."
+)
 # for each figure, the sweeps that share a panel and what is swept there
 PANELS = {
     "table4": {("K",): "K, sub-classes per class"},
@@ -49,25 +52,13 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
 
     results: as ledger.read returns them. Ours is mean ± std over seeds under predicted image
     labels. Runs on the paper's own data stand in the paper's panel; those on other data have panels
-    of their own that say so. Runs with fewer than three values, such as those of other tables that
-    share a cell, are left out. Raises ValueError for another name. Notebook 07.
+    of their own that say so. Files with fewer than three values, such as those whose runs are of
+    other tables, are left out. Raises ValueError for another name. Notebook 07.
     """
     if name not in PANELS:
         raise ValueError(f"figure {name!r} is unknown; expected one of {', '.join(PANELS)}")
     table, columns = paper.TABLES[name], PANELS[name]
-    run = [
-        (result, curves) for result in results if _enough(curves := _ours(table, result), columns)
-    ]
-    beside = [curve for result, curves in run if ledger.same(table, result) for curve in curves]
-    panels = [("published data: the paper" + " and ours" * bool(beside), [*_paper(table), *beside])]
-    panels += [
-        (
-            f"ours on {ledger.name(result)}\nother data than the paper's: heights do not compare",
-            curves,
-        )
-        for result, curves in run
-        if not ledger.same(table, result)
-    ]
+    panels = _panels(table, results)
     rows, across = (len(panels), len(columns)) if len(columns) > 1 else (1, len(panels))
     fig = Figure(figsize=(5 * across, 3.8 * rows + 0.4), layout="constrained")
     fig.suptitle(report.title(table), fontsize=10)
@@ -75,16 +66,29 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
     drawn = [curve for _, curves in panels for curve in curves]
     for title, curves in panels:
         for sweeps, label in columns.items():
-            ax, positions = (
-                next(places),
-                sorted({x for c in drawn if c.sweep in sweeps for x in c.x}),
-            )
-            _draw(
-                ax, [c for c in curves if c.sweep in sweeps], positions, name_sweeps=len(sweeps) > 1
-            )
+            ax = next(places)
+            positions = sorted({x for c in drawn if c.sweep in sweeps for x in c.x})
+            shown = [c for c in curves if c.sweep in sweeps]
+            _draw(ax, shown, positions, name_sweeps=len(sweeps) > 1)
             ax.set_title(title, fontsize=9)
             ax.set(xlabel=label, ylabel="mIoU (%)")
     return fig
+
+
+def _panels(table: paper.Table, results: Sequence[Mapping]) -> list[tuple[str, list[Curve]]]:
+    """Titles and curves: the paper's panel with our runs on its data, then other data."""
+    beside, others = [], []
+    for result in results:
+        curves = _ours(table, result)
+        if not _enough(curves, PANELS[table.name]):
+            continue
+        if ledger.same(table, result):
+            beside += curves
+        else:
+            said = "other data than the paper's: heights do not compare"
+            others.append((f"ours on {ledger.name(result)}\n{said}", curves))
+    title = "published data: the paper" + " and ours" * bool(beside)
+    return [(title, [*_paper(table), *beside]), *others]
 
 
 def _enough(curves: Sequence[Curve], columns: Mapping[tuple[str, ...], str]) -> bool:
@@ -183,13 +187,14 @@ def _ours(table: paper.Table, result: Mapping) -> list[Curve]:
         if (
             entry["table"] == table.name
             and entry["ours_mean"] is not None
-            and "oracle" not in entry["protocol"]
+            and entry["image_labels"] != "oracle"
         ):
             found.setdefault(ledger.point(entry["row"])[0], []).append(entry)
     curves = []
     for sweep, entries in found.items():
         seeds = min(e["seeds"] for e in entries)
-        label = f"ours, {result['label']}, {result['preset']}, {seeds} seed{'s (bars: std)' if seeds > 1 else ''}"
+        bars = "s (bars: std)" if seeds > 1 else ""
+        label = f"ours, {result['label']}, {result['preset']}, {seeds} seed{bars}"
         curves.append(
             Curve(
                 "ours",

@@ -3,13 +3,14 @@ the ledger's."""
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from string import Template
 
-from protolib import files, results
+from protolib import blocks, files, results
+from protolib.blocks import Block, Heading, Items, Paragraph, Table
 from protolib.study import report
 
 PAGE = Template("""<!doctype html>
@@ -20,12 +21,13 @@ PAGE = Template("""<!doctype html>
 <title>$title</title>
 <link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59626d; --line: #d5dae0; --page: #fff; --band: #f5f7f9; }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59626d; --line: #d5dae0; --page: #fff;
+        --band: #f5f7f9; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ed; --soft: #a3adb8; --line: #3a424c; --page: #14181d; --band: #1c2228; }
 }
-body { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--page); color: var(--ink);
-       font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
+body { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--page);
+       color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 0; padding-top: 1rem; border-top: 1px solid var(--line); }
 .from { color: var(--soft); font-size: .9rem; margin: .2rem 0 0; }
@@ -34,11 +36,13 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .5r
 figcaption p { margin: .2rem 0; }
 p, li { max-width: 46rem; }
 .warning { font-weight: 600; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-      border-radius: 6px; }
+img { display: block; max-width: 100%; height: auto; background: #fff;
+      border: 1px solid var(--line); border-radius: 6px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: bottom; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
+        overflow-wrap: normal; }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+         vertical-align: bottom; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { min-width: 8.5rem; }
 .text { text-align: left; }
@@ -62,23 +66,16 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
     """
     path, file = run_dir / "report.html", run_dir / "results.json"
     record = files.read_json(file) if file.is_file() else {}
-    run = (
-        "Preset {preset}, seed {seed}, device {device}, protolib {protolib}.".format_map(record)
-        if record
-        else ""
-    )
-    scores = (
-        [_table(results.table(record, titles, oracle)) for oracle in (False, True)]
-        if record
-        else ["<p>The notebooks of this run wrote no scores.</p>"]
-    )
+    run, scores = "", [Paragraph("The notebooks of this run wrote no scores.")]
+    if record:
+        said = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}."
+        run = said.format_map(record)
+        scores = [results.table(record, titles, oracle) for oracle in (False, True)]
     body = [
         f'<p class="from">{escape(run)}</p>',
-        "<h2>Scores on the test split</h2>",
-        *scores,
+        written([Heading("Scores on the test split"), *scores]),
         *_figures(run_dir),
-        "<h2>Time and memory</h2>",
-        _table(_cost(record)),
+        written([Heading("Time and memory"), _cost(record)]),
     ]
     title = escape(f"protolib on {record.get('dataset', run_dir.name)}")
     files.write_text(path, PAGE.substitute(title=title, body="\n".join(body)))
@@ -86,42 +83,58 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
 
 
 def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | None = None) -> str:
-    """The ledger as one page: what account.text says, with figures under the tables that they
-    belong to.
+    """The ledger as one page: what report.text says, with figures under the tables that they belong
+    to.
 
     found: as ledger.read returns them; figures: {name of the table, "figure3" say: (bytes of a PNG,
     caption)}. Raises ValueError for a figure of no table.
     """
-    parts, figures = report.sections(found), figures or {}
-    title, head = parts.pop("head").removeprefix("# ").split("\n\n", 1)
-    if unknown := [name for name in figures if name not in parts]:
-        raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(parts)}")
-    body = [_html(head)]
-    for name, part in parts.items():
-        body += [_html(part), *([_figure(*figures[name])] if name in figures else [])]
-    return PAGE.substitute(title=escape(title), body="\n".join(body))
+    sections, figures = report.sections(found), figures or {}
+    if unknown := [name for name in figures if name not in sections]:
+        raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(sections)}")
+    head = sections.pop("head")
+    body = [written(head["text"])]
+    for name, parts in sections.items():
+        body.append(written(chain.from_iterable(parts.values())))
+        if name in figures:
+            body.append(_figure(*figures[name]))
+    [title] = head["title"]
+    return PAGE.substitute(title=escape(title.text), body="\n".join(body))
 
 
-def _html(markdown: str) -> str:
-    """HTML of the Markdown that report.py writes; the paragraph before a table becomes its
-    caption."""
-    made, before = [], ""
-    for block in [*markdown.split("\n\n"), ""]:
-        if block.startswith("|"):
-            made.append(_table(f"{before}\n{block}"))
-            before = ""
-            continue
-        if before:
-            made.append(f"<p{' class=warning' * before.startswith('WARNING')}>{escape(before)}</p>")
-        before = ""
-        if block.startswith("## "):
-            made.append(f"<h2>{escape(block[3:])}</h2>")
-        elif block.startswith("- "):
-            items = "".join(f"<li>{escape(line[2:])}</li>\n" for line in block.splitlines())
-            made.append(f"<ul>\n{items}</ul>")
-        else:
-            before = block
-    return "\n".join(made)
+def written(some: Iterable[Block]) -> str:
+    """Blocks as HTML."""
+    return "\n".join(map(_block, some))
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{escape(text)}</h{level}>"
+        case Paragraph(text, warning):
+            kind = " class=warning" if warning else ""
+            return f"<p{kind}>{escape('WARNING: ' * warning + text)}</p>"
+        case Items(texts):
+            items = "".join(f"<li>{escape(text)}</li>\n" for text in texts)
+            return f"<ul>\n{items}</ul>"
+        case Table():
+            return _table(block)
+
+
+def _table(table: Table) -> str:
+    kinds = ["" if right else ' class="text"' for right in blocks.numeric(table)]
+    caption = "".join(f"<p>{escape(text)}</p>" for text in table.caption)
+    rows = "\n".join(_row(row, "td", kinds) for row in table.rows)
+    return (
+        f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
+        f"<thead>{_row(table.heads, 'th', kinds)}</thead>\n"
+        f"<tbody>{rows}</tbody>\n</table></div></figure>"
+    )
+
+
+def _row(texts: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
+    marked = (f"<{tag}{kind}>{escape(text)}</{tag}>" for text, kind in zip(texts, kinds))
+    return f"<tr>{''.join(marked)}</tr>"
 
 
 def _figures(run_dir: Path) -> Iterator[str]:
@@ -159,44 +172,11 @@ def _heading(notebook: Path | None) -> str:
     return re.sub(r"[*`]", "", found[1]).strip() if found else ""
 
 
-def _cost(record: Mapping) -> str:
-    """Seconds per notebook as a Markdown table, the peak memory in its caption."""
+def _cost(record: Mapping) -> Table:
+    """Seconds per notebook, the peak memory in the caption."""
     seconds, peak = record.get("seconds", {}), record.get("peak_rss_mb")
-    caption = "Seconds per notebook on this machine." + (
-        f" Peak memory of one process: {peak:.0f} MB." if peak else ""
-    )
+    caption = "Seconds per notebook on this machine."
+    if peak:
+        caption += f" Peak memory of one process: {peak:.0f} MB."
     rows = [*seconds.items(), ("all", sum(seconds.values()))]
-    return "\n".join(
-        [
-            caption,
-            "| notebook | seconds |",
-            "|---|---:|",
-            *(f"| {name} | {s:.1f} |" for name, s in rows),
-        ]
-    )
-
-
-def _table(markdown: str) -> str:
-    """HTML of one Markdown table; the lines before it become its caption, so page and terminal say
-    the same."""
-    lines = [line.strip() for line in markdown.splitlines() if line.strip()]
-    head, rule, *body = [
-        [cell.strip() for cell in line[1:-1].split("|")] for line in lines if line.startswith("|")
-    ]
-    kinds = [
-        "" if mark.endswith(":") else ' class="text"' for mark in rule
-    ]  # what is not set right is no number
-    caption = "".join(f"<p>{escape(line)}</p>" for line in lines if not line.startswith("|"))
-    rows = "\n".join(_row(cells, "td", kinds) for cells in body)
-    return (
-        f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
-        f"<thead>{_row(head, 'th', kinds)}</thead>\n<tbody>{rows}</tbody>\n</table></div></figure>"
-    )
-
-
-def _row(cells: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
-    return (
-        "<tr>"
-        + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds))
-        + "</tr>"
-    )
+    return Table(["notebook", "seconds"], [[name, f"{s:.1f}"] for name, s in rows], [caption])

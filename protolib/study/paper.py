@@ -7,14 +7,16 @@ in [0, 1].
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from protolib import files
 from protolib.metrics import SCORES
 
 DATASETS = ("bcss-wsss", "luad-histoseg", "gcss", "bcss")
-CELL = re.compile(r"-|(N)(?:±(N))?(?:\[(N)\.\.(N)\])?(?:\(([^()]+)\))?".replace("N", r"\d*\.\d+"))
+ENTRY = re.compile(r"-|(N)(?:±(N))?(?:\[(N)\.\.(N)\])?(?:\(([^()]+)\))?".replace("N", r"\d*\.\d+"))
+HEAD = {"title": str, "unit": str, "stage": str, "source": str, "metrics": list}
 
 
 class Value(NamedTuple):
@@ -32,27 +34,29 @@ class Value(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What one table or figure of the paper is about."""
+    """What one table or figure of the paper, or a table of ours, is about."""
 
     name: str
     title: str
     unit: str  # "%" or "F1"
     stage: str  # what is scored: "stage 1", "stage 2" or "zero-shot"
-    source: str
+    source: str  # "ours" where the paper has no such table
     read_off: bool  # off a plot, not printed
     metrics: tuple[str, ...]
-    rows: tuple[str, ...]  # in order of first appearance, those without a value too
+    rows: tuple[str, ...]  # the paper's, in order of first appearance, also without a value
+    ours: tuple[str, ...]  # rows of ours, which the paper has no value for
 
 
 class Claim(NamedTuple):
-    """The paper's numbers say that row `better` of a table beats row `than`."""
+    """Row `better` of a table beats row `than`: by the paper's numbers, or, as ours, a question."""
 
     table: str
     text: str
     better: str
     than: str
     metric: str
-    dataset: str
+    dataset: str  # of the paper's numbers; "" for a claim of ours
+    ours: bool = False
 
 
 class Rerun(NamedTuple):
@@ -82,30 +86,22 @@ def _fault(where: str, found: object, expected: str) -> ValueError:
     return ValueError(f"paper.toml, {where}: found {found!r}; expected {expected}")
 
 
-def _keys(where: str, entries: dict, needed: Iterable[str], more: Iterable[str] = ()) -> None:
-    missing, unknown = set(needed) - set(entries), set(entries) - set(needed) - set(more)
-    if missing or unknown:
-        raise ValueError(
-            f"paper.toml, {where}: keys missing: {sorted(missing)}, unknown: {sorted(unknown)}; "
-            f"keys: {', '.join((*needed, *more))}"
-        )
+def _named(where: str, line: object, **kinds: type) -> dict[str, Any]:
+    """The entries of a line by their names."""
+    if not isinstance(line, list) or len(line) != len(kinds):
+        raise _fault(where, line, f"[{', '.join(kinds)}]")
+    named = dict(zip(kinds, line))
+    files.expect(f"paper.toml, {where}", named, kinds)
+    return named
 
 
-def _entries(where: str, row: list, *kinds: type) -> list:
-    if not isinstance(row, list) or [type(entry) for entry in row] != list(kinds):
-        raise _fault(where, row, f"[{', '.join(kind.__name__ for kind in kinds)}]")
-    return row
-
-
-def _cells(where: str, text: str, columns: int) -> list[tuple]:
-    """Mean, std, low, high and note of each cell in a line; the mean of "-" is None."""
-    matches = [CELL.fullmatch(cell) for cell in text.split()] if isinstance(text, str) else []
+def _numbers(where: str, text: object, columns: int) -> list[tuple]:
+    """Mean, std, low, high and note of each entry of a line; the mean of "-" is None."""
+    words = text.split() if isinstance(text, str) else []
+    matches = [ENTRY.fullmatch(word) for word in words]
     if len(matches) != columns or None in matches:
-        raise _fault(
-            where,
-            text,
-            f"{columns} cells, each - or mean, then perhaps ±std, [low..high], (note), no spaces",
-        )
+        wanted = "each - or mean, then perhaps ±std, [low..high], (note), no spaces"
+        raise _fault(where, text, f"{columns} entries, {wanted}")
     return [
         (*(float(number) if number else None for number in m.groups()[:4]), m[5] or "")
         for m in matches
@@ -116,95 +112,89 @@ def _table(name: str, entries: dict) -> tuple[Table, list[Value]]:
     """One table and its values; the columns of a block are the metrics of each of its data sets in
     turn."""
     blocks = {key: entry for key, entry in entries.items() if set(key.split()) <= set(DATASETS)}
-    head = {"read_off": False} | {key: entry for key, entry in entries.items() if key not in blocks}
-    _keys(
-        f"[{name}], beside data sets",
-        head,
-        ("title", "unit", "stage", "source", "read_off", "metrics"),
-        ["notes"],
-    )
+    head = {key: entry for key, entry in entries.items() if key not in blocks}
+    more = {"read_off": bool, "ours": list, "notes": dict}
+    files.expect(f"paper.toml, [{name}]", head, HEAD, more)
     rows = tuple(dict.fromkeys(row for block in blocks.values() for row in block))
-    notes, values = head.pop("notes", {}), []
-    _keys(f"[{name}] notes", notes, (), rows)
+    notes = head.get("notes", {})
+    files.expect(f"paper.toml, [{name}] notes", notes, {}, dict.fromkeys(rows, str))
+    values = []
     for datasets, block in blocks.items():
         columns = [(dataset, metric) for dataset in datasets.split() for metric in head["metrics"]]
         for row, text in block.items():
-            cells = _cells(f"[{name}.{datasets}], row {row!r}", text, len(columns))
-            values += [
-                Value(
-                    name,
-                    row,
-                    *column,
-                    *cell[:4],
-                    "; ".join(filter(None, (cell[4], notes.get(row)))),
-                )
-                for column, cell in zip(columns, cells, strict=True)
-                if cell[0] is not None
-            ]
-    return Table(name, rows=rows, **head | {"metrics": tuple(head["metrics"])}), values
-
-
-def _claims(claims: dict[str, list]) -> list[Claim]:
-    made = []
-    for table, lines in claims.items():
-        for line in lines:
-            better, than, metric, datasets, text = _entries(
-                f"[claims] {table}", line, str, str, str, str, str
-            )
-            for place in [
-                (table, row, dataset, metric)
-                for dataset in datasets.split()
-                for row in (better, than)
-            ]:
-                if place not in _BY_PLACE:
-                    raise _fault(
-                        f"[claims] {table}",
-                        line,
-                        f"two rows with a value; none at {' / '.join(place)}",
-                    )
-            made += [
-                Claim(table, text, better, than, metric, dataset) for dataset in datasets.split()
-            ]
-    return made
-
-
-def _rerun(line: list) -> Rerun:
-    *known, iou, note = _entries("[others] reruns", line, str, str, str, float, list, str)
-    return Rerun(*known, tuple(iou), note)
-
-
-def _peer(line: list) -> Peer:
-    method, year, stages, text, backbone, note = _entries(
-        "[others] peers", line, str, int, int, str, str, str
+            numbers = _numbers(f"[{name}.{datasets}], row {row!r}", text, len(columns))
+            for column, (mean, std, low, high, note) in zip(columns, numbers):
+                if mean is not None:
+                    said = "; ".join(filter(None, (note, notes.get(row))))
+                    values.append(Value(name, row, *column, mean, std, low, high, said))
+    table = Table(
+        name,
+        *(head[key] for key in ("title", "unit", "stage", "source")),
+        read_off=head.get("read_off", False),
+        metrics=tuple(head["metrics"]),
+        rows=rows,
+        ours=tuple(head.get("ours", ())),
     )
-    cells = dict(
-        zip(DATASETS, _cells(f"[others] peers, row {method!r}", text, 2))
-    )  # of the first two data sets
-    return Peer(
-        method,
-        year,
-        backbone,
-        stages,
-        {d: cell[0] for d, cell in cells.items() if cell[0] is not None},
-        {d: float(cell[4]) for d, cell in cells.items() if cell[4]},
-        note,
-    )
+    return table, values
+
+
+def _claims(table: str, line: object) -> Iterator[Claim]:
+    """The claims of a line, one for each of its data sets; "ours" in their place is one of ours."""
+    where = f"[claims] {table}"
+    names = ("better", "than", "metric", "datasets", "text")
+    claim = _named(where, line, **dict.fromkeys(names, str))
+    pair, datasets = (claim["better"], claim["than"]), claim.pop("datasets").split()
+    if datasets == ["ours"]:
+        known = TABLES[table].rows + TABLES[table].ours
+        if unknown := [row for row in pair if row not in known]:
+            raise _fault(where, unknown[0], f"one of {', '.join(known)}")
+        yield Claim(table=table, dataset="", ours=True, **claim)
+        return
+    for dataset in datasets:
+        for row in pair:
+            if (place := (table, row, dataset, claim["metric"])) not in _BY_PLACE:
+                raise _fault(where, line, f"two rows with a value; none at {' / '.join(place)}")
+        yield Claim(table=table, dataset=dataset, **claim)
+
+
+def _rerun(line: object) -> Rerun:
+    kinds = {"by": str, "stage": str, "dataset": str, "miou": float, "iou": list, "note": str}
+    named = _named("[others] reruns", line, **kinds)
+    return Rerun(**named | {"iou": tuple(named["iou"])})
+
+
+def _peer(line: object) -> Peer:
+    kinds = {"method": str, "year": int, "stages": int, "miou": str, "backbone": str, "note": str}
+    named = _named("[others] peers", line, **kinds)
+    where = f"[others] peers, row {named['method']!r}"
+    # of the first two data sets; in the place of a note, what others got
+    numbers = dict(zip(DATASETS, _numbers(where, named["miou"], 2)))
+    miou = {dataset: mean for dataset, (mean, *_) in numbers.items() if mean is not None}
+    rerun = {dataset: float(again) for dataset, (*_, again) in numbers.items() if again}
+    return Peer(**named | {"miou": miou, "rerun": rerun})
+
+
+def _ends(dataset: str, line: object) -> tuple[float, float]:
+    named = _named(f"[others.window] {dataset}", line, low=float, high=float)
+    return named["low"], named["high"]
 
 
 _TOML = tomllib.loads(Path(__file__).with_name("paper.toml").read_text("utf-8"))
 _CLAIMS, _OTHERS = _TOML.pop("claims"), _TOML.pop("others")
-_keys("[others]", _OTHERS, ("reruns", "peers", "window"))
+files.expect("paper.toml, [others]", _OTHERS, {"reruns": list, "peers": list, "window": dict}, {})
+files.expect("paper.toml, [claims]", _CLAIMS, {}, dict.fromkeys(_TOML, list))
 _READ = {name: _table(name, entries) for name, entries in _TOML.items()}
 TABLES: dict[str, Table] = {name: table for name, (table, _) in _READ.items()}
 VALUES: tuple[Value, ...] = tuple(value for _, values in _READ.values() for value in values)
 _BY_PLACE = {value[:4]: value for value in VALUES}
-CLAIMS: tuple[Claim, ...] = tuple(_claims(_CLAIMS))
+CLAIMS: tuple[Claim, ...] = tuple(
+    claim for table, lines in _CLAIMS.items() for line in lines for claim in _claims(table, line)
+)
 RERUNS: tuple[Rerun, ...] = tuple(map(_rerun, _OTHERS["reruns"]))
 PEERS: tuple[Peer, ...] = tuple(map(_peer, _OTHERS["peers"]))
 # by data set: mIoU in % between which stage 1 of a faithful reproduction lies
 WINDOW: dict[str, tuple[float, float]] = {
-    dataset: tuple(_entries(f"[others.window] {dataset}", ends, float, float))
-    for dataset, ends in _OTHERS["window"].items()
+    dataset: _ends(dataset, ends) for dataset, ends in _OTHERS["window"].items()
 }
 
 
@@ -225,8 +215,8 @@ def contradictions() -> list[tuple[str, str]]:
         ("The chosen encoder is not the best", _encoders()),
         (
             "Not stated",
-            "The dilation of bIoU, the settings of stage 2, how white a patch of the bank may be, the "
-            "augmentation, and whether true image labels close absent classes.",
+            "The dilation of bIoU, the settings of stage 2, how white a patch of the bank may be, "
+            "the augmentation, and whether true image labels close absent classes.",
         ),
     ]
 
@@ -247,13 +237,12 @@ def _full_model() -> str:
     means: dict[float, list[str]] = {}
     for table, row in rows.items():
         means.setdefault(_mean(table, row), []).append(table)
-    shown, final = (
-        ", ".join(f"{mean:.2f} ({', '.join(at)})" for mean, at in means.items()),
-        _mean("table1", "PBIP"),
-    )
+    shown = ", ".join(f"{mean:.2f} ({', '.join(at)})" for mean, at in means.items())
+    final = _mean("table1", "PBIP")
     return (
-        f"On bcss-wsss, stage 1 of the full model has an mIoU of {shown}; stage 2 has {final:.2f} (table1): what "
-        f"it adds lies between {final - max(means):+.2f} and {final - min(means):+.2f}."
+        f"On bcss-wsss, stage 1 of the full model has an mIoU of {shown}; "
+        f"stage 2 has {final:.2f} (table1): "
+        f"what it adds lies between {final - max(means):+.2f} and {final - min(means):+.2f}."
     )
 
 
@@ -275,8 +264,9 @@ def _dice() -> str:
     }
     shown = ", ".join(f"{row} ({off:+.2f})" for row, off in far.items())
     return (
-        f"In table1, Dice is 2 mIoU / (1 + mIoU) to rounding in {sum(exact)} of {len(pairs)} rows, to a tenth of a "
-        f"point in {len(pairs) - len(far)}: derived, not a mean of the classes' Dice. The others: {shown}."
+        f"In table1, Dice is 2 mIoU / (1 + mIoU) to rounding in {sum(exact)} of {len(pairs)} rows, "
+        f"to a tenth of a point in {len(pairs) - len(far)}: derived, not a mean of the classes' "
+        f"Dice. The others: {shown}."
     )
 
 
@@ -296,7 +286,8 @@ def _leaders() -> str:
                 ahead.append(
                     f"{best.row} in {shown} on {dataset} ({best.mean:.2f} against {ours:.2f})"
                 )
-    return f"In table1, among methods that learn from image labels alone, it is behind {', '.join(ahead)}."
+    shown = ", ".join(ahead)
+    return f"In table1, among methods that learn from image labels alone, it is behind {shown}."
 
 
 def _subclasses() -> str:
@@ -306,7 +297,10 @@ def _subclasses() -> str:
     }
     stds = [v.std for v in VALUES if v.table == "table4" and v.row in ("K = 1", "K = 3")]
     shown = ", ".join(f"{gain:+.2f} ({dataset})" for dataset, gain in gains.items())
-    return f"In table4, K = 3 gains {shown} mIoU over K = 1; the std of these rows is {min(stds)} to {max(stds)}."
+    return (
+        f"In table4, K = 3 gains {shown} mIoU over K = 1; "
+        f"the std of these rows is {min(stds)} to {max(stds)}."
+    )
 
 
 def _losses() -> str:
@@ -330,7 +324,7 @@ def _encoders() -> str:
     ]
     f1 = [f"{_mean('table6', f'image, {name}', metric='f1'):.3f}" for name in ("PLIP", "MedCLIP")]
     return (
-        f"PLIP, trained on pathology, beats MedCLIP, trained on chest X-rays, in {len(ahead)} of {len(pairs)} "
-        f"metrics of table3 with SegFormer ({', '.join(ahead)}), and in table6 with image prompts "
-        f"(F1 {' against '.join(f1)})."
+        f"PLIP, trained on pathology, beats MedCLIP, trained on chest X-rays, in {len(ahead)} of "
+        f"{len(pairs)} metrics of table3 with SegFormer ({', '.join(ahead)}), and in table6 with "
+        f"image prompts (F1 {' against '.join(f1)})."
     )

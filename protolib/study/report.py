@@ -1,99 +1,128 @@
-"""The ledger in words: one Markdown text that a terminal shows, notebook 07 renders and html.py
-turns into HTML."""
+"""The ledger in words: blocks of text that a terminal, notebook 07 and a page show."""
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from protolib.metrics import SCORES
+from protolib import blocks
+from protolib.blocks import Block, Heading, Items, Paragraph, Table
+from protolib.metrics import SCORES, Protocol
 from protolib.study import compare, ledger, paper
 
 SAY = (
-    "Ours is the mean ± standard deviation (of a sample) over seeds; blank = not run; hours are of all seeds together. "
-    "A conclusion of the paper is supported where the 95 % intervals of our difference lie above 0 both over seeds "
-    "(paired t-test) and over slides (bootstrap, all patches of a slide together), contradicted where both lie below, "
-    "else not decided. d is the mean difference in standard deviations of the differences. No p is corrected for the "
-    "number of conclusions."
+    "Ours is the mean ± standard deviation (of a sample) over seeds; blank = not run; hours are of "
+    "training, all seeds together. A conclusion is supported where the 95 % intervals of our "
+    "difference lie above 0 both over seeds (paired t-test) and over slides (bootstrap, all "
+    "patches of a slide together), contradicted where both lie below, else not decided. d is the "
+    "mean difference in standard deviations of the differences. No p is corrected for the number "
+    "of conclusions."
 )
-WIDTH = 120  # of a terminal
-HEADLINE = {"%": "miou", "F1": "f1"}  # the metric that the paper concludes from
 EMPTY = (
-    "No results yet: `python -m protolib ablate table2 --dataset phantom` makes the first. What follows is the "
-    "paper's alone, ours is blank."
+    "No results yet: `python -m protolib ablate table2 --dataset phantom` makes the first. What "
+    "follows is the paper's alone, ours is blank."
 )
+HEADLINE = {"%": "miou", "F1": "f1"}  # the metric that the paper concludes from
+ZERO_SHOT = "nearest prototype, main class of each test patch"  # the protocol of F1
 
 
 class Finding(NamedTuple):
-    """One conclusion of the paper and what the runs of one result file say of it; differences in
-    the table's unit."""
+    """One claim and what the runs of one result file say of it; differences in the table's unit."""
 
     claim: paper.Claim
-    rows: tuple[
-        str, str
-    ]  # that were compared: the claim's, or in Figure 4 those that stand in for them
-    printed: float  # the difference of the paper's own numbers
+    rows: tuple[str, str]  # that were compared: the claim's, or in Figure 4 those in their place
+    printed: float | None  # the difference of the paper's own numbers; None for a claim of ours
     verdict: str  # see compare.verdict; "not run" where a row is missing
     ours: compare.Paired | None = None  # over the seeds that both rows have
     slides: tuple[float, float] | None = None  # 95 % interval over slides
     n_slides: int = 0
+    why: str = ""  # no interval over slides was taken
 
 
 def findings(table: paper.Table, result: Mapping) -> list[Finding]:
-    """The paper's conclusions from a table, judged by the runs of a result file under predicted
-    image labels.
+    """The paper's conclusions from a table, then our own questions, judged by the runs of a result
+    file under predicted image labels.
 
     result: one of what ledger.read returns. mIoU is compared over seeds and over slides, F1 over
     seeds. Notebook 07.
     """
-    return [
-        _finding(table, result, claim)
+    dataset = ledger.beside(table, result)
+    claims = [
+        claim
         for claim in paper.CLAIMS
-        if (claim.table, claim.dataset) == (table.name, ledger.beside(table, result))
+        if claim.table == table.name and (claim.ours or claim.dataset == dataset)
+    ]
+    return [
+        _finding(table, result, claim) for claim in sorted(claims, key=lambda claim: claim.ours)
     ]
 
 
 def _finding(table: paper.Table, result: Mapping, claim: paper.Claim) -> Finding:
     pair = _run_rows(table, result, claim)
     better, than = (
-        {cell["seed"]: cell for cell in ledger.cells_of(result, table.name, row)} for row in pair
+        {seed.seed: seed for seed in ledger.seeds_of(result, table.name, row)} for row in pair
     )
-    a, b = (
-        paper.value(table.name, row, claim.dataset, claim.metric).mean
-        for row in (claim.better, claim.than)
-    )
+    blank = Finding(claim, pair, _printed_difference(claim), "not run")
     seeds = [seed for seed in better if seed in than]
     if not seeds:
-        return Finding(
-            claim, pair, a - b, "not run: no seed in common" if better and than else "not run"
-        )
-    first, scale = better[seeds[0]], ledger.scale(table)
-    protocol = next(iter(first["scores"]))
-    ours = compare.paired(
-        *(
-            [scale * of[seed]["scores"][protocol][claim.metric] for seed in seeds]
-            for of in (better, than)
-        )
+        words = "not run: no seed in common" if better and than else "not run"
+        return blank._replace(verdict=words)
+    ours = [better[seed] for seed in seeds]
+    theirs = [than[seed] for seed in seeds]
+    protocol = next(iter(ours[0].scores))
+    scale = ledger.scale(table)
+    found = compare.paired(
+        *([scale * seed.scores[protocol][claim.metric] for seed in of] for of in (ours, theirs))
     )
-    if claim.metric != "miou" or not (first["slides"] and than[seeds[0]]["slides"]):
-        return Finding(claim, pair, a - b, compare.verdict(ours), ours)
-    matrices = (
-        np.array([[slide[protocol] for slide in of[seed]["slides"].values()] for seed in seeds])
-        for of in (better, than)
-    )
-    ignore = first["scores"][protocol]["protocol"].rsplit(" ", 1)[-1]
+    judged = blank._replace(verdict=compare.verdict(found), ours=found)
+    if claim.metric != "miou":
+        return judged
+    if why := _not_over_slides(ours, theirs, protocol):
+        return judged._replace(why=why)
+    ignore = ours[0].scores[protocol]["ignore"]
+    matrices = (_matrices(of, protocol) for of in (ours, theirs))
     low, high = (scale * end for end in compare.over_slides(*matrices, ignore))
-    return Finding(
-        claim,
-        pair,
-        a - b,
-        compare.verdict(ours, (low, high)),
-        ours,
-        (low, high),
-        len(first["slides"]),
+    return judged._replace(
+        verdict=compare.verdict(found, (low, high)),
+        slides=(low, high),
+        n_slides=len(ours[0].slides),
     )
+
+
+def _printed_difference(claim: paper.Claim) -> float | None:
+    if claim.ours:
+        return None
+    better, than = (
+        paper.value(claim.table, row, claim.dataset, claim.metric)
+        for row in (claim.better, claim.than)
+    )
+    return better.mean - than.mean
+
+
+def _not_over_slides(
+    ours: Sequence[ledger.Seed], theirs: Sequence[ledger.Seed], protocol: str
+) -> str:
+    """Why no bootstrap over slides can be made: seeds and rows must have been scored on the same
+    slides with the same masks; "" where they were."""
+    if not all(seed.slides for seed in (*ours, *theirs)):
+        return "no slides were kept"
+    truths, others = ([_truth(seed, protocol) for seed in of] for of in (ours, theirs))
+    if any(truth != truths[0] for truth in truths):
+        return "each seed has test slides of its own"
+    return "" if truths == others else "the rows were scored on different masks"
+
+
+def _truth(seed: ledger.Seed, protocol: str) -> dict[str, list[int]]:
+    """The true pixels of each class in each slide: a row of a matrix adds up to them, whatever was
+    predicted."""
+    return {slide: of[protocol].sum(axis=1).tolist() for slide, of in seed.slides.items()}
+
+
+def _matrices(seeds: Sequence[ledger.Seed], protocol: str) -> np.ndarray:
+    """(seeds, slides, C+1, C+1)"""
+    return np.array([[seed.slides[slide][protocol] for slide in seeds[0].slides] for seed in seeds])
 
 
 def _run_rows(table: paper.Table, result: Mapping, claim: paper.Claim) -> tuple[str, str]:
@@ -103,233 +132,305 @@ def _run_rows(table: paper.Table, result: Mapping, claim: paper.Claim) -> tuple[
     Clustering is compared with chance at one size, for that is what the claim is about.
     """
     asked = claim.better, claim.than
-    if table.name != "figure4" or all(ledger.cells_of(result, table.name, row) for row in asked):
+    if table.name != "figure4" or all(ledger.seeds_of(result, table.name, row) for row in asked):
         return asked
     run = {
         ledger.point(row)
         for row in result["tables"].get(table.name, {})
-        if ledger.cells_of(result, table.name, row)
+        if ledger.seeds_of(result, table.name, row)
     }
     (first, top), (second, at) = map(ledger.point, asked)
+    one_sweep = first == second
     sizes = [
         n
         for kind, n in run
         if kind == first
         and n <= top
-        and ((second, at) in run and n > at if first == second else (second, n) in run)
+        and ((second, at) in run and n > at if one_sweep else (second, n) in run)
     ]
     if not sizes:
         return asked
-    return (
-        f"{first}, {max(sizes):g} images",
-        f"{second}, {at if first == second else max(sizes):g} images",
-    )
+    most = max(sizes)
+    return f"{first}, {most:g} images", f"{second}, {at if one_sweep else most:g} images"
 
 
 def text(results: Sequence[Mapping]) -> str:
-    """The whole ledger as Markdown: tables, conclusions, re-runs by others, peers, window,
-    self-contradictions.
+    """The whole ledger as Markdown for a terminal: tables, conclusions, re-runs by others, peers,
+    window, self-contradictions.
 
     results: as ledger.read returns them; with none, the paper's numbers alone. Notebook 07.
     """
-    return "\n".join(
-        _wrapped(line) for part in sections(results).values() for line in [*part.splitlines(), ""]
-    )
+    parts = chain.from_iterable(section.values() for section in sections(results).values())
+    return blocks.markdown(chain.from_iterable(parts), width=blocks.TERMINAL)
 
 
-def sections(results: Sequence[Mapping]) -> dict[str, str]:
-    """The parts of `text` by name, with long lines: "head", "table1" to "figure4", "others",
-    "window", "itself"."""
+def sections(results: Sequence[Mapping]) -> dict[str, dict[str, list[Block]]]:
+    """What `text` says as {section: {part: blocks}}.
+
+    Sections: "head", one for each of paper.TABLES, "others", "window", "itself". Parts: "title"
+    and "text"; of a table "title", "runs" (tables of ours), "conclusions" and "paper" (the paper's
+    numbers on data that was not run). Notebook 07.
+    """
     entries = ledger.rows(results)
-    tables = {
-        table.name: "\n\n".join(_section(table, results, entries))
-        for table in paper.TABLES.values()
+    title = Heading("The paper's tables, ours beside them", level=1)
+    head = {"title": [title], "text": [Paragraph(SAY if results else EMPTY)]}
+    tables = {table.name: _section(table, results, entries) for table in paper.TABLES.values()}
+    itself = Items([f"{topic}. {sentence}" for topic, sentence in paper.contradictions()])
+    named = {
+        "others": ("What others report", _others()),
+        "window": ("Where a faithful stage 1 should lie, mIoU (%)", [_window(results)]),
+        "itself": ("Where the paper disagrees with itself", [itself]),
     }
-    itself = [f"- {topic}. {sentence}" for topic, sentence in paper.contradictions()]
-    return (
-        {"head": f"# The paper's tables, ours beside them\n\n{SAY if results else EMPTY}"}
-        | tables
-        | {
-            "others": _others(),
-            "window": _window(results),
-            "itself": "\n".join(["## Where the paper disagrees with itself", "", *itself]),
-        }
-    )
+    rest = {name: {"title": [Heading(said)], "text": of} for name, (said, of) in named.items()}
+    return {"head": head} | tables | rest
 
 
 def title(table: paper.Table) -> str:
-    """The heading of a table: "Table 2: Losses (stage 1)"."""
-    return f"{table.name[:-1].capitalize()} {table.name[-1]}: {table.title} ({table.stage})"
+    """The heading of a table: "Table 2: Losses (stage 1)", "Ours: ..."."""
+    kind = table.name.rstrip("0123456789")
+    number = table.name.removeprefix(kind)
+    return f"{' '.join(filter(None, (kind.capitalize(), number)))}: {table.title} ({table.stage})"
 
 
 def head(metric: str) -> str:
     """A metric as the head of a column, with its unit: "mIoU (%)", "F1", "F1 TUM"."""
-    return (
-        f"{SCORES[metric]} (%)"
-        if metric in SCORES
-        else metric.replace("f1", "F1").replace("_", " ")
-    )
+    return f"{_short(metric)} (%)" if metric in SCORES else _short(metric)
+
+
+def _short(metric: str) -> str:
+    return SCORES.get(metric, metric.replace("f1", "F1").replace("_", " "))
 
 
 def _section(
     table: paper.Table, results: Sequence[Mapping], entries: Sequence[Mapping]
-) -> Iterator[str]:
-    """Paragraphs and tables: what was run, file by file, then the paper's data sets that nothing
-    stands beside."""
-    yield f"## {title(table)}"
+) -> dict[str, list[Block]]:
+    """A table's parts: what was run, file by file, then the paper's data sets that nothing stands
+    beside."""
+    runs: list[Block] = []
+    conclusions: list[Block] = []
     covered = set()
     for result in results:
-        own = [
-            e
-            for e in entries
-            if (e["table"], e["dataset"], e["preset"])
-            == (table.name, ledger.name(result), result["preset"])
-        ]
+        place = table.name, ledger.name(result), result["preset"]
+        own = [e for e in entries if (e["table"], e["dataset"], e["preset"]) == place]
         if own:
             covered.add(ledger.beside(table, result))
-            yield from _run(table, result, own)
-    for dataset in dict.fromkeys(
-        value.dataset for value in paper.VALUES if value.table == table.name
-    ):
-        if dataset not in covered:
-            yield from _printed(table, dataset)
+            runs += _run(table, result, own)
+            conclusions += _conclusions(table, result)
+        runs += _reasons(table, result)
+    datasets = dict.fromkeys(v.dataset for v in paper.VALUES if v.table == table.name)
+    printed = [
+        block
+        for dataset in datasets
+        if dataset not in covered
+        for block in _printed(table, dataset)
+    ]
+    if not covered and not datasets:
+        printed = [Paragraph("Not run.")]
+    return {
+        "title": [Heading(title(table))],
+        "runs": runs,
+        "conclusions": conclusions,
+        "paper": printed,
+    }
 
 
-def _run(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Iterator[str]:
-    """Caption, table, warning and findings of one result file; own: its rows of the ledger."""
-    name, dataset = ledger.name(result), ledger.beside(table, result)
-    patches = ", ".join(f"{split} {count}" for split, count in result["patches"].items())
-    protocols = dict.fromkeys(e["protocol"] for e in own)
-    said = " / ".join(p for p in protocols if "oracle" not in p)
-    oracle = "".join(f"; oracle mIoU: {p}" for p in protocols if "oracle" in p)
-    data = (
-        "the same data" if ledger.same(table, result) else "other data, so no difference is taken"
-    )
-    budget = f" ({result['size']} px, {result['epochs']} epochs)" if "size" in result else ""
-    yield (
-        f"{name} ({patches}), preset {result['preset']}{budget}. Protocol: {said}{oracle}. The paper: {table.source}, "
-        f"{dataset}, {data}, protocol not stated. Run id: {result['label']}-{result['preset']}/CELL/seed N."
-    )
+def _run(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Iterator[Block]:
+    """Table and warning of one result file; own: its rows of the ledger."""
     yield _ours(table, result, own)
-    if few := dict.fromkeys(
-        f"{e['row']} ({e['seeds']})" for e in own if e["seeds"] < compare.FEW_SEEDS
-    ):
-        yield f"WARNING: fewer than {compare.FEW_SEEDS} seeds on {name}, which tells little: {'; '.join(few)}."
-    found = findings(table, result)
-    lines = [f"- {_sentence(table, result, finding)}" for finding in found if finding.ours]
-    if blank := [finding for finding in found if not finding.ours]:
-        lines.append(
-            f"- not run on {name}: " + "; ".join(_claim(table, finding) for finding in blank) + "."
+    few = dict.fromkeys(f"{e['row']} ({e['seeds']})" for e in own if e["seeds"] < compare.FEW_SEEDS)
+    if few:
+        yield Paragraph(
+            f"fewer than {compare.FEW_SEEDS} seeds on {ledger.name(result)}, which tells little: "
+            f"{'; '.join(few)}.",
+            warning=True,
         )
-    if lines:
-        yield "\n".join(lines)
 
 
-def _ours(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> str:
+def _conclusions(table: paper.Table, result: Mapping) -> Iterator[Block]:
+    """The paper's conclusions, then ours, as lists."""
+    found = findings(table, result)
+    for ours in (False, True):
+        some = [finding for finding in found if finding.claim.ours == ours]
+        lines = [_sentence(table, result, finding) for finding in some if finding.ours]
+        if blank := [_claim(table, finding) for finding in some if not finding.ours]:
+            lines.append(f"not run on {ledger.name(result)}: {'; '.join(blank)}.")
+        if lines and ours:
+            yield Paragraph("Ours, beside the paper:")
+        if lines:
+            yield Items(lines)
+
+
+def _reasons(table: paper.Table, result: Mapping) -> Iterator[Block]:
+    """Why rows have no score or lack a seed, the rows of one reason together."""
+    rows: dict[str, list[str]] = {}
+    for row in result["tables"].get(table.name, {}):
+        if why := ledger.why_not(result, table.name, row):
+            rows.setdefault(why, []).append(row)
+    if rows:
+        yield Paragraph(f"Not run on {ledger.name(result)}, preset {result['preset']}, and why:")
+        yield Items([f"{'; '.join(names)}: {why}" for why, names in rows.items()])
+
+
+def _caption(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> str:
+    """On what data and under which protocol the numbers were made, and what stands beside them."""
+    budget = f"({result['size']} px, {result['epochs']} epochs)"
+    protocols = dict.fromkeys((e["image_labels"], e["ignore"]) for e in own)
+    said = " / ".join(_protocol(*of) for of in protocols if of[0] != "oracle")
+    oracle = "".join(f"; oracle mIoU: {_protocol(*of)}" for of in protocols if of[0] == "oracle")
+    sentences = [
+        f"{ledger.name(result)} ({_patches(result)}), preset {result['preset']} {budget}",
+        f"Protocol: {said}{oracle}",
+    ]
+    if dataset := ledger.beside(table, result):
+        same = ledger.same(table, result)
+        data = "the same data" if same else "other data, so no difference is taken"
+        sentences.append(f"The paper: {table.source}, {dataset}, {data}, protocol not stated")
+    else:
+        sentences.append("The paper has no such table")
+    if averaged := _averaged(table, result):
+        sentences.append(f"{', '.join(averaged)}: the mean over folds, for no counts are kept")
+    if made_by := result.get("made_by"):
+        sentences.append(f"Made by commit {made_by}")
+    return f"{'. '.join(sentences)}. Run ids as {own[0]['run_ids'][0]}."
+
+
+def _protocol(image_labels: str | None, ignore: str | None) -> str:
+    return str(Protocol(image_labels, ignore)) if image_labels else ZERO_SHOT
+
+
+def _patches(result: Mapping) -> str:
+    """ "train 390, val 65, test 130"; of several folds, how many there are and the ends of each."""
+    folds = list(result["patches"].values())
+    counts = {split: sorted(fold[split] for fold in folds) for split in folds[0]}
+    shown = ", ".join(
+        f"{split} {of[0]}" + f" to {of[-1]}" * (of[0] < of[-1]) for split, of in counts.items()
+    )
+    return f"{len(folds)} folds: {shown}" if len(folds) > 1 else shown
+
+
+def _averaged(table: paper.Table, result: Mapping) -> list[str]:
+    """Names of the metrics that some row could not pool over folds."""
+    found = chain.from_iterable(
+        seed.averaged
+        for row in result["tables"].get(table.name, {})
+        for seed in ledger.seeds_of(result, table.name, row)
+    )
+    return [_short(metric) for metric in dict.fromkeys(found)]
+
+
+def _ours(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> Table:
     """The table of one result file; its name heads the first column, so that a copied table keeps
     it."""
-    same, oracle = ledger.same(table, result), any("oracle" in e["protocol"] for e in own)
-    name = ledger.name(result) + ("" if same else f" (paper: {ledger.beside(table, result)})")
+    same, dataset = ledger.same(table, result), ledger.beside(table, result)
+    oracle = any(e["image_labels"] == "oracle" for e in own)
+    pairs = [(head(metric), f"paper {_short(metric)}") for metric in table.metrics]
     heads = [
-        name,
-        *(h for metric in table.metrics for h in (head(metric), "paper")),
+        ledger.name(result),
+        *(h for pair in pairs for h in pair[: 2 if dataset else 1]),
         *["ours - paper"] * same,
         *["oracle mIoU (%)"] * oracle,
-        "seeds",
-        "hours",
-        "cell, or why blank",
+        *("seeds", "hours", "run"),
     ]
     lines = []
     for row in ledger.row_names(table, result):
         mine = [e for e in own if e["row"] == row]
-        main = {e["metric"]: e for e in mine if "oracle" not in e["protocol"]}
+        main = {e["metric"]: e for e in mine if e["image_labels"] != "oracle"}
         line = [row]
         for metric in table.metrics:
-            printed = paper.value(table.name, row, ledger.beside(table, result), metric)
-            line += [_mean(table, main.get(metric)), _value(table, printed)]
+            line.append(_mean(table, main.get(metric)))
+            if dataset:
+                line.append(_value(table, paper.value(table.name, row, dataset, metric)))
         if same:
-            gap = main and main[HEADLINE[table.unit]]["difference"]
-            line.append("" if gap in ({}, None) else _signed(table, gap))
+            line.append(_gap(table, main.get(HEADLINE[table.unit])))
         if oracle:
-            found = [e for e in mine if "oracle" in e["protocol"] and e["metric"] == "miou"]
-            line.append(_mean(table, found[0] if found else None))
+            of_oracle = [e for e in mine if e["image_labels"] == "oracle"]
+            line.append(_mean(table, next((e for e in of_oracle if e["metric"] == "miou"), None)))
         lines.append(line + _origin(table, result, row, mine))
-    return _grid(heads, lines)
+    return Table(heads, lines, [_caption(table, result, own)])
+
+
+def _gap(table: paper.Table, entry: Mapping | None) -> str:
+    known = entry and entry["difference"] is not None
+    return _signed(table, entry["difference"]) if known else ""
 
 
 def _origin(table: paper.Table, result: Mapping, row: str, mine: Sequence[Mapping]) -> list[str]:
-    """Seeds, hours and cell of a row, or why there is none."""
+    """Seeds, hours and name of a row's run, with what its numbers lack."""
     if not mine:
-        return ["", "", ledger.why_not(result, table.name, row)]
+        return ["", "", "not run"]
     lost = [e["note"] for e in mine if e["ours_mean"] is None]
-    cell = "; ".join([result["tables"][table.name][row], *lost[:1]])
-    return [str(mine[0]["seeds"]), f"{mine[0]['hours']:.2f}", cell]
+    run = "; ".join([result["tables"][table.name][row], *lost[:1]])
+    return [str(mine[0]["seeds"]), f"{mine[0]['hours']:.2f}", run]
 
 
 def _claim(table: paper.Table, finding: Finding) -> str:
-    claim, printed = finding.claim, _signed(table, finding.printed)
-    asked = claim.better, claim.than
-    other = "" if finding.rows == asked else f" with {claim.better} over {claim.than}"
-    return f"{claim.text} ({finding.rows[0]} over {finding.rows[1]}; the paper {printed} on {claim.dataset}{other})"
+    claim = finding.claim
+    over = f"{finding.rows[0]} over {finding.rows[1]}"
+    if claim.ours:
+        return f"{claim.text} ({over})"
+    printed = f"the paper {_signed(table, finding.printed)} on {claim.dataset}"
+    if finding.rows != (claim.better, claim.than):
+        printed += f" with {claim.better} over {claim.than}"
+    return f"{claim.text} ({over}; {printed})"
 
 
 def _sentence(table: paper.Table, result: Mapping, finding: Finding) -> str:
     """One finding with everything it rests on, and the data set's name, so that it can be copied
     alone."""
-    ours, n = finding.ours, finding.n_slides
-    points = (
-        f"{SCORES[finding.claim.metric]} points"
-        if table.unit == "%"
-        else head(finding.claim.metric)
-    )
-    seeds = f"over {ours.n} seed{'s' * (ours.n > 1)}{' (WARNING: too few)' * (ours.n < compare.FEW_SEEDS)}"
-    said = [
-        f"Ours {_signed(table, ours.difference)} {points}",
-        f"{seeds} {_interval(table, ours.low, ours.high)}, p = {ours.p:.2g}, d = {ours.d:.1f}"
-        if not math.isnan(ours.p)
-        else f"{seeds} no interval, for nothing varies",
-    ]
+    ours = finding.ours
+    metric = finding.claim.metric
+    points = f"{_short(metric)} points" if table.unit == "%" else _short(metric)
+    said = [f"Ours {_signed(table, ours.difference)} {points}", _over_seeds(table, ours)]
     if finding.slides:
-        only = f" (WARNING: only {compare.resamples(n)} different resamples, too narrow)" * (
-            n < compare.FEW_SLIDES
-        )
-        said.append(f"over {n} slide{'s' * (n > 1)}{only} {_interval(table, *finding.slides)}")
-    return (
-        f"{finding.verdict} on {ledger.name(result)}: {_claim(table, finding)}. {'; '.join(said)}."
-    )
+        said.append(_over_slides(table, result, finding))
+    if finding.why:
+        said.append(f"no interval over slides, for {finding.why}")
+    claim = _claim(table, finding)
+    return f"{finding.verdict} on {ledger.name(result)}: {claim}. {'; '.join(said)}."
 
 
-def _printed(table: paper.Table, dataset: str) -> list[str]:
+def _over_seeds(table: paper.Table, ours: compare.Paired) -> str:
+    few = " (WARNING: too few)" * (ours.n < compare.FEW_SEEDS)
+    seeds = f"over {ours.n} seed{'s' * (ours.n > 1)}{few}"
+    if math.isnan(ours.p):
+        return f"{seeds} no interval, for nothing varies"
+    interval = _interval(table, ours.low, ours.high)
+    return f"{seeds} {interval}, p = {ours.p:.2g}, d = {ours.d:.1f}"
+
+
+def _over_slides(table: paper.Table, result: Mapping, finding: Finding) -> str:
+    n, folds = finding.n_slides, len(result["folds"])
+    resamples = compare.resamples(n)
+    few = f" (WARNING: only {resamples} different resamples, too narrow)" * (n < compare.FEW_SLIDES)
+    slides = f"over {n} slide{'s' * (n > 1)}" + f" in {folds} folds" * (folds > 1)
+    return f"{slides}{few} {_interval(table, *finding.slides)}"
+
+
+def _printed(table: paper.Table, dataset: str) -> list[Block]:
     """The paper's numbers on a data set that has not been run: one line for one metric, else a
     table."""
     values = [v for v in paper.VALUES if (v.table, v.dataset) == (table.name, dataset)]
     texts = [c.text for c in paper.CLAIMS if (c.table, c.dataset) == (table.name, dataset)]
-    claims = (
-        [f"Conclusions of the paper on {dataset}, not run: {'; '.join(texts)}."] if texts else []
-    )
+    said = f"Conclusions of the paper on {dataset}, not run: {'; '.join(texts)}."
+    claims = [Paragraph(said)] if texts else []
+    source = f"Not run on {dataset}. The paper, {table.source}"
     if len(table.metrics) > 1:
         lines = [
             [row, *(_value(table, paper.value(table.name, row, dataset, m)) for m in table.metrics)]
             for row in dict.fromkeys(v.row for v in values)
         ]
-        return [
-            f"Not run on {dataset}. The paper, {table.source}:",
-            _grid([dataset, *(f"paper, {head(m)}" for m in table.metrics)], lines),
-            *claims,
-        ]
+        heads = [dataset, *(f"paper, {head(m)}" for m in table.metrics)]
+        return [Table(heads, lines, [f"{source}:"]), *claims]
     sweeps: dict[str, list[str]] = {}
     for v in values:
         sweep, at = ledger.point(v.row)
         sweeps.setdefault(sweep, []).append(f"{at:g}: {_value(table, v)}")
-    return [
-        f"Not run on {dataset}. The paper, {table.source}, {head(table.metrics[0])} at "
-        f"{'; '.join(f'{sweep} ' + ', '.join(found) for sweep, found in sweeps.items())}.",
-        *claims,
-    ]
+    points = "; ".join(f"{sweep} {', '.join(found)}" for sweep, found in sweeps.items())
+    return [Paragraph(f"{source}, {head(table.metrics[0])} at {points}."), *claims]
 
 
-def _others() -> str:
-    reruns = _grid(
+def _others() -> list[Block]:
+    reruns = Table(
         ["PBIP run again by", "stage", "data set", "mIoU (%)", "IoU of the classes (%)", "note"],
         [
             [
@@ -344,15 +445,9 @@ def _others() -> str:
         ],
     )
     datasets = list(dict.fromkeys(dataset for peer in paper.PEERS for dataset in peer.miou))
-    peers = _grid(
-        [
-            "method",
-            "year",
-            "stages",
-            *(f"mIoU (%), {dataset}" for dataset in datasets),
-            "note",
-            "backbone",
-        ],
+    scores = [f"mIoU (%), {dataset}" for dataset in datasets]
+    peers = Table(
+        ["method", "year", "stages", *scores, "note", "backbone"],
         [
             [
                 p.method,
@@ -364,71 +459,46 @@ def _others() -> str:
             ]
             for p in paper.PEERS
         ],
+        [
+            "Peers, as their authors report them, in brackets as others ran them again; protocols "
+            "differ, and oracle labels close absent classes."
+        ],
     )
-    return (
-        f"## What others report\n\n{reruns}\n\nPeers, as their authors report them, in brackets as others ran them "
-        f"again; protocols differ, and oracle labels close absent classes.\n\n{peers}"
-    )
+    return [reruns, peers]
 
 
 def _peer(peer: paper.Peer, dataset: str) -> str:
     mean, again = peer.miou.get(dataset), peer.rerun.get(dataset)
-    return (f"{mean:.2f}" if mean is not None else "") + (
-        f" ({again:.2f})" if again is not None else ""
-    )
+    first = f"{mean:.2f}" if mean is not None else ""
+    return first + (f" ({again:.2f})" if again is not None else "")
 
 
-def _window(results: Sequence[Mapping]) -> str:
+def _window(results: Sequence[Mapping]) -> Items:
     """Whether the full model's stage 1 lies where a faithful one should, on published data
     alone."""
     lines = []
     for dataset, (low, high) in paper.WINDOW.items():
-        ours = []
-        for result in results:
-            cells = ledger.cells_of(result, "table2", ledger.RERUN["table2"][0])
-            if result["official"] and result["dataset"] == dataset and cells:
-                for protocol in cells[0]["scores"]:
-                    mean = 100 * float(
-                        np.mean([cell["scores"][protocol]["miou"] for cell in cells])
-                    )
-                    place = "inside" if low <= mean <= high else "below" if mean < low else "above"
-                    ours.append(
-                        f"{mean:.2f}, {place} (preset {result['preset']}, {protocol} image labels, "
-                        f"{len(cells)} seed{'s' * (len(cells) > 1)})"
-                    )
-        lines.append(
-            f"- {dataset}: {low} to {high}. {'Ours: ' + '; '.join(ours) if ours else 'Not run'}."
+        ours = [
+            place
+            for result in results
+            if result["official"] and result["dataset"] == dataset
+            for place in _placed(result, low, high)
+        ]
+        said = f"Ours: {'; '.join(ours)}" if ours else "Not run"
+        lines.append(f"{dataset}: {low} to {high}. {said}.")
+    return Items(lines)
+
+
+def _placed(result: Mapping, low: float, high: float) -> Iterator[str]:
+    """Our mean mIoU of the full model under each protocol, and where it lies."""
+    seeds = ledger.seeds_of(result, "table2", ledger.RERUN["table2"][0])
+    for protocol in seeds[0].scores if seeds else ():
+        mean = 100 * float(np.mean([seed.scores[protocol]["miou"] for seed in seeds]))
+        place = "inside" if low <= mean <= high else "below" if mean < low else "above"
+        yield (
+            f"{mean:.2f}, {place} (preset {result['preset']}, {protocol} image labels, "
+            f"{len(seeds)} seed{'s' * (len(seeds) > 1)})"
         )
-    return "\n".join(["## Where a faithful stage 1 should lie, mIoU (%)", "", *lines])
-
-
-def _grid(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, padded for the terminal; columns of numbers stand to the right."""
-    columns = list(zip(heads, *lines))
-    right = [
-        i > 0 and all(cell[:1] in "+-.0123456789" for cell in column[1:])
-        for i, column in enumerate(columns)
-    ]
-    widths = [max(map(len, column)) for column in columns]
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right))} |"
-
-    rule = "|".join("-" * (w + 1) + ("-:"[r]) for w, r in zip(widths, right))
-    return "\n".join([line(heads), f"|{rule}|", *map(line, lines)])
-
-
-def _wrapped(line: str) -> str:
-    """A paragraph or an item of a list in lines for a terminal; tables and headings as they are."""
-    if line.startswith(("|", "#")):
-        return line
-    return textwrap.fill(
-        line,
-        WIDTH,
-        subsequent_indent="  " * line.startswith("- "),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def _mean(table: paper.Table, entry: Mapping | None) -> str:
@@ -439,19 +509,16 @@ def _value(table: paper.Table, value: paper.Value | None) -> str:
     if value is None:
         return ""
     if table.read_off:
-        return f"{value.mean:g}" + (
-            f" [{value.low:g}..{value.high:g}]" if value.low is not None else ""
-        )
+        ends = f" [{value.low:g}..{value.high:g}]" if value.low is not None else ""
+        return f"{value.mean:g}{ends}"
     return _number(table, value.mean, value.std) + (" (typo?)" if "typo" in value.note else "")
 
 
 def _number(table: paper.Table, mean: float | None, std: float | None = None) -> str:
-    digits = (2, 1) if table.unit == "%" else (3, 3)
-    return (
-        ""
-        if mean is None
-        else f"{mean:.{digits[0]}f}" + (f" ± {std:.{digits[1]}f}" if std is not None else "")
-    )
+    if mean is None:
+        return ""
+    of_mean, of_std = (2, 1) if table.unit == "%" else (3, 3)
+    return f"{mean:.{of_mean}f}" + (f" ± {std:.{of_std}f}" if std is not None else "")
 
 
 def _signed(table: paper.Table, difference: float) -> str:
