@@ -1,16 +1,19 @@
 """Feature pyramids to train on: every backbone behind one call, with its own normalisation and
 published weights."""
 
+import contextlib
+import itertools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from protolib.nets import weights
 
@@ -84,24 +87,18 @@ class Backbone(nn.Module):
     """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i).
     Notebook 04.
 
-    The finest map comes first. channels: C_i; strides: px per cell; info: what it was loaded from,
-    None for random weights. `prepare` normalises by the mean and std of those weights, `pyramid`
-    does the rest.
+    The finest map comes first. channels: C_i; strides: px a position; info: what it was loaded
+    from, None for random weights. `prepare` normalises by the mean and std of those weights,
+    `pyramid` does the rest.
     """
 
     def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
         super().__init__()
-        self.net, self.channels, self.strides, self.info = (
-            net,
-            tuple(net.channels),
-            tuple(net.strides),
-            info,
-        )
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in scaling)
-        self.register_buffer(
-            "mean", mean, persistent=False
-        )  # the name tells them: no checkpoint needs them
-        self.register_buffer("std", std, persistent=False)
+        self.net, self.info = net, info
+        self.channels, self.strides = tuple(net.channels), tuple(net.strides)
+        for part, values in zip(("mean", "std"), scaling):
+            # the name tells them: no checkpoint needs them
+            self.register_buffer(part, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
         """(images - mean) / std, channel by channel: (B, 3, H, W) float, same shape. Notebook
@@ -109,7 +106,12 @@ class Backbone(nn.Module):
         return (images - self.mean) / self.std
 
     def pyramid(self, prepared: Tensor) -> list[Tensor]:
-        """The maps of prepared images, finest first. Notebook 04."""
+        """The maps of prepared images, finest first. Notebook 04.
+
+        Raises ValueError that says why for a height or width that a model of timm cannot take.
+        """
+        if fits := getattr(self.net, "fits", None):
+            fits(*prepared.shape[2:])
         return list(self.net(prepared))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -126,36 +128,27 @@ class MiT(nn.Module):
 
     def __init__(self, stride: int, hidden_sizes, depths, num_attention_heads):
         super().__init__()
-        from transformers import (  # here, so that `import protolib` stays quick
-            SegformerConfig,
-            SegformerModel,
-        )
+        from transformers import SegformerConfig, SegformerModel  # `import protolib` stays quick
 
-        steps = (4, 2, 2, stride // 16)
-        self.model = SegformerModel(
-            SegformerConfig(
-                hidden_sizes=hidden_sizes,
-                depths=depths,
-                num_attention_heads=num_attention_heads,
-                strides=steps,
-                sr_ratios=(8, 4, 2, 1),
-                mlp_ratios=(4, 4, 4, 4),
-                drop_path_rate=0.1,
-            )
+        config = SegformerConfig(
+            hidden_sizes=hidden_sizes,
+            depths=depths,
+            num_attention_heads=num_attention_heads,
+            strides=(4, 2, 2, stride // 16),
+            sr_ratios=(8, 4, 2, 1),
+            mlp_ratios=(4, 4, 4, 4),
+            drop_path_rate=0.1,
         )
-        for (
-            name,
-            layer,
-        ) in (
-            self.model.named_modules()
-        ):  # these were trained with 1e-6; transformers leaves torch's 1e-5
-            if (
-                isinstance(layer, nn.LayerNorm)
-                and "patch_embeddings" not in name
-                and "attention" not in name
-            ):
-                layer.eps = 1e-6
+        self.model = SegformerModel(config)
+        for name, layer in self.model.named_modules():
+            inside = "patch_embeddings" in name or "attention" in name
+            if isinstance(layer, nn.LayerNorm) and not inside:
+                layer.eps = 1e-6  # these were trained with it; transformers leaves torch's 1e-5
         self.channels, self.strides = hidden_sizes, (4, 8, 16, stride)
+
+    def keep(self, levels: int) -> None:
+        """Drop the stages behind the first `levels`; the others keep their depth of drop path."""
+        del self.model.stages[levels:]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.model(images, output_hidden_states=True).hidden_states
@@ -188,7 +181,7 @@ class WideBlock(nn.Module):
     with dropout between.
 
     (B, widths[0], h, w) -> its output, and the normalised, rectified input, which is what others
-    read as a feature map.
+    read as a feature map. Without its convolutions, see ResNet38d.keep, it passes its input on.
     """
 
     def __init__(self, widths, kernels, stride: int = 1, dilations=(1, 1, 1), drop: float = 0.0):
@@ -205,13 +198,15 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         active = F.relu(self.bn_branch2a(x))
+        if not hasattr(self, "conv_branch2a"):
+            return x, active
         branch = self.conv_branch2a(active)
         for step in self.steps[1:]:
             branch = F.relu(getattr(self, f"bn_branch{step}")(branch))
-            branch = getattr(self, f"conv_branch{step}")(
-                F.dropout2d(branch, self.drop, self.training)
-            )
-        return (self.conv_branch1(active) if hasattr(self, "conv_branch1") else x) + branch, active
+            branch = F.dropout2d(branch, self.drop, self.training)
+            branch = getattr(self, f"conv_branch{step}")(branch)
+        skip = self.conv_branch1(active) if hasattr(self, "conv_branch1") else x
+        return skip + branch, active
 
 
 class ResNet38d(nn.Module):
@@ -223,6 +218,7 @@ class ResNet38d(nn.Module):
     """
 
     channels, strides = (128, 256, 512, 1024, 4096), (2, 4, 8, 8, 8)
+    TAPS = ("b3", "b4", "b5", "b6")  # the blocks whose input is a map
 
     def __init__(self, stride: int):
         super().__init__()
@@ -246,18 +242,30 @@ class ResNet38d(nn.Module):
             self.add_module(name, block)
         self.bn7 = nn.BatchNorm2d(4096)
 
+    def keep(self, levels: int) -> None:
+        """Drop what stands behind the first `levels` maps; of the block that the last one enters
+        only the norm remains."""
+        last = self.TAPS[levels - 1]
+        names = [name for name, _ in self.named_children()]
+        for name in names[names.index(last) + 1 :]:
+            delattr(self, name)
+        block = getattr(self, last)
+        for name in [name for name, _ in block.named_children() if name != "bn_branch2a"]:
+            delattr(block, name)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         x, maps = self.conv1a(images), []
         for name, block in self.named_children():
             if isinstance(block, WideBlock):
                 x, active = block(x)
-                if name in ("b3", "b4", "b5", "b6"):
+                if name in self.TAPS:
                     maps.append(active)
-        return [*maps, F.relu(self.bn7(x))]
+        return [*maps, F.relu(self.bn7(x))] if hasattr(self, "bn7") else maps
 
 
 class TransUNet(nn.Module):
-    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its cells. Notebook 04.
+    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its positions. Notebook
+    04.
 
     Chen et al., arXiv 2102.04306. Maps: stem, three residual stages, and the tokens of the
     transformer laid out as a map; no decoder.
@@ -272,6 +280,10 @@ class TransUNet(nn.Module):
         self.vit = timm.create_model("vit_base_r50_s16_224", num_classes=0, dynamic_img_size=True)
         self.resnet, self.vit.patch_embed.backbone = self.vit.patch_embed.backbone, nn.Identity()
 
+    def keep(self, levels: int) -> None:
+        """Drop the transformer, and the residual stages behind the first `levels` maps."""
+        del self.vit, self.resnet.stages[levels - 1 :]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         stem = self.resnet.stem
         maps = [stem.norm(stem.conv(images))]
@@ -279,27 +291,204 @@ class TransUNet(nn.Module):
         for stage in self.resnet.stages:
             x = stage(x)
             maps.append(x)
+        if not hasattr(self, "vit"):
+            return maps
         tokens = self.vit.forward_features(x)[:, 1:]  # (B, h * w, 768), without the class token
         return [*maps, tokens.transpose(1, 2).unflatten(2, x.shape[2:])]
 
 
-def features(stride: int, name: str) -> nn.Module:
-    """Any timm model that can give its feature maps, with random weights. Notebook 04."""
-    import timm
+class ShiftedProducts(torch.autograd.Function):
+    """A depthwise convolution of stride 1 whose way back is quick on a CPU, where that of a dilated
+    one takes ten times its time.
 
-    net = timm.create_model(name, features_only=True, output_stride=stride, pretrained=False)
+    x: (B, C, H, W); weight: (C, 1, k, k), k odd; padded so that the output has x's shape.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.dilation = dilation
+        return depthwise(x, weight, dilation)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        # convolved with the weights turned by half a circle, what went out comes back in
+        grad_x = depthwise(grad, weight.flip(2, 3), ctx.dilation)
+        grad_weight = torch.empty_like(weight)
+        x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (B, H, W, C)
+        half = weight.shape[2] // 2
+        for row, column in itertools.product(range(weight.shape[2]), repeat=2):
+            down, right = (row - half) * ctx.dilation, (column - half) * ctx.dilation
+            product = shifted(x, down, right) * shifted(grad, -down, -right)
+            grad_weight[:, 0, row, column] = product.sum((0, 1, 2))
+        return grad_x, grad_weight, None
+
+
+def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    padding = weight.shape[2] // 2 * dilation
+    return F.conv2d(x, weight, None, 1, padding, dilation, groups=len(weight))
+
+
+def shifted(x: Tensor, down: int, right: int) -> Tensor:
+    """The part of (B, H, W, C) that lies on the image when read `down` and `right` of a position;
+    what is padded is zero and adds nothing."""
+    H, W = x.shape[1:3]
+    return x[:, max(down, 0) : H + min(down, 0), max(right, 0) : W + min(right, 0)]
+
+
+class DilatedDepthwise(nn.Conv2d):
+    """A dilated depthwise nn.Conv2d of the same parameters, quick on a CPU; elsewhere the plain
+    one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return ShiftedProducts.apply(x, self.weight, self.dilation[0])
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """Whether a layer is one: square, of odd side and stride 1, padded to its input's size."""
+        if type(layer) is not nn.Conv2d or max(layer.dilation) == 1 or layer.bias is not None:
+            return False
+        side, dilation = layer.kernel_size[0], layer.dilation[0]
+        return (
+            layer.groups == layer.in_channels == layer.out_channels
+            and layer.kernel_size == (side, side)
+            and side % 2 == 1
+            and layer.stride == (1, 1)
+            and layer.dilation == (dilation, dilation)
+            and layer.padding == (side // 2 * dilation,) * 2
+            and layer.padding_mode == "zeros"
+        )
+
+
+STRIDES = (8, 16, 32)  # that a dilated network may have
+SIDES = (224, 112, 64)  # px at which a model of timm is tried before it is built
+
+
+def ask_timm(name: str, **options) -> nn.Module:
+    import timm  # here, as in all of nets: what is not asked for is not waited for
+
+    return timm.create_model(name, features_only=True, pretrained=False, **options)
+
+
+@cache
+def outline(name: str) -> tuple[tuple[int, ...], int, dict]:
+    """What to ask timm for: the indices of the maps, the stride of the deepest one as published,
+    and the option that lets it take images of any size, where it has one.
+
+    A pyramid gives all its maps. A transformer of one resolution gives the outputs of four blocks,
+    at each quarter of its depth, as DPT reads them (Ranftl et al., ICCV 2021): 2, 5, 8, 11 of 12.
+    Tried on the meta device, where a network has shapes but no numbers. Raises ValueError for a
+    model that has no feature maps.
+    """
+    options = {"dynamic_img_size": True}
+    try:
+        with torch.device("meta"):
+            try:
+                net = ask_timm(name, **options)
+            except TypeError:  # it has no such option
+                options = {}
+                net = ask_timm(name)
+    except Exception as error:  # timm tells it by several kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"backbone '{name}' of timm gives no feature maps ({reason})") from error
+    indices = tuple(net.feature_info.out_indices)
+    strides = [level["reduction"] for level in net.feature_info.info]
+    if len(strides) > len(STRIDES) and len(set(strides)) == 1:
+        indices = tuple(len(strides) * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+    return indices, strides[indices[-1]], options
+
+
+@cache
+def timm_strides(name: str) -> tuple[int, ...]:
+    """The strides that the deepest map of a timm model can have: as published, and dilated."""
+    found = {outline(name)[1]}
+    for stride in STRIDES:
+        with torch.device("meta"), contextlib.suppress(Exception):  # refused by several kinds
+            if ask_timm(name, output_stride=stride).feature_info.reduction()[-1] == stride:
+                found.add(stride)
+    return tuple(sorted(found))
+
+
+def features(stride: int, name: str, levels: int | None = None) -> nn.Module:
+    """A timm model that gives its first `levels` feature maps, random weights; see `outline`.
+    Notebook 04."""
+    indices, published, options = outline(name)
+    if stride != published:
+        options = options | {"output_stride": stride}
+    net = ask_timm(name, out_indices=indices[:levels], **options)
     net.channels, net.strides = net.feature_info.channels(), net.feature_info.reduction()
-    return net.to(
-        memory_format=torch.channels_last
-    )  # depthwise convolutions on a CPU take two thirds of the time so
+    if "stage" in net.feature_info.get_dicts()[-1]:  # EfficientNet, MobileNet: timm keeps them all
+        net.blocks = net.blocks[: net.feature_info.get_dicts()[-1]["stage"]]
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":
+        net.register_forward_hook(channels_first)
+    for layer in net.modules():
+        if DilatedDepthwise.fits(layer):
+            layer.__class__ = DilatedDepthwise  # same parameters under the same names
+    # depthwise convolutions on a CPU take two thirds of the time so
+    return net.to(memory_format=torch.channels_last)
+
+
+def channels_first(net: nn.Module, inputs: tuple, maps: list[Tensor]) -> list[Tensor]:
+    return [m.permute(0, 3, 1, 2) for m in maps]  # (B, h, w, C) -> (B, C, h, w)
+
+
+@cache
+def idle(name: str, stride: int, levels: int | None, H: int, W: int) -> tuple[str, ...]:
+    """Try a timm model with one image of H x W px on the meta device; the names of its parameters
+    that no map depends on.
+
+    Raises ValueError if it cannot take that size, or its maps do not lie on the image.
+    """
+    where = f"backbone '{name}' cannot read images of {H} x {W} px"
+    with torch.device("meta"):
+        net = features(stride, name, levels).eval()
+        try:
+            maps = net(torch.zeros(1, 3, H, W))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}".splitlines()[0]) from error
+    found = [tuple(m.shape[1:]) for m in maps]
+    fits = [
+        (C, abs(h * s - H) < s, abs(w * s - W) < s) == (channels, True, True)
+        for (C, h, w), channels, s in zip(found, net.channels, net.strides)
+    ]
+    if len(maps) != len(net.channels) or not all(fits):
+        expected = [(C, H // s, W // s) for C, s in zip(net.channels, net.strides)]
+        raise ValueError(f"{where}: its maps are {found}, expected {expected}")
+    sum(m.sum() for m in maps).backward()
+    return tuple(key for key, p in net.named_parameters() if p.grad is None)
+
+
+def any_timm(stride: int, name: str, levels: int | None = None) -> nn.Module:
+    """`features` of a model that nobody tried before: refused if it takes none of SIDES.
+
+    Its parameters that no map depends on are frozen: several processes wait for every gradient.
+    """
+    refusals = []
+    for side in SIDES:
+        try:
+            unused = idle(name, stride, levels, side, side)
+            break
+        except ValueError as error:
+            refusals.append(error)
+    else:
+        raise refusals[0]
+    net = features(stride, name, levels)
+    for key in unused:
+        net.get_parameter(key).requires_grad_(False)
+    net.fits = partial(idle, name, stride, levels)
+    return net
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a backbone of one name is built, scaled and loaded."""
 
-    build: Callable[[int], nn.Module]
-    strides: tuple[int, ...] = (8, 16, 32)  # of the deepest map, those that it can have
+    build: Callable[..., nn.Module]  # of a stride
+    strides: tuple[int, ...] = STRIDES  # of the deepest map, those that it can have
     scaling: tuple = IMAGENET
     ignore: tuple[str, ...] = ()  # classifiers: see weights.put
     rename: tuple = ()
@@ -373,24 +562,18 @@ NETS = {
 }
 
 
-def backbone(name: str, stride: int) -> Backbone:
+def backbone(name: str, stride: int, levels: Sequence[int] | None = None) -> Backbone:
     """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook
     04.
 
-    stride: px per cell of the deepest map. The weights of a key of NETS come from where
-    `weights.find` finds them; if they are not to be had, and for any other timm model, it starts
-    from random ones with a warning, and info is None. Raises ValueError for an unknown name, a
-    stride that it cannot have, or a file that is not its weights.
+    stride: px a position of the deepest map; levels: indices of the maps that are read, so that
+    nothing deeper than the last of them is there, None = all. The weights of a key of NETS come
+    from where `weights.find` finds them; if they are not to be had, and for any other timm model,
+    it starts from random ones with a warning, and info is None. Raises ValueError for an unknown
+    name, a stride that it cannot have, a model without feature maps, or a file that is not its
+    weights.
     """
-    import timm
-
-    if name not in NETS and name not in timm.list_models():
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(
-            f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; "
-            f"close: {', '.join(close) or 'none'}"
-        )
-    plan = NETS.get(name) or Plan(partial(features, name=name))
+    plan = NETS.get(name) or _timm_plan(name)
     if stride not in plan.strides:
         raise ValueError(
             f"backbone '{name}' cannot have stride {stride}: "
@@ -401,7 +584,34 @@ def backbone(name: str, stride: int) -> Backbone:
     info = file and weights.put(
         net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
     )
+    if levels is not None and max(levels) + 1 < len(net.channels):
+        net = shallow(plan, net, stride, max(levels) + 1)
     return Backbone(net, plan.scaling, info)
+
+
+def _timm_plan(name: str) -> Plan:
+    import timm
+
+    if name not in timm.list_models():
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(
+            f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; "
+            f"close: {', '.join(close) or 'none'}"
+        )
+    return Plan(partial(any_timm, name=name), timm_strides(name))
+
+
+def shallow(plan: Plan, net: nn.Module, stride: int, levels: int) -> nn.Module:
+    """The first `levels` maps of a network and what they need of it, with its weights."""
+    if hasattr(net, "keep"):
+        net.keep(levels)
+        net.channels, net.strides = net.channels[:levels], net.strides[:levels]
+        return net
+    with torch.random.fork_rng(devices=[]):  # as many draws as with all levels
+        part = plan.build(stride, levels=levels)
+    whole = net.state_dict()
+    part.load_state_dict({key: whole[key] for key in part.state_dict()})
+    return part
 
 
 def identity(name: str) -> str:
