@@ -241,6 +241,11 @@ def make(folder, *arguments):
     )
 
 
+def printed(done):
+    """The words of what make printed, its lines joined."""
+    return done.stdout.replace("\\\n", " ").split()
+
+
 def test_make_says_which_python_it_needs(checkout):
     done = make(checkout, "PYTHON=false no-such-python")
     assert done.returncode == 2 and not (checkout / ".venv").exists()
@@ -263,6 +268,37 @@ def test_make_run_passes_its_variables_on(checkout):
         "SEED=2",
         "ARGS=-p K=4",
     )
-    command = '.venv/bin/python -m protolib run --preset smoke --dataset bcss-wsss --data "my folder" --seed 2 -p K=4'
-    assert done.stdout.replace("\\\n", " ").split() == command.split()
-    assert make(checkout, "-n").stdout.split() == ".venv/bin/python -m protolib run \\".split()
+    command = ".venv/bin/python -m protolib run"
+    options = '--preset smoke --dataset bcss-wsss --data "my folder" --seed 2 -p K=4'
+    assert printed(done) == f"{command} {options}".split()
+    assert printed(make(checkout, "-n")) == command.split()
+
+
+def test_make_lets_every_process_share_compiled_modules(checkout, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "ready").touch()
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONPYCACHEPREFIX,$PYTHONDONTWRITEBYTECODE"\n')
+    python.chmod(0o755)
+    for target in ("run", "test"):
+        assert make(checkout, "-s", target).stdout == f"{checkout}/.venv/pycache,\n"
+
+
+@pytest.mark.parametrize("first, second, code", [(0, 0, 0), (1, 0, 2), (0, 1, 2)])
+def test_make_quick_fails_if_either_half_does(checkout, first, second, code):
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "ready").touch()
+    (checkout / "tests").mkdir()
+    for name in ("test_bank.py", "test_viz.py"):
+        (checkout / "tests" / name).touch()
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$@"\ncase "$@" in *bank*) exit {first};; *) exit {second};; esac\n'
+    )
+    python.chmod(0o755)
+    done = make(checkout, "quick")
+    assert done.returncode == code
+    halves = done.stdout.splitlines()
+    assert [half.split()[-1] for half in halves] == ["tests/test_viz.py", "tests/test_bank.py"]
+    assert all("-m not slow" in half for half in halves)
