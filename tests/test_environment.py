@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_this_environment_is_the_lock(blocks):
     assert check.returncode == 0, check.stderr
 
 
+@pytest.mark.slow
 def test_pip_section_installs_into_an_empty_venv(root, blocks, tmp_path):
     """uv takes pip's place, with pip's rule of hashes for all or none: pip does the same in
     minutes."""
@@ -302,3 +304,21 @@ def test_make_quick_fails_if_either_half_does(checkout, first, second, code):
     halves = done.stdout.splitlines()
     assert [half.split()[-1] for half in halves] == ["tests/test_viz.py", "tests/test_bank.py"]
     assert all("-m not slow" in half for half in halves)
+
+
+def test_git_strips_notebooks_as_make_does(root):
+    [repository] = yaml.safe_load((root / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    hook = next(hook for hook in repository["hooks"] if hook["id"] == "nbstripout")
+    makefile = (root / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    strip = re.search(r"(?m)^STRIP = (.*)", makefile)[1]
+    assert shlex.split(hook["entry"]) == [" ".join(word.split()) for word in shlex.split(strip)]
+
+
+def test_workflow_runs_the_three_commands_on_every_python(root, project):
+    workflow = yaml.safe_load((root / ".github/workflows/check.yml").read_text("utf-8"))
+    job = workflow["jobs"]["check"]
+    assert [f"3.{n}" for n in (11, 12, 13)] == job["strategy"]["matrix"]["python"]
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs == [f"make {name} PYTHON=python" for name in ("check", "quick", "test")]
+    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), "pinned to a commit"

@@ -2,6 +2,7 @@
 signatures, and imports that point one way. The code is parsed, not loaded."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -297,6 +298,26 @@ def test_a_kernel_loads_torch_and_no_more():
 def test_links_lead_to_what_is_there(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8"))
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda path: path.name)
+def test_links_to_a_heading_lead_to_one(page):
+    for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8")):
+        text = (page.parent / target if target else page).read_text("utf-8")
+        heads = [re.sub(r"[^\w -]", "", head) for head in re.findall(r"(?m)^#+ (.*)", text)]
+        assert heading in [head.strip().lower().replace(" ", "-") for head in heads]
+
+
+def test_commands_in_prose_are_understood():
+    pages = "\n".join(page.read_text("utf-8") for page in PROSE).replace("\\\n", " ")
+    found = re.findall(r"\.venv/bin/python -m (protolib|data_download)\b([^#`\n]*)", pages)
+    assert len(found) > 5
+    for package, words in found:
+        main = importlib.import_module(f"{package}.__main__")
+        try:
+            main.parser().parse_args(words.split())
+        except SystemExit as end:  # --help ends here too
+            assert end.code == 0, f"{package}{words}"
 
 
 def test_readme_and_contributing_name_only_targets_of_make():
