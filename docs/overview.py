@@ -24,6 +24,7 @@ chosen = np.argsort(area.max(1), kind="stable")[:3]
 found = {}
 for index, scores, _ in run.predictions("pbip_stage1", "val"):
     found |= dict(zip(index.tolist(), scores.numpy()))  # patch -> (C, H, W)
+edge = val.images.shape[1] - 0.5
 masks = run.masks("pbip_stage2", "val")
 
 fig, axes = viz.grid(len(chosen), len(COLUMNS), side=1.75)
@@ -34,9 +35,7 @@ for row, i in zip(axes, chosen):
     row[0].imshow(val.images[i])
     row[0].set_ylabel("label:\n" + viz.label_text(val.labels[i], spec), fontsize=9)
     row[1].imshow(val.images[i])
-    row[1].imshow(
-        found[i][first], cmap="inferno", alpha=0.7, extent=(-0.5, val.size - 0.5) + (val.size - 0.5, -0.5)
-    )
+    row[1].imshow(found[i][first], cmap="inferno", alpha=0.7, extent=(-0.5, edge, edge, -0.5))
     row[1].set_ylabel(spec.classes[first], fontsize=9)
     for ax, mask in zip(row[2:], (masks[i], val.masks[i])):
         ax.imshow(viz.mask_rgb(np.asarray(mask), spec), interpolation="nearest")
