@@ -4,6 +4,7 @@ signatures, and imports that point one way. The code is parsed, not loaded."""
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -282,13 +283,20 @@ def test_nothing_imports_upwards(module):
         assert not kernels & {"experiment", "__main__"}
 
 
-def test_a_kernel_loads_torch_and_no_more():
+@pytest.mark.parametrize(
+    "module, loads", [("protolib.matching", ["torch"]), ("protolib", []), ("conftest", [])]
+)
+def test_a_kernel_loads_torch_and_no_more(module, loads):
     heavy = ("torch", "timm", "transformers", "sklearn", "matplotlib", "pandas", "accelerate")
-    code = f"import sys, protolib.matching; print(*[n for n in {heavy} if n in sys.modules])"
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.split() == ["torch"]
+    assert done.stdout.split() == loads
 
 
 # prose
