@@ -1,5 +1,10 @@
-# make            the whole story on the embedded data: make run PRESET=smoke DATASET=bcss-wsss DATA=folder SEED=1
-# make test       every test          make lab   JupyterLab on the notebooks          make clean   undo the install
+# make         the whole story on the embedded data; PRESET, DATASET, DATA, SEED, DEVICE choose:
+#              make run PRESET=smoke DATASET=bcss-wsss DATA=folder SEED=1
+# make quick   the tests of the kernels, in about a minute
+# make check   style and types
+# make test    every test, the notebooks too
+# make lab     JupyterLab on the notebooks
+# make clean   undo the install
 # Each of them first builds .venv from requirements.lock when it is missing or older than the lock.
 # The first Python 3.11 to 3.13 found is used; another one: make PYTHON=/path/to/python3.12
 
@@ -7,14 +12,35 @@ PYTHON   = python3.11 python3.12 python3.13 python3
 IN_RANGE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python
 
-.PHONY: run test lab notebooks clean
+# Every test, kernel and subprocess reads compiled modules from one folder: a machine that writes
+# none compiles torch and all the rest again in each process, 15 s of CPU instead of 6.
+export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run test quick check lab notebooks clean
 
 run: .venv/ready
-	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) $(if $(DATASET),--dataset $(DATASET)) \
-	    $(if $(DATA),--data "$(DATA)") $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
+	    $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA),--data "$(DATA)") \
+	    $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 test: .venv/ready
 	.venv/bin/python -m pytest $(ARGS)
+
+# what builds an environment, runs notebooks, kills processes or trains is marked slow; the rest
+# runs in two processes of one thread each, and either one's failure is that of the whole
+QUICK = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m "not slow" -p no:cacheprovider
+
+quick: .venv/ready
+	@$(QUICK) tests/test_[a-m]*.py > .venv/quick.txt & first=$$!; \
+	$(QUICK) tests/test_[n-z]*.py; second=$$?; \
+	wait $$first; first=$$?; cat .venv/quick.txt; exit $$((first + second))
+
+check: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q -p no:cacheprovider tests/test_style.py
 
 lab: .venv/ready
 	.venv/bin/jupyter-lab notebooks $(ARGS)
@@ -22,44 +48,54 @@ lab: .venv/ready
 # a bar or a widget is blank without its kernel
 define DROP_WIDGETS
 import glob, nbformat
+WIDGET = "application/vnd.jupyter.widget-view+json"
 for path in glob.glob("notebooks/*.ipynb"):
     book = nbformat.read(path, 4)
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
     nbformat.write(book, path)
 endef
 export DROP_WIDGETS
 
-# for maintainers, before a commit that changes numbers or figures: outputs of preset quick, clean of bars and widget state
+# for maintainers, before a commit that changes numbers or figures: outputs of preset quick, clean
+# of bars and widget state
 notebooks: .venv/ready
 	.venv/bin/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	.venv/bin/python -c "$$DROP_WIDGETS"
 	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
-	.venv/bin/nbstripout --keep-output --keep-count --keep-id notebooks/*.ipynb --extra-keys \
-	    "metadata.papermill metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution"
+	$(STRIP) notebooks/*.ipynb
+
+STRIP = .venv/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
+    metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution"
 
 # runs/ stays: it holds results, not something that make can build again as it was
 clean:
-	rm -rf .venv protolib.egg-info .pytest_cache
+	rm -rf .venv protolib.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find protolib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 # .venv/ready is written last, so an install that was interrupted starts again.
-# uv installs all the rest in seconds; its own version and hashes stand in the lock too, and pip installs it.
-# uv does not read pip's settings, so a mirror that pip was told of is passed on.
+# uv installs all the rest in seconds; its own version and hashes stand in the lock too, and pip
+# installs it. uv does not read pip's settings, so a mirror that pip was told of is passed on.
 .venv/ready: requirements.lock
-	@for python in $(PYTHON); do "$$python" -c "$(IN_RANGE)" 2>/dev/null && break || python=; done; \
+	@for python in $(PYTHON); do \
+	    "$$python" -B -c "$(IN_RANGE)" 2>/dev/null && break || python=; \
+	done; \
 	if [ -z "$$python" ]; then \
-	    echo "protolib needs Python 3.11, 3.12 or 3.13 with its venv module, and none of these is one: $(PYTHON)." >&2; \
-	    echo "Install it (Debian, Ubuntu: apt install python3.11-venv) or say where it is: make PYTHON=/path/to/python3.11" >&2; \
+	    echo "protolib needs Python 3.11, 3.12 or 3.13 with its venv module," \
+	        "and none of these is one: $(PYTHON)." >&2; \
+	    echo "Install it (Debian, Ubuntu: apt install python3.11-venv)" \
+	        "or say where it is: make PYTHON=/path/to/python3.11" >&2; \
 	    exit 1; \
 	fi; \
 	echo "building .venv with $$("$$python" --version), about a minute the first time ..."; \
-	rm -rf .venv && "$$python" -m venv .venv
+	rm -rf .venv && "$$python" -B -m venv .venv
 	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.lock
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
-	@mirror=$$(.venv/bin/python -m pip config list | sed -n "s/^[^=]*\.index-url='\(.*\)'$$/\1/p" | head -n 1); \
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	    -r .venv/uv.lock
+	@mirror=$$(.venv/bin/python -m pip config list \
+	    | sed -n "s/^[^=]*\.index-url='\(.*\)'$$/\1/p" | head -n 1); \
 	if [ -n "$$mirror" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$mirror}"; fi; \
 	$(UV) --require-hashes -r requirements.lock
 	@$(UV) --no-deps --no-build-isolation -e .

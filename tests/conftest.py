@@ -1,14 +1,9 @@
-"""What every test may ask for."""
+"""What every test may ask for; torch and the hub are loaded by those who do."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import fake_results
 import pytest
-import torch
-from huggingface_hub import constants
-
-from protolib.study import ledger
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +15,9 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def read(tmp_path_factory) -> Callable[..., list[dict]]:
     """Results of fake_results as the ledger reads them from their files."""
+    import fake_results
+
+    from protolib.study import ledger
 
     def of(*results: dict) -> list[dict]:
         folder = tmp_path_factory.mktemp("results")
@@ -32,6 +30,8 @@ def read(tmp_path_factory) -> Callable[..., list[dict]]:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The folder of weights, empty, and no network."""
+    from huggingface_hub import constants
+
     monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -39,6 +39,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def x() -> torch.Tensor:
+def x():
     """Two images, (2, 3, 64, 64) in [0, 1], the same each time."""
+    import torch
+
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

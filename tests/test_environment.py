@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_this_environment_is_the_lock(blocks):
     assert check.returncode == 0, check.stderr
 
 
+@pytest.mark.slow
 def test_pip_section_installs_into_an_empty_venv(root, blocks, tmp_path):
     """uv takes pip's place, with pip's rule of hashes for all or none: pip does the same in
     minutes."""
@@ -241,6 +243,11 @@ def make(folder, *arguments):
     )
 
 
+def printed(done):
+    """The words of what make printed, its lines joined."""
+    return done.stdout.replace("\\\n", " ").split()
+
+
 def test_make_says_which_python_it_needs(checkout):
     done = make(checkout, "PYTHON=false no-such-python")
     assert done.returncode == 2 and not (checkout / ".venv").exists()
@@ -263,6 +270,55 @@ def test_make_run_passes_its_variables_on(checkout):
         "SEED=2",
         "ARGS=-p K=4",
     )
-    command = '.venv/bin/python -m protolib run --preset smoke --dataset bcss-wsss --data "my folder" --seed 2 -p K=4'
-    assert done.stdout.replace("\\\n", " ").split() == command.split()
-    assert make(checkout, "-n").stdout.split() == ".venv/bin/python -m protolib run \\".split()
+    command = ".venv/bin/python -m protolib run"
+    options = '--preset smoke --dataset bcss-wsss --data "my folder" --seed 2 -p K=4'
+    assert printed(done) == f"{command} {options}".split()
+    assert printed(make(checkout, "-n")) == command.split()
+
+
+def test_make_lets_every_process_share_compiled_modules(checkout, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "ready").touch()
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONPYCACHEPREFIX,$PYTHONDONTWRITEBYTECODE"\n')
+    python.chmod(0o755)
+    for target in ("run", "test"):
+        assert make(checkout, "-s", target).stdout == f"{checkout}/.venv/pycache,\n"
+
+
+@pytest.mark.parametrize("first, second, code", [(0, 0, 0), (1, 0, 2), (0, 1, 2)])
+def test_make_quick_fails_if_either_half_does(checkout, first, second, code):
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "ready").touch()
+    (checkout / "tests").mkdir()
+    for name in ("test_bank.py", "test_viz.py"):
+        (checkout / "tests" / name).touch()
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$@"\ncase "$@" in *bank*) exit {first};; *) exit {second};; esac\n'
+    )
+    python.chmod(0o755)
+    done = make(checkout, "quick")
+    assert done.returncode == code
+    halves = done.stdout.splitlines()
+    assert [half.split()[-1] for half in halves] == ["tests/test_viz.py", "tests/test_bank.py"]
+    assert all("-m not slow" in half for half in halves)
+
+
+def test_git_strips_notebooks_as_make_does(root):
+    [repository] = yaml.safe_load((root / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    hook = next(hook for hook in repository["hooks"] if hook["id"] == "nbstripout")
+    makefile = (root / "Makefile").read_text("utf-8").replace("\\\n", " ")
+    strip = re.search(r"(?m)^STRIP = (.*)", makefile)[1]
+    assert shlex.split(hook["entry"]) == [" ".join(word.split()) for word in shlex.split(strip)]
+
+
+def test_workflow_runs_the_three_commands_on_every_python(root, project):
+    workflow = yaml.safe_load((root / ".github/workflows/check.yml").read_text("utf-8"))
+    job = workflow["jobs"]["check"]
+    assert [f"3.{n}" for n in (11, 12, 13)] == job["strategy"]["matrix"]["python"]
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert runs == [f"make {name} PYTHON=python" for name in ("check", "quick", "test")]
+    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), "pinned to a commit"

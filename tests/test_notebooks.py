@@ -116,6 +116,7 @@ def smoke(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_smoke_scores_every_method_under_both_protocols(smoke):
     record = results.record(**json.loads((smoke / "results.json").read_text()))
     assert (record["preset"], record["dataset"], record["seed"]) == ("smoke", "phantom", 0)
@@ -128,6 +129,7 @@ def test_smoke_scores_every_method_under_both_protocols(smoke):
     assert set(record["seconds"]) >= set(NAMES)
 
 
+@pytest.mark.slow
 def test_smoke_leaves_executed_notebooks_figures_and_a_page_that_needs_no_network(smoke):
     assert sorted(p.stem for p in (smoke / "notebooks").glob("*.ipynb")) == NAMES
     figures = sorted((smoke / "figures").glob("*.png"))

@@ -1,0 +1,49 @@
+"""Draw docs/overview.png, what the kit makes of three patches of the phantom:
+`.venv/bin/python docs/overview.py`, some minutes at preset quick, or what runs/overview holds."""
+
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from protolib.experiment import Run
+from protolib.teach import viz
+
+matplotlib.use("Agg")
+HERE = Path(__file__).resolve().parent
+COLUMNS = ("patch", "CAM of the first class", "final mask", "true mask, only to score")
+
+run = Run(preset="quick", run_dir=HERE.parent / "runs" / "overview")
+val, spec = run.data("val"), run.spec
+# the patches that no tissue dominates: chosen by their truth, not by what comes out
+area = np.stack([(np.asarray(val.masks) == c).mean((1, 2)) for c in range(spec.C)], axis=1)
+chosen = np.argsort(area.max(1), kind="stable")[:3]
+
+found = {}
+for index, scores, _ in run.predictions("pbip_stage1", "val"):
+    found |= dict(zip(index.tolist(), scores.numpy()))  # patch -> (C, H, W)
+edge = val.images.shape[1] - 0.5
+masks = run.masks("pbip_stage2", "val")
+
+fig, axes = viz.grid(len(chosen), len(COLUMNS), side=1.75)
+for ax, title in zip(axes[0], COLUMNS):
+    ax.set_title(title, fontsize=9)
+for row, i in zip(axes, chosen):
+    first = int(np.flatnonzero(val.labels[i])[0])
+    row[0].imshow(val.images[i])
+    row[0].set_ylabel("label:\n" + viz.label_text(val.labels[i], spec), fontsize=9)
+    row[1].imshow(val.images[i])
+    row[1].imshow(found[i][first], cmap="inferno", alpha=0.7, extent=(-0.5, edge, edge, -0.5))
+    row[1].set_ylabel(spec.classes[first], fontsize=9)
+    for ax, mask in zip(row[2:], (masks[i], val.masks[i])):
+        ax.imshow(viz.mask_rgb(np.asarray(mask), spec), interpolation="nearest")
+        viz.letter_regions(ax, np.asarray(mask), spec)
+viz.class_legend(fig, spec)
+
+drawn = BytesIO()
+fig.savefig(drawn, format="png", dpi=100, bbox_inches="tight")
+small = Image.open(drawn).convert("RGB").quantize(192)  # a palette takes a third of the bytes
+small.save(HERE / "overview.png", optimize=True)
+print(f"docs/overview.png, {(HERE / 'overview.png').stat().st_size / 1000:.0f} kB")
