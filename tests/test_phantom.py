@@ -11,17 +11,18 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from protolib import bank
 from protolib.data import phantom, tissue
+from protolib.data.phantom import Drawing
 from protolib.nets import encoders
 
 
 @pytest.fixture(scope="module")
 def train():
-    return phantom.draw("train", 160, 112)
+    return phantom.draw("train", 112, Drawing(160))
 
 
 @pytest.fixture(scope="module")
 def test():
-    return phantom.draw("test", 80, 112)
+    return phantom.draw("test", 112, Drawing(80))
 
 
 def only(part):
@@ -37,14 +38,16 @@ def same(a, b, n):
 
 
 def test_same_seed_same_bytes_for_any_workers_and_n():
-    four = phantom.draw("val", 4, 64, seed=3, workers=1)
-    assert same(four, phantom.draw("val", 4, 64, seed=3, workers=3), 4)
-    assert same(four, phantom.draw("val", 7, 64, seed=3), 4)
+    four = phantom.draw("val", 64, Drawing(4, seed=3), workers=1)
+    assert same(four, phantom.draw("val", 64, Drawing(4, seed=3), workers=3), 4)
+    assert same(four, phantom.draw("val", 64, Drawing(7, seed=3)), 4)
 
 
 def test_another_seed_or_split_is_another_picture():
     images = [
-        phantom.draw(split, 1, 64, seed).images[0] for split in phantom.SLIDES for seed in (0, 1)
+        phantom.draw(split, 64, Drawing(1, seed)).images[0]
+        for split in phantom.SLIDES
+        for seed in (0, 1)
     ]
     pairs = [(a, b) for i, a in enumerate(images) for b in images[:i]]
     assert min((a != b).mean() for a, b in pairs) > 0.5
@@ -97,7 +100,7 @@ def test_some_white_background(train):
 
 
 def test_slides_are_disjoint_and_several(train, test):
-    splits = [set(part.slides) for part in (train, phantom.draw("val", 30, 64), test)]
+    splits = [set(part.slides) for part in (train, phantom.draw("val", 64, Drawing(30)), test)]
     assert [len(slides) for slides in splits] == [12, 4, 6]
     assert not (splits[0] & splits[1] or splits[0] & splits[2] or splits[1] & splits[2])
 
@@ -154,7 +157,7 @@ def test_looks_closed_form():
 
 def test_similarity_pulls_the_classes_together_in_colour():
     def distance(similarity):
-        part = phantom.draw("val", 40, 64, similarity=similarity)
+        part = phantom.draw("val", 64, Drawing(40, similarity=similarity))
         means = np.stack([part.images[part.masks == c].mean(0) for c in range(4)])
         return np.linalg.norm(means[:, None] - means[None], axis=-1).sum() / 12
 
@@ -164,9 +167,8 @@ def test_similarity_pulls_the_classes_together_in_colour():
 
 def test_heterogeneity_spreads_the_subtypes_of_a_class():
     def spread(heterogeneity):
-        part = phantom.draw(
-            "train", 54, 64, heterogeneity=heterogeneity
-        )  # 24 single patches: each sub-type twice
+        # 24 single patches: each sub-type twice
+        part = phantom.draw("train", 64, Drawing(54, heterogeneity=heterogeneity))
         index, kinds = only(part)
         gray = part.images[index].mean(-1)
         texture = np.stack(
@@ -180,47 +182,117 @@ def test_heterogeneity_spreads_the_subtypes_of_a_class():
     assert default > 1.5 * none
 
 
+def plans(n, **dials):
+    """The sub-types of n patches, and the random number after each: what the pixels depend on."""
+    found = []
+    for i in range(n):
+        rng = phantom.generator(0, "train", phantom.PATCH, i)
+        found.append((phantom.plan(rng, "train", i, Drawing(n, **dials)), rng.random()))
+    return found
+
+
+def test_default_dials_leave_the_plan_as_it_was_before_them():
+    found = plans(300)
+    for i, seen in enumerate(found):
+        rng, rank = phantom.generator(0, "train", phantom.PATCH, i), -(-9 * i // 20)
+        if -(-9 * (i + 1) // 20) > rank:
+            turn = phantom.generator(0, "train", phantom.TURN, rank // 12).permutation(12)
+            kinds = [turn[rank % 12]]
+        else:
+            classes = rng.permutation(4)[: rng.choice([2, 3], p=[0.65, 0.35])]
+            kinds = [3 * c + rng.integers(3) for c in classes]
+        assert seen == (kinds, rng.random())
+
+
+@pytest.mark.parametrize("pure, n", [(0.45, 450), (0.1, 100), (0.02, 20), (0.0, 0), (1.0, 1000)])
+def test_pure_is_the_share_of_patches_of_one_class(pure, n):
+    single = [kinds[0] for kinds, _ in plans(1000, pure=pure) if len(kinds) == 1]
+    assert len(single) == n
+    turns = np.bincount(single, minlength=12)
+    assert turns.max() - turns.min() <= 1  # the twelve in turn
+
+
+def test_a_subtype_that_is_never_pure_is_in_mixtures_as_before():
+    before, found = plans(400), plans(400, never_pure=4)
+    single = [kinds[0] for kinds, _ in found if len(kinds) == 1]
+    turns = np.bincount(single, minlength=12)
+    assert len(single) == 180 and turns[4] == 0 and np.delete(turns, 4).min() >= 16
+    mixed = [(seen, old) for seen, old in zip(found, before) if len(seen[0]) > 1]
+    assert all(seen == old for seen, old in mixed) and any(4 in seen[0] for seen, _ in mixed)
+
+
+def test_together_ties_tumour_and_stroma():
+    def apart(together):
+        mixed = [{k // 3 for k in kinds} for kinds, _ in plans(600, together=together)]
+        mixed = [classes for classes in mixed if len(classes) > 1]
+        return np.mean([len(classes & {0, 1}) == 1 for classes in mixed]), len(mixed)
+
+    # by chance: 4 of the 6 pairs, half of the triples, and .65 are pairs
+    by_chance, n = apart(0.0)
+    assert abs(by_chance - (0.65 * 4 / 6 + 0.35 / 2)) < 0.1 and n == 330
+    assert apart(1.0) == (0, 330)
+    assert abs(apart(0.5)[0] - by_chance / 2) < 0.1
+
+
+def test_paired_by_hand():
+    for given, wanted in (
+        ([0, 2], [0, 1]),
+        ([3, 1], [0, 1]),
+        ([2, 0, 3], [2, 0, 1]),
+        ([2, 3, 1], [2, 0, 1]),
+        ([1, 0], [1, 0]),
+        ([3, 2], [3, 2]),
+    ):
+        assert phantom.paired(np.array(given)).tolist() == wanted
+
+
 def test_small_patches_are_drawn_not_resized():
     rng = np.random.default_rng(0)
-    mine = [
-        i for i in range(80) if phantom.plan(rng, "train", i, 0) == [7]
-    ]  # diffuse lymphocytes: nuclei stand apart
+    # diffuse lymphocytes: nuclei stand apart
+    mine = [i for i in range(80) if phantom.plan(rng, "train", i, Drawing(80)) == [7]]
 
     def nucleus(size):  # median area in pixels
         areas = []
-        for _, image, _ in (phantom.patch(i, "train", size, 0, 0.5, 0.5) for i in mine):
+        for _, image, _ in (phantom.patch(i, "train", size, Drawing(80)) for i in mine):
             red = ndimage.gaussian_filter(image[..., 0].astype(float), 1)
             blobs, n = ndimage.label(red < 0.62 * np.median(red))
             areas += list(ndimage.sum_labels(np.ones_like(red), blobs, range(1, n + 1)))
         return np.median([area for area in areas if area > 30])
 
-    assert (
-        len(mine) == 3 and 0.8 < nucleus(80) / nucleus(200) < 1.25
-    )  # resized it would be (80 / 200)^2 = 0.16
+    assert len(mine) == 3
+    assert 0.8 < nucleus(80) / nucleus(200) < 1.25  # resized it would be (80 / 200)^2 = 0.16
 
 
 @pytest.mark.parametrize(
     "wrong, found",
     [
         ({"split": "training"}, "split = 'training'.*train, val, test"),
-        ({"n": 0}, "n = 0"),
+        ({"patches": 0}, "patches = 0"),
         ({"size": 32}, "size = 32.*64"),
         ({"size": 512}, "size = 512.*256"),
         ({"seed": -1}, "seed = -1"),
         ({"workers": 0}, "workers = 0"),
         ({"heterogeneity": 1.2}, "heterogeneity = 1.2.*0 to 1"),
         ({"similarity": -0.1}, "similarity = -0.1.*0 to 1"),
+        ({"pure": 45}, "pure = 45.*0 to 1, and 0.45 is the default"),
+        ({"together": 2}, "together = 2.*0 to 1"),
+        ({"never_pure": 12}, "never_pure = 12.*-1 to 11"),
     ],
 )
 def test_errors_name_what_was_found(wrong, found):
     with pytest.raises(ValueError, match=found):
-        phantom.draw(**{"split": "train", "n": 1, "size": 64} | wrong)
+        dials = {key: value for key, value in wrong.items() if key in Drawing._fields}
+        given = {"split": "train", "size": 64} | {
+            key: value for key, value in wrong.items() if key not in dials
+        }
+        phantom.draw(drawing=Drawing(**{"patches": 1} | dials), **given)
 
 
 def test_write_folder_round_trip(tmp_path):
     root = tmp_path / "phantom"
     phantom.write_folder(root, {"train": 3, "val": 2}, 64, seed=1)
-    drawn, val = phantom.draw("train", 3, 64, seed=1), phantom.draw("val", 2, 64, seed=1)
+    drawn = phantom.draw("train", 64, Drawing(3, seed=1))
+    val = phantom.draw("val", 64, Drawing(2, seed=1))
     names = [f"{i}[{''.join(map(str, label))}].png" for i, label in zip(drawn.ids, drawn.labels)]
     assert sorted(p.name for p in (root / "training").iterdir()) == sorted(names)
     assert all(

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class PatchDataset(Dataset):
     uint8 RGB; labels (n, C) uint8 0 or 1; masks (n, Hm, Wm) uint8 0..C-1, ignore C, or None;
     subtypes (n, H, W) uint8 0..S-1, ignore S, or None; fingerprint: SHA-256 of the names and of
     every array. The arrays are memory-mapped, read-only. An item: image (3, H, W) uint8, label (C,)
-    float32, index, and mask (H, W) int64 where it has the image's size. Shown in notebook 01.
+    float32, index, and mask (H, W) int64 where it has the image's size. Notebook 01.
     """
 
     def __init__(self, spec: DatasetSpec, split: str, folder: Path):
@@ -78,8 +79,8 @@ class PatchDataset(Dataset):
         return PatchDataset, (self.spec, self.split, self.folder)
 
     def single_class(self) -> np.ndarray:
-        """Indices (m,) int64 of the patches whose image label has exactly one class (Sec. 3.2,
-        notebook 02)."""
+        """Indices (m,) int64 of the patches whose image label has exactly one class (Sec. 3.2).
+        Notebook 02."""
         return np.flatnonzero(self.labels.sum(1) == 1)
 
 
@@ -88,23 +89,20 @@ def load(
     split: str,
     size: int,
     *,
-    data_root: str | Path = "",
     cache: str | Path,
-    seed: int = 0,
-    patches: int = 0,
-    heterogeneity: float = 0.5,
-    similarity: float = 0.5,
+    data_root: str | Path = "",
+    drawing: phantom.Drawing | None = None,
 ) -> PatchDataset:
     """Give one split of a data set as patches of size x size pixels, through the cache: the entry
     that notebooks call.
 
-    phantom: `patches` patches drawn from `seed` and the two dials, see phantom.draw; labels as
-    drawn, by area. Any other: all patches of the folder `data_root` (patches, seed and dials play
-    no part), images resized with antialiasing, masks at their own size, those of train too where
-    the folder has them. Published regions are cut to patches first, once, into the cache, see
-    regions.cut. Labels of train: from the file name. Labels of val and test: a class counts if any
-    pixel of the mask has it, as in the released code, so one stray pixel is enough. Raises
-    ValueError for names, folders, sizes and masks that do not fit. Shown in notebook 01.
+    phantom: what `drawing` says, see phantom.draw; labels as drawn, by area. Any other: all patches
+    of the folder `data_root` (drawing plays no part), images resized with antialiasing, masks at
+    their own size, those of train too where the folder has them. Published regions are cut to
+    patches first, once, into the cache, see regions.cut. Labels of train: from the file name.
+    Labels of val and test: a class counts if any pixel of the mask has it, as in the released code,
+    so one stray pixel is enough. Raises ValueError for names, folders, sizes and masks that do not
+    fit. Notebook 01.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")
@@ -114,18 +112,12 @@ def load(
         )
     spec = spec_of(dataset, data_root)
     if dataset == "phantom":
-        if patches < 1:
-            raise ValueError(f"the phantom is drawn: pass patches=1 or more, not {patches}.")
-        drawing = dict(
-            split=split,
-            n=patches,
-            size=size,
-            seed=seed,
-            heterogeneity=heterogeneity,
-            similarity=similarity,
-        )
-        folder = _cached(Path(cache), spec, split, drawing, lambda made: _draw(spec, drawing, made))
-        return PatchDataset(spec, split, folder)
+        if drawing is None:
+            raise ValueError("the phantom is drawn: pass drawing=phantom.Drawing(patches).")
+        phantom.check(split, size, drawing)
+        source = {"size": size} | drawing._asdict()
+        make = partial(_draw, spec, split, size, drawing)
+        return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
     layouts = check_layout(spec, data_root)
     if "regions" in layouts:
         key = _key(spec, "patches", _stamp(layouts["regions"]))
@@ -134,15 +126,13 @@ def load(
         )
     layout = layouts[split]
     source = {"size": size, "files": _stamp(layout)}
-    folder = _cached(
-        Path(cache), spec, split, source, lambda made: _decode(spec, split, layout, size, made)
-    )
-    return PatchDataset(spec, split, folder)
+    make = partial(_decode, spec, split, size, layout)
+    return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
 
 
-def _draw(spec: DatasetSpec, drawing: dict, folder: Path) -> dict:
+def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, folder: Path) -> dict:
     """Draw phantom patches into the arrays of a cache folder."""
-    drawn = phantom.draw(**drawing)
+    drawn = phantom.draw(split, size, drawing)
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(drawn, name))
     return {
@@ -152,7 +142,7 @@ def _draw(spec: DatasetSpec, drawing: dict, folder: Path) -> dict:
     }
 
 
-def _decode(spec: DatasetSpec, split: str, layout: Layout, size: int, folder: Path) -> dict:
+def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Path) -> dict:
     """Decode the PNG files of a split, in threads, into the arrays of a cache folder."""
     n, C = len(layout.ids), spec.C
     with Image.open(layout.images[0]) as first:
@@ -160,7 +150,8 @@ def _decode(spec: DatasetSpec, split: str, layout: Layout, size: int, folder: Pa
     needed = n * (3 * size * size + (width * height if layout.masks else 0))
     if shutil.disk_usage(folder).free < needed + (1 << 26):
         raise OSError(
-            f"the cache of {spec.name} {split} needs {needed / 2**30:.1f} GiB of disk: pass another cache."
+            f"the cache of {spec.name} {split} needs {needed / 2**30:.1f} GiB of disk: "
+            "pass another cache."
         )
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, size, size, 3))
     masks = layout.masks and np.lib.format.open_memmap(
@@ -179,8 +170,9 @@ def _decode(spec: DatasetSpec, split: str, layout: Layout, size: int, folder: Pa
                 )
             if mask.shape != (height, width):
                 raise ValueError(
-                    f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px but {layout.images[0]} is "
-                    f"{width} x {height} px: cut the patches of a split to one size."
+                    f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px but "
+                    f"{layout.images[0]} is {width} x {height} px: cut the patches of a split to "
+                    "one size."
                 )
             masks[i] = mask
         labels[i] = (
@@ -189,16 +181,15 @@ def _decode(spec: DatasetSpec, split: str, layout: Layout, size: int, folder: Pa
             else np.bincount(masks[i].ravel(), minlength=C + 1)[:C] > 0
         )
 
-    with ThreadPoolExecutor(
-        os.cpu_count()
-    ) as pool:  # Pillow decodes and resizes outside the interpreter lock
-        for _ in tqdm(
-            pool.map(one, range(n)), total=n, desc=f"decode {spec.name} {split}", leave=False
-        ):
+    # Pillow decodes and resizes outside the interpreter lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(one, range(n))
+        for _ in tqdm(work, total=n, desc=f"decode {spec.name} {split}", leave=False):
             pass
     if not labels.any():
         raise ValueError(
-            f"no patch of {spec.name} {split} shows any class: do the codes {spec.codes} fit its masks?"
+            f"no patch of {spec.name} {split} shows any class: "
+            f"do the codes {spec.codes} fit its masks?"
         )
     np.save(folder / "labels.npy", labels)
     return {
@@ -250,8 +241,9 @@ def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
     unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
     if unknown:
         raise ValueError(
-            f"{path} has {len(unknown)} colours outside the palette of {spec.name}, first {unknown[0]}: "
-            f"expected {spec.palette}, the last one for ignore. Many colours: the mask was resized."
+            f"{path} has {len(unknown)} colours outside the palette of {spec.name}, first "
+            f"{unknown[0]}: expected {spec.palette}, the last one for ignore. Many colours: the "
+            "mask was resized."
         )
     return np.array([classes[c] for c in colours], np.uint8)[inverse].reshape(pixels.shape[:2])
 
@@ -271,9 +263,8 @@ def _cached(
         )
         shutil.rmtree(folder)
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=cache, prefix=".making-"
-    ) as scratch:  # gone with what is in it on any error
+    # gone with what is in it on any error
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
         made = Path(scratch) / folder.name
         made.mkdir()
         manifest = make(made)
@@ -283,9 +274,8 @@ def _cached(
         try:
             made.rename(folder)
         except OSError:
-            if (
-                not folder.exists()
-            ):  # else another process was faster: its folder has the same content
+            # where it is there, another process was faster: its folder has the same content
+            if not folder.exists():
                 raise
     return folder
 
@@ -360,7 +350,7 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
     too good.
 
     datasets: the splits of one data set. Names that do not tell their slide or patient are counted,
-    not guessed. Shown in notebook 01.
+    not guessed. Notebook 01.
     """
     shared, sentences, total = [], [], sum(map(len, datasets))
     for kind in ("slides", "patients"):
@@ -380,8 +370,8 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
 
 
 def count_report(*datasets: PatchDataset) -> str:
-    """Say how many patches each split has, beside the published counts; a difference is no error
-    (notebook 01)."""
+    """Say how many patches each split has, beside the published counts; a difference is no error.
+    Notebook 01."""
     parts = []
     for d in datasets:
         published = d.spec.counts.get(d.split, ())

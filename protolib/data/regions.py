@@ -2,7 +2,7 @@
 data reads.
 
 The paper tells neither its patches nor its split of these sets. The rules here are ours: they stand
-in the spec (datasets.Cut) and, with what came of them, in regions.json beside the patches.
+in the spec (specs.Cut) and, with what came of them, in regions.json beside the patches.
 """
 
 import hashlib
@@ -93,9 +93,8 @@ def cut_region(image: np.ndarray, codes: np.ndarray, spec: DatasetSpec) -> Itera
     for y in range(0, H - rule.size + 1, rule.stride):
         for x in range(0, W - rule.size + 1, rule.stride):
             window = np.s_[y : y + rule.size, x : x + rule.size]
-            share = (
-                np.bincount(table[codes[window]].ravel(), minlength=spec.C + 1) / rule.size**2
-            )  # (C + 1,)
+            area = np.bincount(table[codes[window]].ravel(), minlength=spec.C + 1)  # (C + 1,) px
+            share = area / rule.size**2
             if share[spec.C] <= rule.ignore and white_share(image[window][None])[0] <= rule.white:
                 label = tuple(int(present) for present in share[: spec.C] >= rule.present)
                 yield Patch(x, y, label, image[window], codes[window])
@@ -115,9 +114,8 @@ def read_region(image: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
             pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
         path = labels
         if labels.suffix.lower() == ".txt":
-            codes = np.loadtxt(
-                labels, np.float32, ndmin=2
-            )  # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
+            # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
+            codes = np.loadtxt(labels, np.float32, ndmin=2)
             if (codes != np.rint(codes)).any():
                 raise ValueError("numbers that are not whole")
             codes = np.where((codes >= 0) & (codes <= 255), codes, 255).astype(np.uint8)
@@ -137,7 +135,7 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
     """Cut all regions into `to` as train/, val/ and test/, each with masks that hold the published
     codes; gives `to`.
 
-    regions: of datasets.find_regions. workers: threads, one region each, about 7 bytes a pixel of
+    regions: of specs.find_regions. workers: threads, one region each, about 7 bytes a pixel of
     it; None = one a core. A region is kept from the moment it is whole, so a run that was stopped
     goes on with the next; train/, val/ and test/ appear when all are cut, regions.json last.
     Nothing is done where it is of the same regions and rules. Raises ValueError before any work for
@@ -156,9 +154,8 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
             return to
         _check(spec, regions, splits, to)
         scratch.mkdir(exist_ok=True)
-        with ThreadPoolExecutor(
-            workers or os.cpu_count()
-        ) as pool:  # numpy, Pillow and zlib let go of the lock
+        # numpy, Pillow and zlib let go of the lock
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             todo = zip(regions.images, regions.masks, regions.ids, splits, parts)
             work = pool.map(lambda one: _cut_to_disk(spec, *one), todo)
             found = list(tqdm(work, total=len(parts), desc=f"cut {spec.name}", leave=False))
@@ -204,8 +201,8 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
     for split in SPLITS:
         if split not in splits:
             raise ValueError(
-                f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 and 1 "
-                "of 10 are in train, val and test, by regions.split_of): bring more regions."
+                f"{spec.name}: none of the {len(splits)} regions is of a patient in {split} (8, 1 "
+                "and 1 of 10 are in train, val and test, by regions.split_of): bring more regions."
             )
     area = 0
     for image, labels in zip(regions.images, regions.masks):
@@ -216,19 +213,19 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
                 if opened.size != size:
                     raise ValueError(_sizes(labels, opened.size, image, size))
         area += size[0] * size[1]
-    needed = (
-        2.5 * area * (spec.regions.size / spec.regions.stride) ** 2
-    )  # bytes: PNG takes two a pixel of tissue
+    overlap = (spec.regions.size / spec.regions.stride) ** 2
+    needed = 2.5 * area * overlap  # bytes: PNG takes two a pixel of tissue
     if shutil.disk_usage(to).free < needed:
         raise OSError(
-            f"the patches of {spec.name} may need {needed / 2**30:.1f} GiB of disk: pass another folder."
+            f"the patches of {spec.name} may need {needed / 2**30:.1f} GiB of disk: "
+            "pass another folder."
         )
 
 
 def _sizes(labels: Path, found: tuple, image: Path, expected: tuple) -> str:
     return (
-        f"{labels} is {found[0]} x {found[1]} px and its image {image.name} is {expected[0]} x {expected[1]} px: "
-        "they must agree."
+        f"{labels} is {found[0]} x {found[1]} px and its image {image.name} is "
+        f"{expected[0]} x {expected[1]} px: they must agree."
     )
 
 
@@ -240,14 +237,14 @@ def _cut_to_disk(
     if not part.is_dir():
         pixels, codes = read_region(image, labels)
         windows = [max(0, (n - spec.regions.size) // spec.regions.stride + 1) for n in codes.shape]
-        palette = (
-            np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
-        )  # each code in its class's colour
+        # each code in its class's colour
+        palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".making-") as scratch:
-            made, n = Path(scratch) / "part", 0
+            made, kept = Path(scratch) / "part", 0
             for folder in ("img", "mask"):
                 (made / folder).mkdir(parents=True)
-            for n, patch in enumerate(cut_region(pixels, codes, spec), 1):
+            for patch in cut_region(pixels, codes, spec):
+                kept += 1
                 label = f"+0[{''.join(map(str, patch.label))}]" if split == "train" else ""
                 file = f"{name}_x{patch.x}_y{patch.y}{label}.png"
                 mask = Image.fromarray(patch.codes, mode="P")
@@ -256,7 +253,7 @@ def _cut_to_disk(
                 mask.save(made / "mask" / file)
             files.write_json(
                 made / "cut.json",
-                {"split": split, "windows": windows[0] * windows[1], "patches": n},
+                {"split": split, "windows": windows[0] * windows[1], "patches": kept},
             )
             made.rename(part)
     return files.read_json(part / "cut.json")
@@ -275,7 +272,7 @@ def _assemble(parts: list[Path], splits: list[str], tree: Path, to: Path) -> Non
     for split in SPLITS:
         if not (tree / split).is_dir() and not (to / split).is_dir():
             raise ValueError(
-                f"no patch of {split} was kept: do the codes fit these labels? The rule: datasets.Cut."
+                f"no patch of {split} was kept: do the codes fit these labels? The rule: specs.Cut."
             )
     for split in SPLITS:
         if (tree / split).is_dir():  # else an interrupted run has moved it

@@ -136,7 +136,7 @@ class Cells(NamedTuple):
 
 
 def looks(heterogeneity: float, similarity: float) -> np.ndarray:
-    """Give the table of looks (C, K, 22) under the two dials (notebook 01).
+    """Give the table of looks (C, K, 22) under the two dials. Notebook 01.
 
     Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor
     sqrt(2 h), so 0 makes the sub-types one and 0.5 is the table, but never beyond what some row
