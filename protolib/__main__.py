@@ -7,16 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-TABLES = (
-    "table1",
-    "table2",
-    "table3",
-    "table4",
-    "table5",
-    "table6",
-    "figure3",
-    "figure4",
-)  # of grid.toml
+# of study/grid.toml
+TABLES = ("table1", "ours", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,8 +30,8 @@ def parser() -> argparse.ArgumentParser:
         help="phantom (default, no files needed), bcss-wsss, luad-histoseg, bcss, gcss or custom",
     )
     run.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
-    run.add_argument("--seed", metavar="N", type=int, help="0, 1, 2, ... (default: 0)")
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
+    run.add_argument("--seed", metavar="N", type=seed, help="0, 1, 2, ... (default: 0)")
+    run.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1 or mps")
     run.add_argument(
         "-p",
         dest="pairs",
@@ -63,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         help="write the run here, not in a new folder under runs/",
     )
     ablate = commands.add_parser(
-        "ablate", help="run the grid of the paper's tables, a notebook a cell, into results/"
+        "ablate", help="run the grid of the paper's tables, one notebook a run, into results/"
     )
     ablate.add_argument(
         "tables",
@@ -76,19 +68,23 @@ def parser() -> argparse.ArgumentParser:
         "--preset", default="lean", help="default: lean, made for laptops; paper_text wants GPUs"
     )
     ablate.add_argument("--dataset", metavar="NAME", default="phantom", help="as in run")
-    ablate.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
+    ablate.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        help="folder of that data set; given several times: folds, whose slides are pooled",
+    )
     ablate.add_argument(
         "--seeds", metavar="N,N", type=seeds, default=(0, 1, 2), help="default: 0,1,2"
     )
-    ablate.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
-    )
+    ablate.add_argument("--device", metavar="NAME", default="auto", help="as in run")
     ablate.add_argument(
         "--jobs",
         metavar="N",
         type=int,
         default=0,
-        help="cells at a time (default: one per GPU, or per core and 4 GB of free memory)",
+        help="runs at a time (default: one per GPU, or per core and 3 GB of free memory)",
     )
     report = commands.add_parser(
         "report",
@@ -116,9 +112,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def seed(text: str) -> int:
+    """A whole number from 0 on; raises argparse's error for anything else."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give 0, 1, 2, ...")
+    return int(text)
+
+
 def seeds(text: str) -> tuple[int, ...]:
-    """The seeds of "0,1,2", each once; raises ValueError for anything else."""
-    return tuple(dict.fromkeys(int(seed) for seed in text.split(",")))
+    """The seeds of "0,1,2", each once; raises as seed does."""
+    return tuple(dict.fromkeys(seed(part) for part in text.split(",")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,11 +159,14 @@ def _run(args: argparse.Namespace, notebooks: Path) -> int:
 def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.study import ablate
 
-    names = TABLES if "all" in args.tables else args.tables
-    root = str(args.data.resolve()) if args.data else ""
-    return ablate.run(
-        notebooks, names, args.dataset, root, args.preset, args.seeds, args.device, args.jobs
+    plan = ablate.Plan(
+        tables=TABLES if "all" in args.tables else args.tables,
+        preset=args.preset,
+        dataset=args.dataset,
+        roots=[str(root.resolve()) for root in args.data or ()] or [""],
+        seeds=args.seeds,
     )
+    return ablate.run(notebooks, plan, args.device, args.jobs)
 
 
 def _report(args: argparse.Namespace, notebooks: Path) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from protolib import __version__, bank, cams, losses, metrics, presets, results, segmentation
 from protolib.classnet import ClassNet
 from protolib.data import patches, specs
+from protolib.data.phantom import Drawing
 from protolib.files import read_json, write_json, write_npz
 from protolib.maps import argmax_masks
 from protolib.matching import nearest_classes
@@ -128,6 +129,7 @@ class Run:
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
         self.spec = specs.spec_of(dataset, data_root)
         self._splits, self._nets, self._histories = {}, {}, {}
+        self._seed_key = str(seed)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -140,13 +142,20 @@ class Run:
             left |= {"pbip_masked_image"}
         return tuple(method for method in results.METHODS if method not in left)
 
+    def variant(self, p: Preset, run_dir: str | Path) -> "Run":
+        """The same data, seed and device under another preset, in a folder of its own.
+        Notebook 07."""
+        other = Run(p, self.dataset, self.data_root, run_dir, self.seed, self.device, self.cache)
+        if (p.size, p.patches) == (self.preset.size, self.preset.patches):
+            other._splits = self._splits  # opened once
+        return other
+
     @cached_property
     def masked_images(self) -> "Run":
         """The same run with the paper's matching loss on masked images: what "pbip_masked_image"
         is. Notebook 04."""
         p = presets.with_masked_images(self.preset)
-        place = self.folder / "pbip_masked_image"
-        return Run(p, self.dataset, self.data_root, place, self.seed, self.device, self.cache)
+        return self.variant(p, self.folder / "pbip_masked_image")
 
     def forget(self) -> None:
         """Delete every step that the folder holds; the cache stays. Notebook 04."""
@@ -163,10 +172,9 @@ class Run:
                 self.dataset,
                 split,
                 self.preset.size,
-                data_root=self.data_root,
                 cache=self.cache,
-                seed=self.seed,
-                patches=n,
+                data_root=self.data_root,
+                drawing=Drawing(n, self.seed),
             )
         return self._splits[split]
 
@@ -175,8 +183,8 @@ class Run:
     def key(self, step: str, method: str = "", split: str = "train") -> str:
         """Hash of all that a step reads. Notebook 00.
 
-        step: "features" of a split, "bank", "network" of a method, "pseudo_masks", or "counts" of a
-        method on a split.
+        step: "features" of a split, "bank", "network" of a method, "pseudo_masks", "counts" of a
+        method on a split, or its "zero_shot" labels.
         """
         if method == "pbip_masked_image":
             return self.masked_images.key(step, "pbip_stage1", split)
@@ -186,7 +194,20 @@ class Run:
             "network": lambda: self._network_key(method),
             "pseudo_masks": self._pseudo_masks_key,
             "counts": lambda: self._counts_key(method, split),
+            "zero_shot": lambda: self._zero_shot_key(split),
         }[step]()
+
+    def base(self, step: str, method: str = "", split: str = "train") -> str:
+        """The key of a step without its data and seed: equal where only these two differ, so that
+        a mean over seeds never mixes settings, code or weights. Notebook 07."""
+        other = self.variant(self.preset, self.folder)
+        other._prints, other._seed_key = (lambda split: ""), ""
+        if method == "pbip_masked_image":
+            return self.masked_images.base(step, "pbip_stage1", split)
+        return other.key(step, method, split)
+
+    def _prints(self, split: str) -> str:
+        return self.data(split).fingerprint
 
     def _hash(self, step: str, reads: Iterable[str], *rests: str, code=tuple(CODE)) -> str:
         """The one formula: what is done, the fields that it reads, the code that it runs, and what
@@ -197,7 +218,7 @@ class Run:
 
     def _features_key(self, encoder: str, split: str) -> str:
         pooled = "pooled" if self.preset.look != "masked_image" else "whole"
-        rests = pooled, encoder, encoders.identity(encoder), self.data(split).fingerprint
+        rests = pooled, encoder, encoders.identity(encoder), self._prints(split)
         return self._hash("features", READS["features"], *rests, code=("data", "nets"))
 
     def _bank_key(self) -> str:
@@ -205,13 +226,13 @@ class Run:
         rests = [
             self._features_key(name, "train") for name in (p.encoder, p.cluster_encoder) if name
         ]
-        return self._hash("bank", READS["bank"], *rests, str(self.seed))
+        return self._hash("bank", READS["bank"], *rests, self._seed_key)
 
     def _network_key(self, method: str) -> str:
         if method in STAGE2:
             return self._stage2_key(method)
-        p, rests = self.preset, [str(self.seed)]
-        rests += [backbones.identity(p.backbone), self.data("train").fingerprint]
+        p, rests = self.preset, [self._seed_key]
+        rests += [backbones.identity(p.backbone), self._prints("train")]
         if method == "cam":
             return self._hash(method, READS["network"] | {"cam_levels"}, *rests)
         reads = READS["network"] | READS["levels"] | READS["prototypes"]
@@ -228,23 +249,23 @@ class Run:
         if method == "pbip_stage2":
             masks = self._pseudo_masks_key()
         else:
-            masks = self.data(self._masked_split).fingerprint
+            masks = self._prints(self._masked_split)
         name = self.preset.stage2_backbone or self.preset.backbone
-        rests = masks, backbones.identity(name), str(self.seed)
+        rests = masks, backbones.identity(name), self._seed_key
         return self._hash(method, READS["stage 2"], *rests)
 
     def _watched_key(self) -> str:
         """What the IoU of the history reads: it may change without the network."""
         reads = READS["maps"] | {"fusion", "cam_fusion"}
-        return self._hash("watched", reads, self.data("val").fingerprint)
+        return self._hash("watched", reads, self._prints("val"))
 
     def _pseudo_masks_key(self) -> str:
         reads = READS["maps"] | READS["masks"] | {"fusion", "pseudo_tta"}
-        rests = self._network_key("pbip_stage1"), self.data("train").fingerprint
+        rests = self._network_key("pbip_stage1"), self._prints("train")
         return self._hash("pseudo masks", reads, *rests)
 
     def _counts_key(self, method: str, split: str) -> str:
-        fingerprint = self.data(split).fingerprint
+        fingerprint = self._prints(split)
         if method == "nearest_prototype":
             rests = self._bank_key(), encoders.identity(self.preset.encoder), fingerprint
             reads = READS["features"] | READS["masks"] | {"size"}
@@ -255,6 +276,10 @@ class Run:
         fusion = "cam_fusion" if method == "cam" else "fusion"
         reads = READS["maps"] | READS["masks"] | {fusion, "tta"}
         return self._hash("counts", reads, *rests)
+
+    def _zero_shot_key(self, split: str) -> str:
+        rests = self._bank_key(), self._features_key(self.preset.encoder, split)
+        return self._hash("zero shot", (), *rests)
 
     def _made(self, file: Path, key: str) -> bool:
         return file.exists() and read_json(file).get("key") == key
@@ -567,6 +592,8 @@ class Run:
         oracle = metrics.Protocol("oracle", self.preset.ignore)
         scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=oracle)} for m in methods}
         trained = [m for m in methods if m != "nearest_prototype"]
+        if self.preset.prototypes == "learnable" and "pbip_stage1" in scored:
+            scored["pbip_stage1"]["title"] = "Learned prototypes, LPD"
         made = results.record(
             preset=self.preset.name,
             dataset=self.dataset,

@@ -28,6 +28,7 @@ RECORD = {
     "dataset": str,
     "seed": int,
     "device": str,
+    "threads": int,
     "protolib": str,
     "methods": dict,
     "seconds": dict,

@@ -150,7 +150,7 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
-KEYS = {"name": str, "classes": (list, tuple), "titles": (list, tuple), "palette": list}
+KEYS = {"name": str, "classes": list, "titles": list, "palette": list}
 KEYS |= {"codes": dict}
 MORE_KEYS = {
     "spelling": str,

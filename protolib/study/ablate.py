@@ -1,4 +1,4 @@
-"""Runs the grid of the paper's tables, one notebook a cell, as many at a time as the machine has
+"""Runs the grid of the paper's tables, one notebook a run, as many at a time as the machine has
 room for."""
 
 import os
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import papermill
@@ -24,174 +25,214 @@ from protolib.data import specs
 from protolib.experiment import Run
 from protolib.study import grid, runner
 
-NOTEBOOK = "cell.ipynb"
-MEMORY = 4e9  # bytes that one cell may take on a CPU: the peak of preset quick with a matching loss
+NOTEBOOK = "one_run.ipynb"
+MADE = "made.json"  # what that notebook leaves
+MEMORY = 3e9  # bytes that one run may take on a CPU
 
 
-def run(
-    notebooks: Path,
-    names: Sequence[str],
-    dataset: str,
-    data_root: str,
-    preset: str,
-    seeds: Sequence[int],
-    device: str = "auto",
-    jobs: int = 0,
-) -> int:
-    """Run every cell of these tables that results/<data>-<preset>.json does not hold yet. Notebook
-    07.
+class Plan(NamedTuple):
+    """What is asked for: tables of grid.toml, for a preset on a data set, over folds and seeds."""
 
-    notebooks: the folder of cell.ipynb; runs/ and results/ stand beside it. names: tables of
-    grid.toml. jobs: cells at a time, 0: one per GPU, or per CPU core and 4 GB of free memory. A
-    cell that is done is in the file before the next one begins, so a run that was stopped goes on
-    where it was. On a CPU each cell has one thread: the scores do not depend on the machine's load.
-    Returns the exit status: 0 done, 1 a cell failed, 130 interrupted. Raises ValueError before any
-    work for what cannot be.
+    tables: Sequence[str]
+    preset: str
+    dataset: str
+    roots: Sequence[str]  # a data folder for each fold; one empty text for the phantom
+    seeds: Sequence[int]
+
+
+class Task(NamedTuple):
+    """One run that is still to be made."""
+
+    experiment: grid.Experiment
+    run: Run
+    fold: str
+    key: str
+    base: str
+
+
+def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int:
+    """Make every run of a plan that results/<data>-<preset>.json does not hold yet. Notebook 07.
+
+    notebooks: the folder of one_run.ipynb; runs/ and results/ stand beside it. jobs: runs at a
+    time, 0: one per GPU, or per CPU core and 3 GB of free memory. A run that is done is in the file
+    before the next one begins, so a grid that was stopped goes on where it was. On a CPU each run
+    has one thread: the scores do not depend on the machine's load. Returns the exit status: 0 done,
+    1 a run failed, 130 interrupted. Raises ValueError before any work for what cannot be.
     """
-    p = presets.preset(preset)
-    tables = grid.tables(p)
-    if dataset != "phantom":
-        specs.check_layout(specs.spec_of(dataset, data_root), data_root)
-    runs = [
-        Run(
-            preset,
-            dataset,
-            data_root,
-            seed=seed,
-            cache=notebooks.parent / "runs" / "ablations" / "cache",
-        )
-        for seed in seeds
-    ]
-    label, official = grid.named(runs[0])
-    stem = re.sub(r"[^\w.-]+", "-", f"{label}-{preset}")
-    folder, file = (
-        notebooks.parent / "runs" / "ablations" / stem,
-        notebooks.parent / "results" / f"{stem}.json",
-    )
+    if jobs < 0:
+        raise ValueError(f"--jobs {jobs}: give 0 (as many as there is room for) or more")
+    p = presets.preset(plan.preset)
+    for root in plan.roots:
+        if plan.dataset != "phantom":
+            specs.check_layout(specs.spec_of(plan.dataset, root), root)
+    home = notebooks.parent / "runs" / "ablations"
+    folds = fold_names(plan.roots)
+    opened = {
+        (fold, seed): Run(p, plan.dataset, root, home, seed, device, home / "cache")
+        for fold, root in zip(folds, plan.roots)
+        for seed in plan.seeds
+    }
+    label, official = pooled_name(list(opened.values()), plan.roots)
+    stem = re.sub(r"[^\w.-]+", "-", f"{label}-{plan.preset}")
+    folder, file = home / stem, notebooks.parent / "results" / f"{stem}.json"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            book = Results(file, runs[0], label, official, tables)
-            todo = _todo(
-                book, p, {cell.name: cell for name in names for cell in tables[name].values()}, runs
-            )
-            return _execute(book, notebooks / NOTEBOOK, folder, todo, device, jobs)
+            book = Results(file, opened, label, official)
+            todo = _todo(book, plan.tables, opened)
+            return _execute(book, notebooks / NOTEBOOK, folder, todo, _devices(device, jobs))
     except Timeout:
         raise ValueError(
-            f"another command is at work on {stem}: wait for it, or stop it; this one would go on after it"
+            f"another command is at work on {stem}: wait for it, or stop it; this one would go on "
+            "after it"
         ) from None
 
 
+def fold_names(roots: Sequence[str]) -> list[str]:
+    """What the folds are called in the results: their folders' names, "" where there is one.
+
+    Raises ValueError for two folders of one name.
+    """
+    if len(roots) == 1:
+        return [""]
+    names = [Path(root).resolve().name for root in roots]
+    if len(set(names)) < len(names):
+        raise ValueError(f"folds need folders of different names, these are {', '.join(names)}")
+    return names
+
+
+def pooled_name(opened: Sequence[Run], roots: Sequence[str]) -> tuple[str, bool]:
+    """What the data is called in the results, and whether it is a published set in full: folds
+    share what their folders' names begin with."""
+    if len(roots) == 1:
+        return grid.named(opened[0])
+    common = os.path.commonprefix([Path(root).resolve().name for root in roots])
+    return re.sub(r"[\W_\d]+$", "", common) or Path(roots[0]).resolve().parent.name, False
+
+
 class Results:
-    """results/<data>-<preset>.json: numbers and where they come from, one line a cell, whole at
+    """results/<data>-<preset>.json: numbers and where they come from, one line a run, whole at
     every moment."""
 
-    def __init__(self, file: Path, run: Run, label: str, official: bool, tables: dict):
+    def __init__(self, file: Path, opened: dict[tuple[str, int], Run], label: str, official: bool):
         old = files.read_json(file) if file.exists() else {}
+        one, folds = next(iter(opened.values())), list(dict.fromkeys(fold for fold, _ in opened))
+        if old and sorted(old["folds"]) != sorted(folds):
+            raise ValueError(
+                f"{file.name} holds the folds {old['folds']}, these are {folds}: a mean must not "
+                "mix them; give the same folders, or move the file away"
+            )
         self.file, self.lock = file, Lock()
-        self.cells = {(c["cell"], c["seed"]): c for c in old.get("cells", [])}
+        self.runs = {(r["run"], r["fold"], r["seed"]): r for r in old.get("runs", [])}
         self.head = {
             "label": label,
             "official": official,
-            "dataset": run.dataset,
-            "patches": {split: len(run.data(split)) for split in ("train", "val", "test")},
-            "preset": run.preset.name,
-            "size": run.preset.size,
-            "epochs": run.preset.epochs,
-            "classes": run.spec.classes,
+            "dataset": one.dataset,
+            "preset": one.preset.name,
+            "size": one.preset.size,
+            "epochs": one.preset.epochs,
+            "classes": one.spec.classes,
+            "folds": folds,
+            "patches": {
+                fold: {split: len(run.data(split)) for split in specs.SPLITS}
+                for (fold, _), run in opened.items()
+            },
             "not_run": old.get("not_run", {}),
             "tables": {
-                name: {row: cell.name for row, cell in rows.items()}
-                for name, rows in tables.items()
+                table: {row: experiment.name for row, experiment in rows.items()}
+                for table, rows in grid.tables(one.preset).items()
             },
         }
 
-    def has(self, cell: str, seed: int, key: str) -> bool:
-        """Whether the scores of this cell are there, made from the same settings, data and code."""
-        return self.cells.get((cell, seed), {}).get("key") == key
+    def has(self, task: Task) -> bool:
+        """Whether the scores of this run are there, made from the same settings, data and code."""
+        place = task.experiment.name, task.fold, task.run.seed
+        return self.runs.get(place, {}).get("key") == task.key
 
     def add(self, made: dict) -> None:
-        """Take in a cell and write the file; what other code made of the same cell goes: a mean
-        must not mix the two."""
+        """Take in a run and write the file; runs of the same experiment that were made with other
+        settings, code or weights go: a mean must not mix the two."""
         with self.lock:
-            other = [
-                k
-                for k, c in self.cells.items()
-                if k[0] == made["cell"] and c.get("code") != made.get("code")
+            others = [
+                place
+                for place, run in self.runs.items()
+                if run["run"] == made["run"] and run["base"] != made["base"]
             ]
-            for place in other:
-                del self.cells[place]
-            self.cells[made["cell"], made["seed"]] = made
+            for place in others:
+                del self.runs[place]
+            self.runs[made["run"], made["fold"], made["seed"]] = made
             self.write()
 
     def write(self) -> None:
-        """Write all that is known, cells in the order of their names."""
+        """Write all that is known, runs in the order of their names."""
         self.file.parent.mkdir(exist_ok=True)
-        files.write_json(
-            self.file,
-            self.head | {"cells": [self.cells[k] for k in sorted(self.cells)]},
-            lines="cells",
-        )
+        ordered = [self.runs[place] for place in sorted(self.runs)]
+        files.write_json(self.file, self.head | {"runs": ordered}, lines="runs")
 
 
-def _todo(
-    book: Results, p: presets.Preset, cells: dict[str, grid.Cell], runs: Sequence[Run]
-) -> list[tuple]:
-    """Cells with their seed, run and key that are still to be run; what cannot be is noted with its
-    reason."""
-    owners = [
-        bank.candidates(run.data("train"), 1, p.white_limit, p.single_class)[1] for run in runs
-    ]
-    pure = {
-        name: min(int((o == c).sum()) for o in owners)
-        for c, name in enumerate(runs[0].spec.classes)
-    }
-    not_run = {name: why for name, cell in cells.items() if (why := grid.refusal(p, cell, pure))}
-    book.head["not_run"] = {
-        name: why for name, why in book.head["not_run"].items() if name not in cells
-    } | not_run
-    reasons = Counter(not_run.values()).most_common()
-    for why, count in reasons[:5]:
-        print(f"not run, {count} {'cells' if count > 1 else 'cell'}: {why}", flush=True)
-    if rest := sum(count for _, count in reasons[5:]):
-        print(
-            f"not run, {rest} more cells for such reasons: python -m protolib report tells each",
-            flush=True,
-        )
-    wanted = [
-        (cell, run, grid.key(p, cell, run.seed, run.data("train").fingerprint))
-        for run in runs
-        for name, cell in cells.items()
+def _todo(book: Results, tables: Sequence[str], opened: dict[tuple[str, int], Run]) -> list[Task]:
+    """What is still to be run; what cannot be is noted with its reason."""
+    p = next(iter(opened.values())).preset
+    made_of = grid.tables(p)
+    wanted = {e.name: e for name in tables for e in made_of[name].values()}
+    pure = _fewest_pure(p, list(opened.values()))
+    reasons = {name: grid.refusal(p, experiment, pure) for name, experiment in wanted.items()}
+    not_run = {name: why for name, why in reasons.items() if why}
+    kept = {name: why for name, why in book.head["not_run"].items() if name not in wanted}
+    book.head["not_run"] = kept | not_run
+    _tell_refusals(not_run)
+    tasks = [
+        Task(experiment, run, fold, *grid.identity(run, experiment))
+        for (fold, _), run in opened.items()
+        for name, experiment in wanted.items()
         if name not in not_run
     ]
-    todo = [(cell, run, key) for cell, run, key in wanted if not book.has(cell.name, run.seed, key)]
-    print(f"{len(wanted)} cells, {len(wanted) - len(todo)} done before", flush=True)
+    todo = [task for task in tasks if not book.has(task)]
+    print(f"{len(tasks)} runs, {len(tasks) - len(todo)} done before", flush=True)
     book.write()
     return todo
 
 
+def _fewest_pure(p: presets.Preset, opened: Sequence[Run]) -> dict[str, int]:
+    """How many training patches of each class a bank could stand on, in the run that has fewest."""
+    owners = [
+        bank.candidates(run.data("train"), 1, p.white_limit, p.single_class)[1] for run in opened
+    ]
+    classes = opened[0].spec.classes
+    return {name: min(int((o == c).sum()) for o in owners) for c, name in enumerate(classes)}
+
+
+def _tell_refusals(not_run: dict[str, str]) -> None:
+    """The five most common reasons; the report tells each."""
+    reasons = Counter(not_run.values()).most_common()
+    for why, count in reasons[:5]:
+        print(f"not run, {count} experiment{'s' * (count > 1)}: {why}", flush=True)
+    if rest := sum(count for _, count in reasons[5:]):
+        print(f"not run, {rest} more: python -m protolib report tells each", flush=True)
+
+
 def _execute(
-    book: Results, notebook: Path, folder: Path, todo: list[tuple], device: str, jobs: int
+    book: Results, notebook: Path, folder: Path, todo: list[Task], devices: list[str]
 ) -> int:
-    devices = _devices(device, jobs)
     free, began, failed = queue.SimpleQueue(), time.monotonic(), 0
     for place in devices:
         free.put(place)
     runner.use_own_kernel()
     if devices[0] == "cpu":
         os.environ["OMP_NUM_THREADS"] = "1"  # of the kernels to come
+        print(f"{len(devices)} at a time, 1 thread each", flush=True)
     with ThreadPoolExecutor(len(devices)) as pool:
-        futures = [pool.submit(_one, book, notebook, folder, free, *task) for task in todo]
+        futures = [pool.submit(_one, book, notebook, folder, free, task) for task in todo]
         try:
             for n, future in enumerate(as_completed(futures), start=1):
                 failed += not _told(future, n, len(todo), began)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for kernel in psutil.Process().children():
-                # its thread ends with it; what the cell has made so far stays in its folder
-                kernel.kill()
+                kernel.kill()  # its thread ends with it; what it made so far stays in its folder
             print(
-                f"\ninterrupted; the same command goes on. Finished cells: {runner.short(book.file)}",
+                "\ninterrupted; the same command goes on. "
+                f"Finished runs: {runner.short(book.file)}",
                 file=sys.stderr,
             )
             return 130
@@ -200,31 +241,23 @@ def _execute(
 
 
 def _devices(device: str, jobs: int) -> list[str]:
-    """One entry for each cell that runs at a time."""
-    gpus = torch.cuda.device_count() if device != "cpu" else 0
-    if gpus:
+    """One entry for each run that goes on at a time."""
+    if device in ("auto", "cuda") and (gpus := torch.cuda.device_count()):
         return [f"cuda:{i % gpus}" for i in range(jobs or gpus)]
+    if device not in ("auto", "cpu"):
+        return [device] * (jobs or 1)
     room = int(psutil.virtual_memory().available // MEMORY)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ["cpu"] * (jobs or max(1, min(cores, room)))
+    return ["cpu"] * (jobs or max(1, min(cores or 1, room)))
 
 
-def _one(
-    book: Results,
-    notebook: Path,
-    folder: Path,
-    free: queue.SimpleQueue,
-    cell: grid.Cell,
-    run: Run,
-    key: str,
-) -> dict:
-    """Run one cell in its folder, then keep its numbers and its notebook and drop the rest."""
-    place, own, began = free.get(), folder / cell.name / f"seed {run.seed}", time.monotonic()
+def _one(book: Results, notebook: Path, folder: Path, free: queue.SimpleQueue, task: Task) -> dict:
+    """Make one run in its folder, then keep its numbers and its notebook and drop the rest."""
+    place, run, began = free.get(), task.run, time.monotonic()
+    name = "/".join(filter(None, (task.experiment.name, task.fold, f"seed {run.seed}")))
+    own = folder / name
     try:
         own.mkdir(parents=True, exist_ok=True)
-        # made anew, also after a kill: building it moves the random numbers that the initial
-        # weights are drawn from, loading does not
-        shutil.rmtree(own / "bank", ignore_errors=True)
         parameters = {
             "preset": run.preset.name,
             "dataset": run.dataset,
@@ -232,8 +265,8 @@ def _one(
             "run_dir": str(own),
             "seed": run.seed,
             "device": place,
-            "method": cell.method,
-            "settings": cell.settings,
+            "method": task.experiment.method,
+            "settings": task.experiment.settings,
             "cache": str(run.cache),
         }
         try:
@@ -249,13 +282,15 @@ def _one(
         except Exception as error:
             raise RuntimeError(runner.explain(error, notebook, own / NOTEBOOK)) from error
         made = {
-            "cell": cell.name,
-            "method": cell.method,
-            "settings": cell.settings,
+            "run": task.experiment.name,
+            "method": task.experiment.method,
+            "settings": task.experiment.settings,
             "seed": run.seed,
-            "key": key,
-            "run_id": f"{folder.name}/{cell.name}/seed {run.seed}",
-            **files.read_json(own / "cell.json"),
+            "fold": task.fold,
+            "key": task.key,
+            "base": task.base,
+            "run_id": f"{folder.name}/{name}",
+            **files.read_json(own / MADE),
             "hours": round((time.monotonic() - began) / 3600, 4),
         }
         book.add(made)
@@ -267,7 +302,7 @@ def _one(
 
 
 def _told(future: Future, n: int, of: int, began: float) -> bool:
-    """Print one line on a cell that has ended; whether it went well."""
+    """Print one line on a run that has ended; whether it went well."""
     left = (time.monotonic() - began) / n * (of - n) / 60
     try:
         made = future.result()
@@ -275,9 +310,10 @@ def _told(future: Future, n: int, of: int, began: float) -> bool:
         print(f"{n:>4}/{of}  failed: {error}", file=sys.stderr, flush=True)
         return False
     scores = made["scores"].get("predicted") or made["scores"]["f1"]
-    [(name, value)] = [(k, scores[k]) for k in ("miou", "f1") if k in scores]
+    name = "miou" if "miou" in scores else "f1"
+    value = np.nan if scores[name] is None else scores[name]
     print(
-        f"{n:>4}/{of}  {made['cell']}, seed {made['seed']}: {name} {np.nan if value is None else value:.3f}, "
+        f"{n:>4}/{of}  {made['run_id'].partition('/')[2]}: {name} {value:.3f}, "
         f"{made['hours'] * 3600:.0f} s, about {left:.0f} min left",
         flush=True,
     )

@@ -1,7 +1,6 @@
-"""The grid of the paper's tables: which cells a preset asks for, which of them cannot run here, and
-what one of them yields."""
+"""The grid of the paper's tables: which experiments a preset asks for, which of them cannot run
+here, and what a run of one yields."""
 
-import hashlib
 import platform
 import tomllib
 from collections.abc import Mapping
@@ -23,59 +22,63 @@ ROWS: dict[str, dict[str, dict]] = tomllib.loads(
     Path(__file__).with_name("grid.toml").read_text("utf-8")
 )
 ZERO_SHOT = "nearest prototype, main class of each test patch"
+UNTRAINED = ("zero_shot", "nearest_prototype")
 
 
-class Cell(NamedTuple):
-    """One experiment, whatever its seed: a method and the fields that it changes in the preset."""
+class Experiment(NamedTuple):
+    """One row's work, whatever its seed and data: a method and the fields that it changes in the
+    preset."""
 
     name: str
     method: str
     settings: dict[str, Any]
 
 
-def tables(p: Preset) -> dict[str, dict[str, Cell]]:
-    """The cell of every row of every table. A change to what the preset has anyway is none, so
-    tables share cells. Notebook 07."""
+def tables(p: Preset) -> dict[str, dict[str, Experiment]]:
+    """The experiment of every row of every table. A change to what the preset has anyway is none,
+    so tables share experiments. Notebook 07."""
     return {
-        t: {row.format(**asdict(p)): _cell(p, change) for row, change in rows.items()}
-        for t, rows in ROWS.items()
+        table: {row.format(**asdict(p)): _experiment(p, change) for row, change in rows.items()}
+        for table, rows in ROWS.items()
     }
 
 
-def _cell(p: Preset, change: Mapping[str, Any]) -> Cell:
+def _experiment(p: Preset, change: Mapping[str, Any]) -> Experiment:
     method, own = change.get("method", "pbip_stage1"), asdict(p)
-    settings = {
-        k: v for k, v in sorted(change.items()) if k != "method" and presets.frozen(v) != own[k]
-    }
+    wanted = {field: value for field, value in sorted(change.items()) if field != "method"}
+    settings = {f: v for f, v in wanted.items() if presets.frozen(v) != own[f]}
     words = (
-        f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items()
+        f"{f}={','.join(map(str, v)) if isinstance(v, list) else v}" for f, v in settings.items()
     )
-    return Cell(" ".join((method, *words)), method, settings)
+    return Experiment(" ".join((method, *words)), method, settings)
 
 
-def refusal(p: Preset, cell: Cell, pure: Mapping[str, int]) -> str:
-    """Why a cell cannot run here, in a sentence; "" if it can. Notebook 07.
+def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
+    """Why an experiment cannot run here, in a sentence; "" if it can. Notebook 07.
 
     pure: how many training patches of each class could be in a bank. A network without its weights
     does not stand for the paper's, so a backbone that would start from random ones is refused like
     an encoder.
     """
-    if cell.method == "text":
+    if experiment.method == "text":
         return "text prompts need a text encoder, and protolib has none"
     try:
-        made = presets.changed(p, cell.settings)
+        made = presets.changed(p, experiment.settings)
     except ValueError as error:
         return str(error)
-    needed = {made.encoder, made.cluster_encoder} | (
-        {made.backbone} if cell.method != "zero_shot" else set()
-    )
-    needed = {"swin" if name == "medclip_released" else name for name in needed} & set(
-        weights.PUBLISHED
-    )
-    if lacking := [name for name in sorted(needed) if not _weighted(name)]:
-        return f"no weights of {' and '.join(lacking)} on this machine, and none could be had (notebook 02 says what to bring)"
-    fewest = min(pure, key=pure.get)
-    if pure[fewest] < (most := max(made.K, made.N if "N" in cell.settings else 0)):
+    needed = {made.encoder, made.cluster_encoder}
+    if experiment.method not in UNTRAINED:
+        needed.add(made.backbone)
+    needed = {"swin" if name == "medclip_released" else name for name in needed}
+    lacking = [name for name in sorted(needed & set(weights.PUBLISHED)) if not _weighted(name)]
+    if lacking:
+        return (
+            f"no weights of {' and '.join(lacking)} on this machine, and none could be had "
+            "(notebook 02 says what to bring)"
+        )
+    fewest = min(pure, key=lambda name: pure[name])
+    most = max(made.K, made.N if "N" in experiment.settings else 0)
+    if pure[fewest] < most:
         return f"{fewest} has {pure[fewest]} training patches for the bank, this takes {most}"
     return ""
 
@@ -90,11 +93,16 @@ def _weighted(name: str) -> bool:
         return False
 
 
-def key(p: Preset, cell: Cell, seed: int, fingerprint: str) -> str:
-    """Hash of all that the scores of a cell depend on: settings, seed, training pixels and kernel
-    sources. Notebook 07."""
-    said = [asdict(presets.changed(p, cell.settings)), cell.method, seed, fingerprint, CODE]
-    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+def identity(run: Run, experiment: Experiment) -> tuple[str, str]:
+    """Key and base of an experiment's scores, as its run has them: of all that they depend on, and
+    of all but seed and data. Notebook 07.
+
+    run: of the preset that the experiment changes.
+    """
+    own = run.variant(presets.changed(run.preset, experiment.settings), run.folder)
+    step = "zero_shot" if experiment.method == "zero_shot" else "counts"
+    asked = step, experiment.method, "test"
+    return own.key(*asked), own.base(*asked)
 
 
 def named(run: Run) -> tuple[str, bool]:
@@ -105,29 +113,18 @@ def named(run: Run) -> tuple[str, bool]:
     its folder.
     """
     spec, folder = run.spec, Path(run.data_root).resolve().name
-    if (
-        spec.counts
-        and all(len(run.data(split)) in spec.counts[split] for split in spec.counts)
-        and not spec.regions
-    ):
+    if spec.regions:  # the paper's patches and split are not published
+        return f"{spec.name} cut by protolib", False
+    if spec.counts and all(len(run.data(split)) in n for split, n in spec.counts.items()):
         return spec.name, True
-    if spec.regions:
-        return (
-            f"{spec.name} cut by protolib",
-            False,
-        )  # the paper's patches and split are not published
-    return (
-        spec.name
-        if spec.name == "phantom"
-        else f"{folder} in part"
-        if folder in specs.SPECS
-        else folder
-    ), False
+    if spec.name == "phantom":
+        return spec.name, False
+    return f"{folder} in part" if folder in specs.SPECS else folder, False
 
 
 def measure(run: Run, method: str) -> dict:
-    """What a cell adds to the results: scores, confusion by slide, curve, seconds, and where it
-    ran. Notebook 07."""
+    """What a run adds to the results: scores, counts by slide, curve, seconds, and where it ran.
+    Notebook 07."""
     made = _zero_shot(run) if method == "zero_shot" else _segmented(run, method)
     return made | {
         "peak_rss_mb": round(results.peak_rss_mb()),
@@ -136,23 +133,26 @@ def measure(run: Run, method: str) -> dict:
         "protolib": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "code": CODE[:12],
+        "code": "".join(digest[:8] for digest in CODE.values()),
     }
 
 
 def _segmented(run: Run, method: str) -> dict:
-    labels = ("predicted", "oracle")
-    scores = {
-        how: run.scores(method, protocol=metrics.Protocol(how, run.preset.ignore)) for how in labels
+    labels, rule = ("predicted", "oracle"), run.preset.ignore
+    scores = {how: run.scores(method, protocol=metrics.Protocol(how, rule)) for how in labels}
+    slides = {
+        slide: {
+            how: {"matrix": found[how][rule].matrix, "boundary": found[how][rule].boundary}
+            for how in labels
+        }
+        for slide, found in run.counts(method).items()
     }
-    slides = {how: run.slide_counts(method, image_labels=how) for how in labels}
+    made = {"scores": scores, "slides": slides, "seconds": 0.0}
+    if method in UNTRAINED:
+        return made
     history = run.history(method)
-    made = {
-        "scores": scores,
-        "seconds": round(float(history["seconds"].sum()), 1),
-        "slides": {s: {how: slides[how][s] for how in labels} for s in slides["predicted"]},
-    }
-    heads = [f"IoU {c}" for c in run.spec.classes]
+    made["seconds"] = round(float(history["seconds"].sum()), 1)
+    heads = [f"IoU {name}" for name in run.spec.classes]
     if set(heads) <= set(history):  # stage 2 is not watched
         made["curve"] = {
             "loss": history["loss"].round(4).tolist(),
@@ -162,17 +162,9 @@ def _segmented(run: Run, method: str) -> dict:
 
 
 def _zero_shot(run: Run) -> dict:
-    from sklearn.metrics import f1_score  # here: a second and a half that other cells need not wait
+    from sklearn.metrics import f1_score  # here: a second and a half that other runs need not wait
 
     truth, said = run.zero_shot()
     per_class = f1_score(truth, said, labels=range(run.spec.C), average=None, zero_division=np.nan)
-    return {
-        "scores": {
-            "f1": {
-                "f1": float(np.nanmean(per_class)),
-                "per_class": per_class,
-                "protocol": ZERO_SHOT,
-            }
-        },
-        "seconds": 0.0,
-    }
+    f1 = {"f1": float(np.nanmean(per_class)), "per_class": per_class, "protocol": ZERO_SHOT}
+    return {"scores": {"f1": f1}, "seconds": 0.0}
