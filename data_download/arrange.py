@@ -100,8 +100,8 @@ def arrange(
         held = [move.target for move in moves if (to / move.target).exists()]
         if held:
             raise ValueError(
-                f"{to} holds {len(held)} of the {len(moves)} files already, first {held[0]}: pass a new "
-                "folder."
+                f"{to} holds {len(held)} of the {len(moves)} files already, first {held[0]}: pass "
+                "a new folder."
             )
     if not dry_run and moves:
         files.write_json(journal, [(os.path.abspath(move.source), move.target) for move in moves])
@@ -160,8 +160,9 @@ def _check(
             )
     if lost:
         raise ValueError(
-            f"{spec.name} in {source}: it is not told what these are: {'; '.join(lost)}. Put them away, "
-            f"or into a split: {', '.join(IMAGES[1:])} for images, {', '.join(MASKS)} for masks."
+            f"{spec.name} in {source}: it is not told what these are: {'; '.join(lost)}. Put them "
+            f"away, or into a split: {', '.join(IMAGES[1:])} for images, {', '.join(MASKS)} for "
+            "masks."
         )
     twice = [target for target, n in Counter(move.target for move in moves).items() if n > 1]
     if twice:

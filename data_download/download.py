@@ -31,8 +31,8 @@ def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: P
         if not transport.someone_answers(map(mirrors.address, wanted), client):
             hosts = ", ".join(sorted({mirrors.address(mirror).split("/")[2] for mirror in wanted}))
             raise Refused(
-                f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring the files "
-                "from elsewhere and give them with --from-local"
+                f"no network: {hosts} cannot be reached. Connect and repeat the command, or bring "
+                "the files from elsewhere and give them with --from-local"
             )
         for mirror in wanted:
             try:
@@ -41,8 +41,9 @@ def download(entry: Entry, folder: Folder, wanted: Iterable[Mirror], patience: P
             except MirrorFailed as error:
                 print(f"{mirror.name}: {error}", file=sys.stderr, flush=True)
     raise Refused(
-        f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What came is "
-        "kept: repeat the command later, try another --mirror, or give a copy with --from-local"
+        f"{entry.name} could not be had from {', '.join(mirror.name for mirror in wanted)}. What "
+        "came is kept: repeat the command later, try another --mirror, or give a copy with "
+        "--from-local"
     )
 
 
@@ -69,7 +70,8 @@ def from_local(entry: Entry, folder: Folder, local: Path) -> None:
         if wanted := (entry.files or {}).get(name, {}).get("sha256"):
             if (has := digest(path)) != wanted:
                 raise Refused(
-                    f"{path} has the sha256 {has}, registry.toml says {wanted}: another file, or damaged"
+                    f"{path} has the sha256 {has}, registry.toml says {wanted}: another file, or "
+                    "damaged"
                 )
     if local.is_file():
         folder.note_files({f"local/{local.name}": _facts(local, digest(local), "")})
@@ -133,8 +135,8 @@ def _check_apart(targets: dict[str, Path], archives: set[str]) -> None:
     for name in sorted(archives):
         if targets[name] in taken or homes.count(targets[name]) > 1:
             raise Refused(
-                f"{name} would be unpacked into {targets[name].name}, which is there beside it: unpack it "
-                "yourself and give the folder with --from-local"
+                f"{name} would be unpacked into {targets[name].name}, which is there beside it: "
+                "unpack it yourself and give the folder with --from-local"
             )
 
 
@@ -198,7 +200,8 @@ def _recorded(known: dict[str, dict], remote: Remote) -> Remote:
         remote,
         size=first["size"],
         hash=f"sha256:{first['sha256']}",
-        told_by=f"as {LOCK} recorded at the first download; if the publisher replaced it, delete it there",
+        told_by=f"as {LOCK} recorded at the first download; if the publisher replaced it, delete "
+        "it there",
     )
 
 
@@ -231,8 +234,8 @@ def _check_room(entry: Entry, folder: Folder, remotes: list[Remote], missing: li
     free = shutil.disk_usage(folder.root).free
     if need > free:
         raise Refused(
-            f"{entry.name} needs about {need:,} bytes, to download and to unpack; {free:,} are free in "
-            f"{folder.root}: make room or choose another folder with --to"
+            f"{entry.name} needs about {need:,} bytes, to download and to unpack; {free:,} are "
+            f"free in {folder.root}: make room or choose another folder with --to"
         )
 
 

@@ -8,7 +8,7 @@ from data_download.download import download, from_local
 from data_download.folder import Folder
 from data_download.part import digest
 from data_download.registry import Entry, Mirror, Refused
-from data_download.transport import Patience
+from data_download.transport import PATIENT, Patience
 from data_download.unpack import is_archive
 
 DATA = Path("data")  # data sets, each in a folder of its name
@@ -65,7 +65,7 @@ def get(
     mirror: str = "",
     accept: bool = False,
     local: Path | None = None,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENT,
 ) -> int:
     """Bring a data set or weight file to its folder, whole and verified, or say in one sentence
     what to do.
@@ -80,7 +80,8 @@ def get(
             with folder.held():
                 _tidy(entry, folder)
         print(
-            f"{entry.name} is in {folder.root} already; check it with: python -m data_download verify {entry.name}"
+            f"{entry.name} is in {folder.root} already; check it with: python -m data_download "
+            f"verify {entry.name}"
         )
         return 0
     if not folder.record():
@@ -91,8 +92,8 @@ def get(
         and (foreign := folder.foreign())
     ):
         raise Refused(
-            f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with --to; "
-            "what you have already can be its --from-local"
+            f"{folder.root} holds {foreign[0]!r}, which is not from here: choose a new folder with "
+            "--to; what you have already can be its --from-local"
         )
     with folder.held():
         folder.note(licence=entry.licence)
@@ -110,7 +111,8 @@ def get(
         kept = _tidy(entry, folder)
     if kept:
         print(
-            f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete it if you need the room"
+            f"what was downloaded stays in {folder.files} ({kept:,} bytes): delete it if you need "
+            "the room"
         )
     print(f"{entry.name} is in {folder.root}", flush=True)
     return verify(entry, to)
@@ -132,7 +134,8 @@ def verify(entry: Entry, to: Path | None = None, fix: bool = False) -> int:
         print(problem)
     if not entry.spec:
         print(
-            f"{entry.name} in {root}: {'nothing wrong' if not problems else f'{len(problems)} problems'}"
+            f"{entry.name} in {root}: "
+            f"{'nothing wrong' if not problems else f'{len(problems)} problems'}"
         )
         return int(bool(problems))
     from data_download import verify as rules  # here, as it loads images and what they need

@@ -1,7 +1,8 @@
 """The folder that a download ends in: its lock against others, its record, and the steps on the way
 there.
 
-FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256; enforced ever after
+FOLDER/protolib-lock.json          what came from where, with every file's size and SHA-256;
+                                   enforced ever after
 FOLDER/.download/NAME/files/M/     what mirror M gave; archives stay, so nothing is downloaded twice
 FOLDER/.download/NAME/unpacked/    all of it unpacked; there only when complete
 FOLDER/.download/NAME/tree/        being arranged
@@ -60,8 +61,8 @@ class Folder:
             ) from error
         except OSError as error:
             raise Refused(
-                f"{error.filename or self.root} cannot be written: {error.strerror}; choose another folder "
-                "with --to"
+                f"{error.filename or self.root} cannot be written: {error.strerror}; choose "
+                "another folder with --to"
             ) from error
 
     def record(self) -> dict[str, Any]:
@@ -73,8 +74,8 @@ class Folder:
             return {}
         except (OSError, ValueError, AttributeError) as error:
             raise Refused(
-                f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it and trust "
-                "the next download as the first"
+                f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it "
+                "and trust the next download as the first"
             ) from error
 
     def note(self, **changes: Any) -> None:
@@ -127,8 +128,8 @@ class Folder:
             name for name in contents if (self.root / name).exists() or name in (STAGE, LOCK)
         ]:
             raise Refused(
-                f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this again; all "
-                "that was downloaded is kept"
+                f"{', '.join(taken[:5])} in {self.root} is in the way: move it, then run this "
+                "again; all that was downloaded is kept"
             )
         if contents:
             self.note(

@@ -18,7 +18,7 @@ import requests
 
 from data_download.part import MirrorFailed, Remote
 from data_download.registry import Entry, Mirror, inside
-from data_download.transport import Patience, listing
+from data_download.transport import PATIENT, Patience, listing
 
 DEPTH = 6  # folders within folders; a Drive folder may hold a link to itself
 HOSTS = {
@@ -29,8 +29,9 @@ HOSTS = {
     "figshare": "https://api.figshare.com",
 }
 QUOTA = (
-    "the quota that Google Drive sets for this file is used up: try again in a day, choose another place with "
-    "--mirror, or get the file in a browser that is signed in to Google and give it with --from-local FILE"
+    "the quota that Google Drive sets for this file is used up: try again in a day, choose "
+    "another place with --mirror, or get the file in a browser that is signed in to Google and "
+    "give it with --from-local FILE"
 )
 Listed = list[Remote]
 
@@ -41,7 +42,7 @@ def address(mirror: Mirror) -> str:
 
 
 def remotes(
-    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience = Patience()
+    entry: Entry, mirror: Mirror, client: requests.Session, patience: Patience = PATIENT
 ) -> Listed:
     """The files that a mirror holds; size and SHA-256 are the registry's where it knows them, else
     the mirror's own.
@@ -53,8 +54,8 @@ def remotes(
         found = [remote for remote in found if remote.name == mirror.file]
     if not found:
         raise MirrorFailed(
-            f"{mirror.name} shows no {mirror.file or 'file'}: it is empty, closed to strangers, or its "
-            "pages have changed"
+            f"{mirror.name} shows no {mirror.file or 'file'}: it is empty, closed to strangers, or "
+            "its pages have changed"
         )
     if mirror.save and len(found) == 1:
         found = [replace(found[0], name=mirror.save)]
@@ -197,7 +198,8 @@ def _drive_onward(text: str, url: str) -> str:
     if re.search(r"quota exceeded|too many users have viewed or downloaded", text, re.IGNORECASE):
         raise MirrorFailed(QUOTA)
     raise MirrorFailed(
-        f"Google Drive sent a web page, not the file: it may be gone or not shared any more; see {url}"
+        "Google Drive sent a web page, not the file: it may be gone or not shared any more; see "
+        f"{url}"
     )
 
 

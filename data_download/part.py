@@ -163,8 +163,9 @@ class Part:
         free = shutil.disk_usage(self.path.parent).free
         if total is not None and free < total - self.size:
             raise Refused(
-                f"{name} needs {total - self.size:,} more bytes, {free:,} are free in {self.path.parent}: "
-                "make room or choose another folder with --to; what is here is kept"
+                f"{name} needs {total - self.size:,} more bytes, {free:,} are free in "
+                f"{self.path.parent}: make room or choose another folder with --to; what is here "
+                "is kept"
             )
         known = {"url": self.remote.url, "total": total, "validator": _validator(headers)}
         if known != self._known:

@@ -1,13 +1,29 @@
 """What can be had, from where, under which licence: registry.toml, read and checked."""
 
 import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from protolib.files import expect
 
 OWN = Path(__file__).with_name("registry.toml")
 FREE = ("CC0", "Apache-2.0", "MIT")  # licences whose text asks nobody to agree before the download
 KINDS = ("http", "pointer", "drive-folder", "drive-file", "zenodo", "huggingface", "figshare")
+# the keys of an entry and of a mirror in registry.toml, and what they hold
+ENTRY = {
+    "title": str,
+    "licence": str,
+    "licence_source": str,
+    "citation": str,
+    "mirrors": dict,
+    "kind": str,
+    "spec": str,
+    "size": int,
+    "files": dict,
+    "expected": dict,
+}
+MIRROR = {"kind": str, "id": str, "file": str, "save": str, "base": str}
 
 
 class Refused(Exception):
@@ -29,8 +45,8 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set or weight file; registry.toml gives these keys, the first five always. Shown in
-    notebook 01."""
+    """A data set or weight file; registry.toml gives these keys, the first five always.
+    Notebook 01."""
 
     name: str
     title: str
@@ -39,12 +55,11 @@ class Entry:
     citation: str
     mirrors: tuple[Mirror, ...]  # in the order of trying
     kind: str = "data"  # "data": archives are unpacked; "weights": files stay as they are
-    spec: str = ""  # data set of protolib.datasets it is arranged and verified as
+    spec: str = ""  # data set of protolib.data.specs it is arranged and verified as
     size: int = 0  # bytes in all, about; 0 = not known
     files: dict[str, dict[str, Any]] | None = None  # name -> size and sha256, where known
-    expected: dict[str, tuple[int, ...]] | None = (
-        None  # pattern in the finished folder -> numbers of files
-    )
+    # pattern in the finished folder -> numbers of files
+    expected: dict[str, tuple[int, ...]] | None = None
 
     @property
     def free(self) -> bool:
@@ -65,7 +80,13 @@ def load(path: str | Path = OWN) -> dict[str, Entry]:
         raise Refused(
             f"the registry {path} cannot be read: {error}; give another with --registry FILE"
         ) from error
-    return {name: _entry(name, table, f"{path.name}, [{name}]") for name, table in tables.items()}
+    try:
+        expect(path.name, tables, dict.fromkeys(tables, dict))
+        return {
+            name: _entry(name, table, f"{path.name}, [{name}]") for name, table in tables.items()
+        }
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def find(entries: dict[str, Entry], name: str) -> Entry:
@@ -96,33 +117,33 @@ def inside(name: str) -> str:
 
 
 def _entry(name: str, table: dict[str, Any], where: str) -> Entry:
-    _check_keys(Entry, table, where, given=("name",))
+    expect(where, table, ENTRY, optional=("kind", "spec", "size", "files", "expected"))
     if table.get("kind", "data") not in ("data", "weights"):
         raise Refused(f"{where}: kind is {table['kind']!r}, expected 'data' or 'weights'")
-    mirrors = []
-    for key, place in table["mirrors"].items():
-        _check_keys(Mirror, place, f"{where}, mirror {key}", given=("name",))
-        if place["kind"] not in KINDS:
-            raise Refused(
-                f"{where}, mirror {key}: kind is {place['kind']!r}, expected one of {', '.join(KINDS)}"
-            )
-        mirrors.append(Mirror(name=inside(key), **place))
-    if not mirrors:
+    places, files, counts = (table.get(key, {}) for key in ("mirrors", "files", "expected"))
+    for key, held, kind in (
+        ("mirrors", places, dict),
+        ("files", files, dict),
+        ("expected", counts, list),
+    ):
+        expect(f"{where} {key}", held, dict.fromkeys(held, kind))
+    if not places:
         raise Refused(f"{where}: no mirror, so it can be had from nowhere")
-    files = {inside(file): known for file, known in table.get("files", {}).items()}
-    expected = {pattern: tuple(counts) for pattern, counts in table.get("expected", {}).items()}
     return Entry(
         name=inside(name),
-        **table | {"mirrors": tuple(mirrors), "files": files, "expected": expected},
+        **table
+        | {
+            "mirrors": tuple(_mirror(key, place, where) for key, place in places.items()),
+            "files": {inside(file): known for file, known in files.items()},
+            "expected": {pattern: tuple(numbers) for pattern, numbers in counts.items()},
+        },
     )
 
 
-def _check_keys(of: type, table: dict[str, Any], where: str, given: tuple[str, ...]) -> None:
-    keys = [field for field in fields(of) if field.name not in given]
-    required = {field.name for field in keys if field.default is MISSING}
-    missing, unknown = required - set(table), set(table) - {field.name for field in keys}
-    if missing or unknown:
+def _mirror(key: str, place: dict[str, Any], where: str) -> Mirror:
+    expect(f"{where}, mirror {key}", place, MIRROR, optional=("file", "save", "base"))
+    if place["kind"] not in KINDS:
         raise Refused(
-            f"{where}: keys missing: {sorted(missing)}, unknown: {sorted(unknown)}; "
-            f"known: {', '.join(field.name for field in keys)}"
+            f"{where}, mirror {key}: kind is {place['kind']!r}, expected one of {', '.join(KINDS)}"
         )
+    return Mirror(name=inside(key), **place)

@@ -46,6 +46,9 @@ class Patience:
     waits: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
+PATIENT = Patience()
+
+
 def session() -> requests.Session:
     """A session that says who asks and wants bytes as they are stored; proxies come from the
     environment."""
@@ -58,7 +61,7 @@ def get(
     remote: Remote,
     path: Path,
     client: requests.Session,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENT,
     moved: Callable[[int, int | None], None] = lambda have, total: None,
 ) -> str:
     """Bring one file to `path`, from where an earlier run stopped, and return its SHA-256 (hex).
@@ -87,7 +90,7 @@ def get(
         raise Refused(f"{path} cannot be written ({error.strerror}); what came is kept") from error
 
 
-def listing(url: str, client: requests.Session, patience: Patience = Patience()) -> tuple[str, str]:
+def listing(url: str, client: requests.Session, patience: Patience = PATIENT) -> tuple[str, str]:
     """A page that lists files: its text, and the URL of the next page or "". Raises
     MirrorFailed."""
 
@@ -172,7 +175,8 @@ def _stream(
                 return remote.onward(text)
             _check(response)
             raise MirrorFailed(
-                f"{url} sent a web page{_title(text)} where {remote.name} is expected; nothing is saved"
+                f"{url} sent a web page{_title(text)} where {remote.name} is expected; nothing is "
+                "saved"
             )
         _check(response)
         total = part.begin(response.status_code, response.headers)

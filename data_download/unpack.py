@@ -46,6 +46,9 @@ class Limits:
     header: int = 4 << 20  # bytes of a tar between one file and the next: names, not data
 
 
+LIMITS = Limits()
+
+
 def is_archive(path: Path) -> bool:
     """Whether this is a zip or tar to unpack: by its suffix or, where it has none, by its first
     bytes."""
@@ -60,7 +63,7 @@ def is_archive(path: Path) -> bool:
     )
 
 
-def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
+def unpack(archive: Path, to: Path, limits: Limits = LIMITS) -> int:
     """Unpack a zip or tar (plain, gz, bz2, xz) into the new folder `to`; returns the number of
     files.
 
@@ -76,8 +79,8 @@ def unpack(archive: Path, to: Path, limits: Limits = Limits()) -> int:
         for magic, kind in OTHERS.items():
             if head.startswith(magic):
                 raise Refused(
-                    f"{archive.name} is a {kind} archive, which Python cannot open: unpack it yourself and "
-                    "give the folder with --from-local"
+                    f"{archive.name} is a {kind} archive, which Python cannot open: unpack it "
+                    "yourself and give the folder with --from-local"
                 )
         gate = _Gate(archive, temporary, limits)
         members = _zip(archive, gate) if head.startswith(b"PK") else _tar(archive, gate, head)
@@ -138,7 +141,8 @@ class _Gate:
         folded = unicodedata.normalize("NFC", str(path)).casefold()
         if not directory and folded in self._names:
             raise self.refuse(
-                f"{name!r} is in it twice, or once more in other letters, which not every disk can hold"
+                f"{name!r} is in it twice, or once more in other letters, which not every disk can "
+                "hold"
             )
         self._names.add(folded)
         return path
@@ -155,8 +159,8 @@ class _Gate:
         """Raises Refused if the disk cannot take so many bytes."""
         if size > (free := shutil.disk_usage(self.folder).free):
             raise Refused(
-                f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make room or "
-                "choose another folder with --to"
+                f"{self.archive.name} needs {size:,} bytes when unpacked, {free:,} are free: make "
+                "room or choose another folder with --to"
             )
 
     def write(self, source: BinaryIO, path: Path, size: int) -> None:
@@ -171,7 +175,8 @@ class _Gate:
                 target.write(chunk)
         if left:
             raise Damaged(
-                f"{self.archive.name} is damaged: {left:,} bytes of {path.name!r} are missing; get it again"
+                f"{self.archive.name} is damaged: {left:,} bytes of {path.name!r} are missing; get "
+                "it again"
             )
 
 

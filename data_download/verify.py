@@ -7,12 +7,10 @@ the paper's.
 
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -273,7 +271,7 @@ def _duplicates(folder: Path, pairs: list[Pair], digests: list[str]) -> list[Row
 def _foreign(spec: DatasetSpec, folder: Path, pairs: list[Pair]) -> list[Row]:
     """Patches whose name tells no slide where most names tell one: they come from elsewhere."""
     images = [pair for pair in pairs if pair.image]
-    silent = [pair for pair in images if spec.slide and not re.search(spec.slide, pair.name)]
+    silent = [pair for pair in images if spec.slide and not specs.told(spec.slide, pair.name)]
     return [
         pair.row(folder, "name", pair.image, f"it tells no slide, as names of {spec.name} do")
         for pair in silent
@@ -285,15 +283,16 @@ def _shared(spec: DatasetSpec, pairs: list[Pair]) -> list[Row]:
     """Slides and patients that stand in two splits: a score on such a split is too good."""
     rows = []
     for kind, pattern in (("slide", spec.slide), ("patient", spec.patient)):
-        where = {split: Counter() for split in SPLITS}
-        for pair in pairs if pattern else ():
-            if pair.image and (match := re.search(pattern, pair.name)):
-                where[pair.split][match.group()] += 1
-        rows += [
-            Row(kind, f"{a}/{b}", name, f"{where[a][name]} patches in {a}, {where[b][name]} in {b}")
-            for a, b in combinations(where, 2)
-            for name in sorted(where[a].keys() & where[b].keys())
-        ]
+        seen = {split: Counter() for split in SPLITS}
+        for pair in pairs:
+            if pair.image:
+                seen[pair.split][specs.told(pattern, pair.name)] += 1
+        for splits, names in specs.shared(seen).items():
+            a, b = splits.split("/")
+            rows += [
+                Row(kind, splits, name, f"{seen[a][name]} patches in {a}, {seen[b][name]} in {b}")
+                for name in names
+            ]
     return rows
 
 

@@ -105,7 +105,8 @@ def test_training_masks_and_a_spec_of_ones_own_go_along(tmp_path):
         path.write_bytes(b"7")
     (root / "dataset.toml").write_text(
         'name = "mine"\nclasses = ["A", "B", "C", "D"]\ntitles = ["a", "b", "c", "d"]\n'
-        "codes = {0 = 0, 1 = 1, 2 = 2, 3 = 3}\npalette = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 4]]\n"
+        "codes = {0 = 0, 1 = 1, 2 = 2, 3 = 3}\n"
+        "palette = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 4]]\n"
     )
     arrange.arrange("custom", root, tmp_path / "new", dry_run=False)
     found = specs.check_layout(specs.spec_of("mine", tmp_path / "new"), tmp_path / "new")["train"]

@@ -261,7 +261,9 @@ def test_list_and_status(capsys):
         write_registry({"m": http(f"{server.url}/")}, licence="none stated")
         assert command("list") == 0 and command("status") == 0
         assert capsys.readouterr().out == (
-            f"{'e':<16}E\n{'':<16}licence: none stated   (needs --accept-licence)\n{'':<16}mirrors: m\n"
+            f"{'e':<16}E\n"
+            f"{'':<16}licence: none stated   (needs --accept-licence)\n"
+            f"{'':<16}mirrors: m\n"
             f"{'e':<16}data/e: not here\n"
         )
         with pytest.raises(Refused):
@@ -388,8 +390,8 @@ def test_no_mirror_left_is_one_sentence(capsys):
         assert command("get", "e", "--to", "out") == 1
     told = capsys.readouterr().err.splitlines()
     assert told[1:] == [
-        "data_download: e could not be had from m. What came is kept: repeat the command later, try "
-        "another --mirror, or give a copy with --from-local"
+        "data_download: e could not be had from m. What came is kept: repeat the command later, "
+        "try another --mirror, or give a copy with --from-local"
     ]
 
 
@@ -409,10 +411,8 @@ def test_unknown_checksums_are_trusted_once(capsys):
         with pytest.raises(Refused, match="could not be had"):
             get()
         told = capsys.readouterr().err
-        assert (
-            f"expected {hashlib.sha256(first).hexdigest()} (as {LOCK} recorded at the first download"
-            in told
-        )
+        expected = hashlib.sha256(first).hexdigest()
+        assert f"expected {expected} (as {LOCK} recorded at the first download" in told
         server.bodies["/s.zip"] = first
         assert get() == 0 and contents() == {"s/x": b"first"}
 
@@ -466,8 +466,8 @@ def test_no_network_is_one_sentence_within_ten_seconds(capsys, monkeypatch):
     assert time.monotonic() - start < 10
     over.set()
     assert capsys.readouterr().err == (
-        "data_download: no network: one.invalid, two.invalid cannot be reached. Connect and repeat the command, or "
-        "bring the files from elsewhere and give them with --from-local\n"
+        "data_download: no network: one.invalid, two.invalid cannot be reached. Connect and "
+        "repeat the command, or bring the files from elsewhere and give them with --from-local\n"
     )
 
 

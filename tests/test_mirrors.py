@@ -12,8 +12,9 @@ from data_download.part import MirrorFailed
 from data_download.registry import Entry, Mirror, Refused
 
 EAGER = transport.Patience(connect=2, stall=5, waits=(0,))
-CONFIRM = b"""<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
-<form id="download-form" action="/download" method="get"><input type="submit" value="Download anyway"/>
+CONFIRM = b"""<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head>
+<body><form id="download-form" action="/download" method="get">
+<input type="submit" value="Download anyway"/>
 <input type="hidden" name="id" value="F1"><input type="hidden" name="confirm" value="t&amp;1">
 <input type="hidden" name="uuid" value="u-2"></form></body></html>"""
 
@@ -205,7 +206,8 @@ def test_drive_confirm_page_leads_to_the_file(tmp_path):
     [
         (
             QUOTA,
-            "quota that Google Drive sets for this file is used up: try again in a day, .*--from-local",
+            "quota that Google Drive sets for this file is used up: try again in a day, "
+            ".*--from-local",
         ),
         (
             b"<html><title>Sign in</title></html>",

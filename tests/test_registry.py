@@ -8,7 +8,14 @@ from data_download import mirrors, registry
 from protolib.data import specs
 
 MIRROR = 'x = { kind = "http", id = "http://127.0.0.1/x.zip" }'
-GOOD = f'[a]\ntitle = "A"\nlicence = "MIT"\nlicence_source = "me"\ncitation = "me"\n[a.mirrors]\n{MIRROR}\n'
+GOOD = f"""[a]
+title = "A"
+licence = "MIT"
+licence_source = "me"
+citation = "me"
+[a.mirrors]
+{MIRROR}
+"""
 
 
 def load(tmp_path, text):
@@ -114,6 +121,13 @@ def test_a_whole_entry(tmp_path):
         ),
         (GOOD.replace("id =", "key ="), r"mirror x: keys missing: \['id'\], unknown: \['key'\]"),
         (GOOD.replace(MIRROR, ""), "no mirror"),
+        (GOOD.replace('"MIT"', "3"), r"r.toml, \[a\]: licence is 3; expected str"),
+        (GOOD.replace('"http",', "7,"), "mirror x: kind is 7; expected str"),
+        (
+            GOOD.replace("[a.mirrors]", "[a.expected]\n'*' = 3\n[a.mirrors]"),
+            r"expected: \* is 3; expected list",
+        ),
+        (GOOD.replace(MIRROR, "x = 3"), "mirrors: x is 3; expected dict"),
         (
             GOOD.replace("[a.mirrors]", 'kind = "film"\n[a.mirrors]'),
             "kind is 'film', expected 'data' or 'weights'",

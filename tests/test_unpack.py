@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 from data_download.registry import Refused
-from data_download.unpack import Damaged, Limits, is_archive, unpack
+from data_download.unpack import LIMITS, Damaged, Limits, is_archive, unpack
 
 TREE = {
     "top/a [1 0 0 1].png": random.Random(0).randbytes(200_000),
@@ -75,7 +75,7 @@ def refused(tmp_path):
     """The message of a refusal, and the proof that nothing but the archive is on the disk after
     it."""
 
-    def call(archive, limits=Limits(), error=Refused):
+    def call(archive, limits=LIMITS, error=Refused):
         home = tmp_path / "here"
         home.mkdir(exist_ok=True)
         before = sorted(tmp_path.rglob("*"))

@@ -413,7 +413,7 @@ def test_label_and_mask_that_cannot_both_be_right(folder):
 
 def test_published_regions(tmp_path):
     rng = np.random.default_rng(0)
-    for i, patient in enumerate(("TCGA-A1-A0SP", "TCGA-A2-A0T2", "TCGA-A1-A0SK", "TCGA-A2-A04P")):
+    for patient in ("TCGA-A1-A0SP", "TCGA-A2-A0T2", "TCGA-A1-A0SK", "TCGA-A2-A04P"):
         for folder, values in (
             ("images", rng.integers(0, 255, (20, 30, 3))),
             ("masks", rng.integers(0, 22, (20, 30))),

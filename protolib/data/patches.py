@@ -4,14 +4,12 @@ without decoding."""
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,16 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from protolib.data import phantom, regions
-from protolib.data.specs import SPLITS, DatasetSpec, Layout, check_layout, parse_label, spec_of
+from protolib.data.specs import (
+    SPLITS,
+    DatasetSpec,
+    Layout,
+    check_layout,
+    parse_label,
+    shared,
+    spec_of,
+    told,
+)
 
 CHUNK = 1 << 22  # bytes under one SHA-256 of the cache
 # chunks of an array that are read again on every load: at most 256 MiB, a fraction of a second
@@ -138,7 +145,7 @@ def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, fo
     return {
         "ids": list(drawn.ids),
         "slides": list(drawn.slides),
-        "patients": _find(spec.patient, drawn.ids),
+        "patients": [told(spec.patient, name) for name in drawn.ids],
     }
 
 
@@ -194,14 +201,9 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
     np.save(folder / "labels.npy", labels)
     return {
         "ids": layout.ids,
-        "slides": _find(spec.slide, layout.ids),
-        "patients": _find(spec.patient, layout.ids),
+        "slides": [told(spec.slide, name) for name in layout.ids],
+        "patients": [told(spec.patient, name) for name in layout.ids],
     }
-
-
-def _find(pattern: str, ids: list[str]) -> list[str]:
-    found = [re.search(pattern, name) if pattern else None for name in ids]
-    return [match.group() if match else "" for match in found]
 
 
 def _read_image(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -352,21 +354,18 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
     datasets: the splits of one data set. Names that do not tell their slide or patient are counted,
     not guessed. Notebook 01.
     """
-    shared, sentences, total = [], [], sum(map(len, datasets))
+    found, sentences, total = [], [], sum(map(len, datasets))
     for kind in ("slides", "patients"):
-        named = {d.split: set(getattr(d, kind)) - {""} for d in datasets}
-        pairs = {
-            f"{a}/{b}": sorted(named[a] & named[b])
-            for a, b in combinations(named, 2)
-            if named[a] & named[b]
-        }
+        pairs = shared({d.split: getattr(d, kind) for d in datasets})
         silent = sum(getattr(d, kind).count("") for d in datasets)
         facts = [f"{pair} share {len(names)} (first: {names[0]})" for pair, names in pairs.items()]
-        facts += ["no two splits share one"] if not pairs and silent < total else []
-        facts += [f"not told by {silent} of {total} names"] if silent else []
-        shared.append(pairs)
+        if not pairs and silent < total:
+            facts.append("no two splits share one")
+        if silent:
+            facts.append(f"not told by {silent} of {total} names")
+        found.append(pairs)
         sentences.append(f"{kind.capitalize()}: {', '.join(facts)}.")
-    return Overlap(*shared, " ".join(sentences))
+    return Overlap(*found, " ".join(sentences))
 
 
 def count_report(*datasets: PatchDataset) -> str:

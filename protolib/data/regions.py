@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import warnings
@@ -24,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from protolib import files
-from protolib.data.specs import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout
+from protolib.data.specs import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout, told
 
 # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent
 CLEAR = 0.15
@@ -77,8 +76,7 @@ def split_of(seed: str, patient: str) -> str:
 def patient_of(spec: DatasetSpec, name: str) -> str:
     """Find the patient in the name of a region; a name that does not tell it is a patient of its
     own."""
-    found = re.search(spec.patient, name) if spec.patient else None
-    return found.group() if found else name
+    return told(spec.patient, name) or name
 
 
 def cut_region(image: np.ndarray, codes: np.ndarray, spec: DatasetSpec) -> Iterator[Patch]:

@@ -5,7 +5,9 @@ import os
 import re
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -275,6 +277,24 @@ def other_spelling(name: str, spec: DatasetSpec) -> str:
     else "". Notebook 01."""
     spelling = "spaced" if " " in _label_text(name) else "joined"
     return spelling if spec.spelling not in ("", spelling) else ""
+
+
+def told(pattern: str, name: str) -> str:
+    """What a name tells of its slide or patient, spec.slide or spec.patient; "" where it does not.
+    Notebook 01."""
+    found = re.search(pattern, name) if pattern else None
+    return found.group() if found else ""
+
+
+def shared(names: dict[str, Iterable[str]]) -> dict[str, list[str]]:
+    """The slides or patients that stand in two splits: a score on such a split is too good.
+
+    names: split -> what its file names tell, "" where they do not. Returns "train/test" -> sorted
+    names, for those pairs that share some. Notebook 01.
+    """
+    named = {split: set(of) - {""} for split, of in names.items()}
+    pairs = {f"{a}/{b}": sorted(named[a] & named[b]) for a, b in combinations(named, 2)}
+    return {pair: both for pair, both in pairs.items() if both}
 
 
 class Layout(NamedTuple):
