@@ -7,9 +7,6 @@ the steps that it rests on. Another value of any of them is another key, and a s
 key is made again; what a step does not read leaves it as it is.
 """
 
-import ast
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +25,7 @@ from protolib.classnet import ClassNet
 from protolib.data import patches, specs
 from protolib.data.phantom import Drawing
 from protolib.files import read_json, write_json, write_npz
+from protolib.keys import CODE, digest
 from protolib.maps import argmax_masks
 from protolib.matching import nearest_classes
 from protolib.nets import backbones, encoders
@@ -60,26 +58,6 @@ READS = {
         "stage2_size size batch weight_decay",
     }.items()
 }
-
-
-def code_of(folder: Path) -> str:
-    """Hash of the syntax trees of a folder's modules, docstrings left out: a changed comment makes
-    nothing anew. Notebook 00."""
-    said = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        if path.name == "__main__.py":  # the command line: it has no logic of its own
-            continue
-        tree = ast.parse(path.read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                if ast.get_docstring(node, clean=False) is not None:
-                    node.body = node.body[1:]
-        said.update(f"{path.name} {ast.dump(tree)}".encode())
-    return said.hexdigest()
-
-
-# read once, with the import: what runs is what is hashed, also after the files were edited
-CODE = {name: code_of(Path(__file__).parent / name) for name in ("", "data", "nets")}
 
 
 def device_of(name: str) -> str:
@@ -213,8 +191,7 @@ class Run:
         """The one formula: what is done, the fields that it reads, the code that it runs, and what
         it rests on (keys of other steps, fingerprints, identities of weights, the seed)."""
         fields = {field: getattr(self.preset, field) for field in sorted(reads)}
-        said = [step, fields, [CODE[folder] for folder in code], rests]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return digest(step, fields, [CODE[folder] for folder in code], rests)
 
     def _features_key(self, encoder: str, split: str) -> str:
         pooled = "pooled" if self.preset.look != "masked_image" else "whole"

@@ -28,18 +28,15 @@ from protolib.data.specs import (
     parse_label,
     shared,
     spec_of,
+    stamp,
     told,
 )
+from protolib.keys import CODE, digest
 
 CHUNK = 1 << 22  # bytes under one SHA-256 of the cache
 # chunks of an array that are read again on every load: at most 256 MiB, a fraction of a second
 CHECKED = 64
 ARRAYS = ("images", "masks", "labels", "subtypes")
-# read once, with the import: what runs is what is hashed, also after the files were edited
-CODE = [
-    hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()
-    for name in ("phantom.py", "tissue.py", "specs.py", "regions.py", "patches.py")
-]
 
 
 class PatchDataset(Dataset):
@@ -127,12 +124,12 @@ def load(
         return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
     layouts = check_layout(spec, data_root)
     if "regions" in layouts:
-        key = _key(spec, "patches", _stamp(layouts["regions"]))
+        key = _key(spec, "patches", stamp(layouts["regions"]))
         layouts = check_layout(
             spec, regions.cut(spec, layouts["regions"], Path(cache) / f"{spec.name}-patches-{key}")
         )
     layout = layouts[split]
-    source = {"size": size, "files": _stamp(layout)}
+    source = {"size": size, "files": stamp(layout)}
     make = partial(_decode, spec, split, size, layout)
     return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
 
@@ -283,17 +280,7 @@ def _cached(
 
 
 def _key(spec: DatasetSpec, split: str, source: dict | str) -> str:
-    return _sha256(json.dumps([repr(spec), split, source, CODE], sort_keys=True).encode())[:16]
-
-
-def _stamp(layout: Layout) -> str:
-    """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much
-    as decoding."""
-    stats = []
-    for path in layout.images + (layout.masks or []):
-        of = path.stat()
-        stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
-    return _sha256(json.dumps(stats).encode())
+    return digest(repr(spec), split, source, CODE["data"])[:16]
 
 
 def _describe(path: Path, chunks: list[int] | None = None) -> dict:

@@ -15,6 +15,7 @@ import numpy as np
 
 from protolib import files
 from protolib.data import phantom
+from protolib.keys import digest
 
 SPLITS = ("train", "val", "test")
 PLACES = {
@@ -303,6 +304,16 @@ class Layout(NamedTuple):
     ids: list[str]  # file names without .png
     images: list[Path]
     masks: list[Path] | None
+
+
+def stamp(layout: Layout) -> str:
+    """Hash of the names, sizes and times of a split's files: they tell files apart in milliseconds;
+    reading all would cost as much as decoding. Notebook 01."""
+    stats = []
+    for path in layout.images + (layout.masks or []):
+        of = path.stat()
+        stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
+    return digest(stats)
 
 
 def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:

@@ -14,7 +14,8 @@ import torch
 
 from protolib import __version__, metrics, presets, results
 from protolib.data import specs
-from protolib.experiment import CODE, Run
+from protolib.experiment import Run
+from protolib.keys import CODE
 from protolib.nets import weights
 from protolib.presets import Preset
 

@@ -25,11 +25,12 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from protolib import __version__, files, presets, results
+from protolib import __version__, files, keys, presets, results
 from protolib.data import specs
 from protolib.study import html
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+CHANGES = ("encoder", "backbone", "K")  # parameters of the notebooks that change the preset
 DEFAULTS = {"preset": "quick", "dataset": "phantom", "data_root": "", "seed": 0, "device": "auto"}
 IDENTITY = ("preset", "dataset", "data_root", "seed")  # another value of these is another run
 # the messages between us and a kernel pass through local ports that other users of the machine
@@ -100,7 +101,8 @@ def run(
     }
     _point_latest(runs, run_dir)
     use_own_kernel()
-    print(f"run: {short(run_dir)}", flush=True)
+    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    print(f"run: {short(run_dir)}, {threads} threads", flush=True)
     status = _execute_all(story, run_dir, record)
     return report(run_dir) if status == 0 else status
 
@@ -154,12 +156,8 @@ def _story(notebooks: Path) -> dict[Path, list[str]]:
 
 
 def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> specs.DatasetSpec:
-    """The spec of the data set, once preset, data folder and names of parameters are known to be
-    right."""
-    presets.preset(settings["preset"])
-    spec = specs.spec_of(settings["dataset"], settings["data_root"])
-    if settings["dataset"] != "phantom":
-        specs.check_layout(spec, settings["data_root"])
+    """The spec of the data set, once preset, device, seed, data folder and names of parameters are
+    known to be right."""
     known = sorted({name for names in story.values() for name in names} - set(OPTIONS))
     for name in sorted(settings.keys() - set(OPTIONS) - set(known)):
         close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1)
@@ -170,7 +168,28 @@ def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> 
             f"no notebook has a parameter '{name}'{hint} Known: {', '.join(known) or 'none'}; "
             f"with options of their own: {', '.join(OPTIONS.values())}"
         )
+    changes = {name: settings[name] for name in CHANGES if settings.get(name)}
+    presets.changed(presets.preset(settings["preset"]), changes)
+    retrain, seed = settings.get("retrain", False), settings["seed"]
+    if not isinstance(retrain, bool):
+        raise ValueError(f"-p retrain={retrain}: give true or false; true deletes trained networks")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"--seed {seed}: give a whole number from 0 on")
+    if settings["device"] not in ("auto", "cpu"):
+        from protolib.experiment import device_of  # here: it takes torch, which takes seconds
+
+        device_of(settings["device"])
+    spec = specs.spec_of(settings["dataset"], settings["data_root"])
+    _data_stamp(spec, settings)
     return spec
+
+
+def _data_stamp(spec: specs.DatasetSpec, settings: Mapping[str, Any]) -> str:
+    """What tells that the data of a run has changed: how it is described, and its files."""
+    if spec.name == "phantom":
+        return keys.digest(repr(spec))
+    layouts = specs.check_layout(spec, settings["data_root"])
+    return keys.digest(repr(spec), {split: specs.stamp(of) for split, of in layouts.items()})
 
 
 def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict:
@@ -223,12 +242,16 @@ def use_own_kernel() -> None:
 
 def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dict) -> int:
     settings = record["parameters"] | {"run_dir": str(run_dir)}
+    spec = specs.spec_of(settings["dataset"], settings["data_root"])
+    # the code and the data that were read: a run that goes on must not mix the old and the new
+    read = {"code": keys.digest(keys.CODE, keys.TEACH), "data": _data_stamp(spec, settings)}
     for path, names in story.items():
         copy = run_dir / "notebooks" / path.name
         parameters = {name: settings[name] for name in names if name in settings}
         stamp = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "parameters": _but_place(parameters),
+            **read,
         }
         before = record["notebooks"].get(path.stem, {})
         if copy.is_file() and before.get("state") == "done" and stamp.items() <= before.items():

@@ -1,0 +1,35 @@
+"""What identifies a result: hashes of what was said, and of the code that runs. No torch here: the
+command line asks for them too."""
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+
+
+def digest(*said) -> str:
+    """SHA-256 of anything that JSON can hold, hex. Notebook 00."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def code_of(folder: Path) -> str:
+    """Hash of the syntax trees of a folder's modules, docstrings left out: a changed comment makes
+    nothing anew. Notebook 00."""
+    trees = {}
+    for path in sorted(folder.glob("*.py")):
+        if path.name == "__main__.py":  # the command line: it has no logic of its own
+            continue
+        tree = ast.parse(path.read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                if ast.get_docstring(node, clean=False) is not None:
+                    node.body = node.body[1:]
+        trees[path.name] = ast.dump(tree)
+    return digest(trees)
+
+
+# by folder of protolib, "" for the kernels; read once, with the import: what runs is what is
+# hashed, also after the files were edited
+CODE = {name: code_of(Path(__file__).parent / name) for name in ("", "data", "nets")}
+# what the notebooks call beside them: it changes figures and tables, but no result
+TEACH = [code_of(Path(__file__).parent / name) for name in ("study", "teach")]
