@@ -46,7 +46,7 @@ READS = {
         "bank": "cluster_encoder K N prototypes single_class white_limit normalise shrinkage "
         "kmeans_start restarts",
         "network": "order scaling backbone stride bias merge pool "
-        "epochs batch lr lr_power warmup warmup_ratio weight_decay",
+        "epochs batch lr lr_power warmup warmup_ratio weight_decay precision",
         "levels": "levels level_weights similarity",
         "prototypes": "prototypes K hidden scale scale_learned",
         "matching": "look space match_maps pairs span threshold delta fill negatives pooling tau "
@@ -55,7 +55,7 @@ READS = {
         "maps": "merge_test pool scores align_corners",
         "masks": "gating align_corners",
         "stage 2": "backbone stage2_backbone stage2_epochs stage2_lr stage2_stride stage2_rates "
-        "stage2_size size batch weight_decay",
+        "stage2_size size batch weight_decay precision",
     }.items()
 }
 

@@ -24,6 +24,9 @@ from protolib.maps import (
 )
 from protolib.presets import Preset
 
+# images and their classes (or sub-classes), row by row: (P,) and (P,) int64
+Pairs = tuple[Tensor, Tensor]
+
 
 def pool_foreground(maps: Tensor, delta: float, shared: bool = False) -> Tensor:
     """Binary foreground of each map: at least `delta` of its own maximum. Eq. (4), notebook 03.
@@ -130,17 +133,17 @@ def choose_pairs(maps: Tensor, labels: Tensor, p: Preset) -> Tensor:
     return select_subclasses(maps.mean((2, 3)), labels, sizes, p.merge)
 
 
-def sides(chosen: Tensor, labels: Tensor, p: Preset) -> tuple[Tensor, Tensor]:
+def sides(pairs: Pairs, labels: Tensor, p: Preset) -> tuple[Tensor, Tensor]:
     """Which prototypes are a pair's positives, and which its negatives: two (P, S) bool.
     Eq. (9-12), notebook 03.
 
-    chosen: (B, U) bool, see choose_pairs; labels: (B, C) 0 or 1. p.negatives: prototypes of the
+    pairs: P of image and class or sub-class; labels: (B, C) 0 or 1. p.negatives: prototypes of the
     other "classes"; of the "present" ones alone, for an absent class has no part in the patch that
     could be taken for it; or "all" but the positives, siblings of a sub-class too (released code).
     """
-    image, unit = chosen.nonzero(as_tuple=True)  # (P,), (P,)
+    image, unit = pairs  # (P,), (P,)
     S = labels.shape[1] * p.K
-    s = torch.arange(S, device=chosen.device)
+    s = torch.arange(S, device=unit.device)
     owner = unit if p.pairs == "classes" else unit // p.K  # (P,) class of each pair
     family = s // p.K == owner[:, None]  # (P, S)
     positives = family if p.pairs == "classes" else s == unit[:, None]
@@ -195,14 +198,14 @@ def batch_terms(
     return F.softplus(q_fg - p_fg), F.softplus(p_bg - q_bg)
 
 
-def cut_out(images: Tensor, maps: Tensor, chosen: Tensor, p: Preset) -> tuple[Tensor, Tensor]:
-    """The foreground and the background of every chosen pair as pictures. Eq. (4, 5), notebook 03.
+def cut_out(images: Tensor, maps: Tensor, pairs: Pairs, p: Preset) -> tuple[Tensor, Tensor]:
+    """The foreground and the background of every pair as pictures. Eq. (4, 5), notebook 03.
 
-    images: (B, 3, H, W) float; maps: (B, U, h, w) of classes or sub-classes; chosen: (B, U) bool, P
-    of them true, taken row by row. Returns pictures (n, 3, H, W), foregrounds first, and which of
-    the 2P are there, (2P,) bool: an empty part is left out.
+    images: (B, 3, H, W) float; maps: (B, U, h, w) of classes or sub-classes; pairs: P of image and
+    class or sub-class. Returns pictures (n, 3, H, W), foregrounds first, and which of the 2P are
+    there, (2P,) bool: an empty part is left out.
     """
-    image, unit = chosen.nonzero(as_tuple=True)  # (P,), (P,)
+    image, unit = pairs  # (P,), (P,)
     M = F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=p.align_corners)
     X = images[image]  # (P, 3, H, W)
     if p.fill == "minmax":  # the released code encodes black images too, and so does this
@@ -216,18 +219,22 @@ def cut_out(images: Tensor, maps: Tensor, chosen: Tensor, p: Preset) -> tuple[Te
     return keep(X.repeat(2, 1, 1, 1)[full], w[full], p.fill), full
 
 
-def pool_parts(features: list[Tensor], maps: Tensor, chosen: Tensor, p: Preset):
-    """The foreground and the background of every chosen pair as features averaged under the map.
+def pool_parts(
+    features: list[Tensor], maps: Tensor, pairs: Pairs, p: Preset
+) -> tuple[Tensor, Tensor]:
+    """The foreground and the background of every pair as features averaged under the map.
     Notebook 03.
 
     features: L maps (B, D_i, h_i, w_i) of the frozen encoder, finest first; maps: (B, U, h, w) in
-    [0, 1]; chosen: (B, U) bool, P of them true. Returns (n, D), foregrounds first, and which of the
-    2P parts are there, (2P,) bool: an empty part is left out.
+    [0, 1]; pairs: P of image and class. Returns (2P, D), foregrounds first, and which of them are
+    there, (2P,) bool: the features of an empty part are zeros.
     """
-    w = torch.stack(weights(maps, p.delta, p.threshold))  # (2, B, U, h, w)
-    parts = torch.stack([masked_average(features, side)[chosen] for side in w])  # (2, P, D)
-    full = w.detach().amax((3, 4))[:, chosen] > 0  # (2, P)
-    return parts[full], full.flatten()
+    image, unit = pairs  # (P,), (P,)
+    parts, full = [], []
+    for side in weights(maps, p.delta, p.threshold):  # foreground, background: (B, U, h, w)
+        parts.append(masked_average(features, side)[image, unit])  # (P, D)
+        full.append(side.detach().amax((2, 3))[image, unit] > 0)  # (P,)
+    return torch.cat(parts), torch.cat(full)
 
 
 def encode_all(encode: Callable[[Tensor], Tensor], pictures: Tensor, chunk: int) -> Tensor:
@@ -298,8 +305,8 @@ def matching_loss(
     if p.look == "positions":
         return position_loss(seen, maps, labels, prototypes, embed)
     # Step 1: pairs of an image and a class that it shows.
-    chosen = choose_pairs(maps, labels, p)  # (B, U)
-    if not chosen.any():
+    pairs = choose_pairs(maps, labels, p).nonzero(as_tuple=True)  # (P,), (P,)
+    if not len(pairs[0]):
         return maps.sum() * 0
     # Step 2: logits become shares of each position.
     if p.span == "stretch":
@@ -308,15 +315,16 @@ def matching_loss(
         maps = present_share(maps, labels)
     # Step 3: what the encoder says of the foreground and of the background of each pair.
     if p.look == "masked_pooling":
-        parts, full = pool_parts(seen, maps, chosen, p)
-        found = embed(parts)
+        parts, full = pool_parts(seen, maps, pairs, p)
+        features = embed(parts)  # (2P, D)
     else:
-        pictures, full = cut_out(seen, maps, chosen, p)
+        pictures, full = cut_out(seen, maps, pairs, p)
         # nothing to encode: no pass, for some encoders refuse an empty batch
         found = encode_all(embed, pictures, p.chunk) if len(pictures) else prototypes[:0]
-    fg, bg = found.new_zeros(len(full), found.shape[1]).index_put((full,), found).chunk(2)
+        features = found.new_zeros(len(full), found.shape[1]).index_put((full,), found)  # (2P, D)
+    fg, bg = features.chunk(2)
     # Step 4: compare both with the prototypes.
-    positives, negatives = sides(chosen, labels, p)
+    positives, negatives = sides(pairs, labels, p)
     if p.pooling == "batch":
         l_fg, l_bg = batch_terms(fg, bg, prototypes, positives, negatives, p.tau)
         return p.theta_fg * l_fg + p.theta_bg * l_bg

@@ -29,6 +29,7 @@ CHOICES = {
     "gating": ("closed", "zeroed"),
     "tta": ("none", "mirror", "six"),
     "pseudo_tta": ("none", "mirror", "six"),
+    "precision": ("float32", "bfloat16", "float16"),
     "image_labels": ("predicted", "oracle", "none"),
     "ignore": ("dropped", "counted"),
 }
@@ -132,6 +133,7 @@ class Preset:
     warmup: float  # epochs of linear warm-up
     warmup_ratio: float  # share of lr that it begins with
     weight_decay: float
+    precision: str  # of the forward passes of both stages; the weights stay float32
     # stage 2 (notebook 05)
     stage2_backbone: str  # empty: the same
     stage2_epochs: int

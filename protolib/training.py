@@ -20,6 +20,7 @@ from protolib.maps import pose
 from protolib.presets import Preset
 
 Loss = Callable[[nn.Module, dict], dict[str, Tensor]]
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # as accelerate calls them
 
 
 class Place(NamedTuple):
@@ -44,12 +45,14 @@ def dihedral(images: Tensor, which: Tensor) -> Tensor:
     """Each image turned and mirrored into one of its eight poses: tissue has no up or down.
     Notebook 04.
 
-    images: (B, ..., H, W), H = W; which: (B,) int64 in 0..7, see maps.pose.
+    images: (B, ..., H, W), H = W; which: (B,) int64 in 0..7, see maps.pose, on the CPU: a GPU
+    would wait to be asked which poses there are.
     """
     out = torch.empty_like(images)
-    for k in which.unique().tolist():
-        rows = which == k
-        out[rows] = pose(images[rows], k)
+    for k in range(8):
+        rows = (which == k).nonzero()[:, 0].to(images.device, non_blocking=True)
+        if len(rows):
+            out[rows] = pose(images[rows], k)
     return out
 
 
@@ -57,7 +60,7 @@ def augment(batch: dict, generator: torch.Generator) -> dict:
     """A training batch in random poses, image as float in [0, 1], mask (if any) turned with it.
     Notebook 04."""
     images = batch["image"]
-    which = torch.randint(8, (len(images),), generator=generator).to(images.device)
+    which = torch.randint(8, (len(images),), generator=generator)  # (B,)
     turned = {k: dihedral(batch[k], which) for k in ("image", "mask") if k in batch}
     return batch | turned | {"image": turned["image"].float() / 255}
 
@@ -130,13 +133,14 @@ def fit(
     of each loss. Notebook 04.
 
     loss(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from
-    0. p: epochs, batch, lr, lr_power, warmup, warmup_ratio and weight_decay. place: receives
+    0. p: epochs, batch, lr, lr_power, warmup, warmup_ratio, weight_decay, precision. place: receives
     history.csv and checkpoint.pt after every epoch; a checkpoint of the same key is continued.
     watch(net): more numbers for the row of an epoch, such as IoU on val; they steer nothing and
     their time is not counted. Raises FloatingPointError at the first loss that is not finite and
     leaves the batch in non_finite_batch.pt.
     """
-    accelerator = Accelerator(cpu=next(net.parameters()).device.type == "cpu")
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=PRECISION[p.precision])
     optimizer = torch.optim.AdamW(
         (w for w in net.parameters() if w.requires_grad), lr=p.lr, weight_decay=p.weight_decay
     )
@@ -150,7 +154,8 @@ def fit(
         """One step: rate, losses, gradient, update."""
         for group in optimizer.param_groups:
             group["lr"] = poly_lr(step, steps, p)
-        losses = loss(model, augment(raw, generator) | {"step": step})
+        with accelerator.autocast():  # the frozen encoder too
+            losses = loss(model, augment(raw, generator) | {"step": step})
         guard(losses["loss"], raw, patches, place.folder)
         optimizer.zero_grad()
         accelerator.backward(losses["loss"])
