@@ -29,7 +29,7 @@ CHOICES = {
     "gating": ("closed", "zeroed"),
     "tta": ("none", "mirror", "six"),
     "pseudo_tta": ("none", "mirror", "six"),
-    "precision": ("float32", "bfloat16", "float16"),
+    "precision": ("float32", "tf32", "bfloat16", "float16"),
     "image_labels": ("predicted", "oracle", "none"),
     "ignore": ("dropped", "counted"),
 }

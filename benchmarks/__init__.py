@@ -1,0 +1,1 @@
+"""How fast the kernels are, beside a naive reference: python -m benchmarks NAME."""
