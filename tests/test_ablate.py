@@ -18,6 +18,7 @@ from protolib.__main__ import TABLES, main
 from protolib.data import phantom, specs
 from protolib.study import ablate, grid
 
+pytestmark = pytest.mark.slow
 NAMES = ("preset", "dataset", "data_root", "run_dir", "device", "method", "cache")
 PARAMETERS = "\n".join([f"{name} = ''" for name in NAMES] + ["seed = 0", "settings = {}"])
 STUB = """

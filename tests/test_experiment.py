@@ -11,6 +11,7 @@ from protolib import cams, experiment, metrics, presets, results
 from protolib.data import phantom
 from protolib.experiment import Run
 
+pytestmark = pytest.mark.slow
 TINY = replace(
     presets.preset("smoke"),
     name="tiny",

@@ -605,6 +605,7 @@ def alive(process):
     return True
 
 
+@pytest.mark.slow
 def test_fifty_kills_lose_nothing_that_was_complete(root):
     """kill -9 at random moments of transfer, unpacking and renaming; a process that has imported
     all forks each run."""
@@ -662,6 +663,7 @@ def test_fifty_kills_lose_nothing_that_was_complete(root):
     assert kills >= 50
 
 
+@pytest.mark.slow
 def test_control_c_says_how_to_go_on(root):
     with serve(
         spoil=lambda path, start: {"stall": 100_000} if path == "/a.bin" else None

@@ -163,6 +163,7 @@ def test_the_key_of_a_cell_tells_setting_seed_pixels_and_code(monkeypatch):
     assert len({*keys, grid.key(QUICK, cells["K = 1"], 0, "a")}) == 7
 
 
+@pytest.mark.slow
 def test_a_cell_yields_scores_slides_and_curve_of_its_run(tmp_path, monkeypatch):
     tiny = replace(
         presets.preset("smoke"), name="tiny", patches=(64, 8, 8), N=3, epochs=2, tta="none"

@@ -13,9 +13,12 @@ from protolib.data import patches, specs
 from protolib.experiment import Run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "shared" / "data" / "make_patches.py"
-pytestmark = pytest.mark.skipif(
-    not SCRIPT.exists(), reason="../shared/data with the real tissue is not beside this clone"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not SCRIPT.exists(), reason="../shared/data with the real tissue is not beside this clone"
+    ),
+]
 
 LUAD3 = """
 name = "luad3"

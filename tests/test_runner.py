@@ -99,6 +99,7 @@ def record(run):
     return json.loads((run / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_whole_story(two, monkeypatch, capfd):
     kernels = (
         two / "other" / "kernels" / "python3"
@@ -142,6 +143,7 @@ def test_the_whole_story(two, monkeypatch, capfd):
     )  # with the injected parameters
 
 
+@pytest.mark.slow
 def test_resume_executes_only_what_changed(two, capsys):
     def executed(*arguments):
         Path("count.txt").unlink(missing_ok=True)
@@ -162,6 +164,7 @@ def test_resume_executes_only_what_changed(two, capsys):
     assert executed("--resume") == ["first"]
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_named_and_the_run_goes_on_after_the_repair(two, capsys):
     broken = two / "notebooks" / "01_score.ipynb"
     write(
@@ -194,6 +197,7 @@ def test_a_failed_cell_is_named_and_the_run_goes_on_after_the_repair(two, capsys
     assert (run / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_kernel_is_named(folder, capsys):
     write(
         folder / "notebooks" / "00_lost.ipynb",
@@ -210,6 +214,7 @@ def test_a_lost_kernel_is_named(folder, capsys):
     assert record(Path("runs/latest"))["notebooks"]["00_lost"]["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     os.mkfifo("started")  # opening it waits for the other side: no sleep, no polling
     story = folder / "notebooks" / "00_long.ipynb"

@@ -292,6 +292,7 @@ def _train_as(rank: int, port: int, folder) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not torch.distributed.is_gloo_available(),
     reason="this torch has no gloo: no processes on a CPU",
