@@ -45,8 +45,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set or weight file; registry.toml gives these keys, the first five always.
-    Notebook 01."""
+    """A data set or weight file; registry.toml gives these keys, the first five always."""
 
     name: str
     title: str

@@ -49,7 +49,7 @@ class PatchDataset(Dataset):
     uint8 RGB; labels (n, C) uint8 0 or 1; masks (n, Hm, Wm) uint8 0..C-1, ignore C, or None;
     subtypes (n, H, W) uint8 0..S-1, ignore S, or None; fingerprint: SHA-256 of the names and of
     every array. The arrays are memory-mapped, read-only. An item: image (3, H, W) uint8, label (C,)
-    float32, index, and mask (H, W) int64 where it has the image's size. Notebook 01.
+    float32, index, and mask (H, W) int64 where it has the image's size.
     """
 
     def __init__(self, spec: DatasetSpec, split: str, folder: Path):
@@ -109,7 +109,7 @@ def load(
     patches first, once, into the cache, see regions.cut. Labels of train: from the file name.
     Labels of val and test: a class counts if any pixel of the mask has it, as in the released code,
     so one stray pixel is enough. Raises ValueError for names, folders, sizes and masks that do not
-    fit. Notebook 01.
+    fit.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")

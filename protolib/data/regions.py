@@ -45,7 +45,7 @@ class Patch(NamedTuple):
 
 def white_share(images: np.ndarray, rows: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
     """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every
-    channel. Notebook 02.
+    channel. Notebook 01.
 
     images: (n, H, W, 3) uint8 RGB, memory-mapped or not; rows: (m,) indices, all where None is
     given. Returns (m,) float in [0, 1]. Reads `batch` patches at a time, so its memory does not

@@ -46,7 +46,6 @@ _checked: dict[tuple[str, str], tuple[list[int], dict[str, "Layout"]]] = {}
 
 class Cut(NamedTuple):
     """How a data set published as regions is cut to patches: the table `regions` of its spec.
-    Notebook 01.
 
     The paper tells neither its patches nor its split of such sets: these values are ours. At a
     stride of 224 px the published bounds of BCSS hold 70,381 windows and GCSS about 46,000, before
@@ -226,7 +225,7 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
     """Find the spec of a known data set, or read it from `data_root/dataset.toml`.
 
     dataset: a key of SPECS, or "custom", or the name in the dataset.toml, or the folder's name.
-    Raises ValueError where nothing fits, saying what is known. Notebook 01.
+    Raises ValueError where nothing fits, saying what is known.
     """
     own = Path(data_root) / "dataset.toml"
     if dataset == "phantom" and str(data_root) not in ("", "."):  # "." is what Path("") says
@@ -286,14 +285,13 @@ def parse_label(name: str, C: int) -> tuple[int, ...]:
 
 def other_spelling(name: str, spec: DatasetSpec) -> str:
     """How the label in a name is spelt, "joined" or "spaced", where the spec asks for the other;
-    else "". Notebook 01."""
+    else ""."""
     spelling = "spaced" if " " in _label_text(name) else "joined"
     return spelling if spec.spelling not in ("", spelling) else ""
 
 
 def told(pattern: str, name: str) -> str:
-    """What a name tells of its slide or patient, spec.slide or spec.patient; "" where it does not.
-    Notebook 01."""
+    """What a name tells of its slide or patient, spec.slide or spec.patient; "" where it does not."""
     found = re.search(pattern, name) if pattern else None
     return found.group() if found else ""
 
@@ -302,7 +300,7 @@ def shared(names: dict[str, Iterable[str]]) -> dict[str, list[str]]:
     """The slides or patients that stand in two splits: a score on such a split is too good.
 
     names: split -> what its file names tell, "" where they do not. Returns "train/test" -> sorted
-    names, for those pairs that share some. Notebook 01.
+    names, for those pairs that share some.
     """
     named = {split: set(of) - {""} for split, of in names.items()}
     pairs = {f"{a}/{b}": sorted(named[a] & named[b]) for a, b in combinations(named, 2)}
@@ -393,14 +391,12 @@ def _spelling_message(spec: DatasetSpec, name: str, spelling: str) -> str:
 
 
 def mask_folder(images: Path) -> Path:
-    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it.
-    Notebook 01."""
+    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it."""
     return (images.parent if images.name == "img" else images) / "mask"
 
 
 def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
     """Find region images and their labels as published, None where there are no regions.
-    Notebook 01.
 
     ".png": images/, else rgbs_colorNormalized/, and masks/. ".txt": an image and a matrix of the
     same name anywhere below root, but patches that were cut into it; the publication tells no more
@@ -439,7 +435,7 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
 
 
 def patch_name(file: str) -> str:
-    """Give the name of a patch: that of its file without .png, or without .png.png. Notebook 01."""
+    """Give the name of a patch: that of its file without .png, or without .png.png."""
     name, ending = file, ".png"
     while name.lower().endswith(ending):
         name = name[: -len(ending)]
@@ -451,7 +447,6 @@ def pngs(folder: Path) -> dict[str, Path]:
     archives are not data.
 
     A folder that is not there holds none. Raises ValueError where two files are the same patch.
-    Notebook 01.
     """
     found: dict[str, str] = {}
     for file in sorted(os.listdir(folder)) if folder.is_dir() else ():
