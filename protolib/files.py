@@ -96,9 +96,10 @@ def expect(
             f"{where}: keys missing: {missing}, unknown: {unknown}; keys: {', '.join(kinds)}"
         )
     for key, value in values.items():
-        types = kinds[key] if isinstance(kinds[key], tuple) else (kinds[key],)
+        kind = kinds[key]
+        types = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            names = " or ".join(kind.__name__ for kind in types)
+            names = " or ".join(each.__name__ for each in types)
             raise ValueError(f"{where}: {key} is {value!r}; expected {names}")
 
 

@@ -323,7 +323,7 @@ def _tally(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     """Mean of what is there, NaN when nothing is."""
-    return _ratio(np.nansum(values), np.count_nonzero(~np.isnan(values)))
+    return _ratio(np.nansum(values), int(np.count_nonzero(~np.isnan(values))))
 
 
 def _ratio(part: float, whole: float) -> float:

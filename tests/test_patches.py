@@ -265,7 +265,7 @@ def test_every_folder_variant(folder, train, val, masked):
     assert layouts["train"].ids == sorted(name.removesuffix(".png") for name in TRAIN)
     assert [path.parent for path in layouts["train"].images] == [folder / train] * 3
     assert layouts["train"].masks == (
-        [beside / path.name for path in layouts["train"].images] if masked else None
+        [beside / path.name for path in layouts["train"].images] if masked else []
     )
     assert layouts["val"].ids == ["TCGA-BH-A0BL-DX1_xmin1_ymin2_MPP-0.2500+0"]
     assert [path.name for path in layouts["val"].masks] == [

@@ -122,9 +122,9 @@ def load(
         if drawing is None:
             raise ValueError("the phantom is drawn: pass drawing=phantom.Drawing(patches).")
         phantom.check(split, size, drawing)
-        source = {"size": size} | drawing._asdict()
+        dials = {"size": size} | drawing._asdict()
         make = partial(_draw, spec, split, size, drawing)
-        return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
+        return PatchDataset(spec, split, _cached(Path(cache), spec, split, dials, make))
     layouts = check_layout(spec, data_root)
     if "regions" in layouts:
         key = _key(spec, "patches", _stamp(layouts["regions"]))
@@ -132,9 +132,9 @@ def load(
             spec, regions.cut(spec, layouts["regions"], Path(cache) / f"{spec.name}-patches-{key}")
         )
     layout = layouts[split]
-    source = {"size": size, "files": _stamp(layout)}
+    found = {"size": size, "files": _stamp(layout)}
     make = partial(_decode, spec, split, size, layout)
-    return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
+    return PatchDataset(spec, split, _cached(Path(cache), spec, split, found, make))
 
 
 def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, folder: Path) -> dict:
@@ -161,9 +161,9 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
             "pass another cache."
         )
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, size, size, 3))
-    masks = layout.masks and np.lib.format.open_memmap(
-        folder / "masks.npy", "w+", np.uint8, (n, height, width)
-    )
+    masks = None
+    if layout.masks:
+        masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (n, height, width))
     labels = np.zeros((n, C), np.uint8)
 
     def one(i: int) -> None:
@@ -182,11 +182,9 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
                     "one size."
                 )
             masks[i] = mask
-        labels[i] = (
-            parse_label(layout.images[i].name, C)
-            if split == "train"
-            else np.bincount(masks[i].ravel(), minlength=C + 1)[:C] > 0
-        )
+            labels[i] = np.bincount(mask.ravel(), minlength=C + 1)[:C] > 0
+        if split == "train":
+            labels[i] = parse_label(layout.images[i].name, C)
 
     # Pillow decodes and resizes outside the interpreter lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -290,7 +288,7 @@ def _stamp(layout: Layout) -> str:
     """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much
     as decoding."""
     stats = []
-    for path in layout.images + (layout.masks or []):
+    for path in layout.images + layout.masks:
         of = path.stat()
         stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
     return _sha256(json.dumps(stats).encode())
@@ -354,7 +352,7 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
     datasets: the splits of one data set. Names that do not tell their slide or patient are counted,
     not guessed. Notebook 01.
     """
-    found, sentences, total = [], [], sum(map(len, datasets))
+    found, sentences, total = {}, [], sum(map(len, datasets))
     for kind in ("slides", "patients"):
         pairs = shared({d.split: getattr(d, kind) for d in datasets})
         silent = sum(getattr(d, kind).count("") for d in datasets)
@@ -363,9 +361,9 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
             facts.append("no two splits share one")
         if silent:
             facts.append(f"not told by {silent} of {total} names")
-        found.append(pairs)
+        found[kind] = pairs
         sentences.append(f"{kind.capitalize()}: {', '.join(facts)}.")
-    return Overlap(*found, " ".join(sentences))
+    return Overlap(found["slides"], found["patients"], " ".join(sentences))
 
 
 def count_report(*datasets: PatchDataset) -> str:

@@ -93,6 +93,14 @@ class DatasetSpec:
         return len(self.classes)
 
     @property
+    def rule(self) -> Cut:
+        """How its regions are cut. Raises ValueError for a data set that is published as
+        patches."""
+        if self.regions is None:
+            raise ValueError(f"{self.name} is published as patches: there are no regions to cut.")
+        return self.regions
+
+    @property
     def lookup(self) -> np.ndarray:
         """Value in an index mask -> class 0..C-1 or ignore, C: (256,) uint8."""
         table = np.full(256, self.C, np.uint8)
@@ -151,7 +159,7 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
-KINDS = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "classes": (list, tuple),
     "titles": (list, tuple),
@@ -167,7 +175,7 @@ KINDS = {
     "licence": str,
     "citation": str,
 }
-CUT_KINDS = {
+CUT_KINDS: dict[str, type | tuple[type, ...]] = {
     "labels": str,
     "seed": str,
     "size": int,
@@ -291,7 +299,7 @@ def other_spelling(name: str, spec: DatasetSpec) -> str:
 
 
 def told(pattern: str, name: str) -> str:
-    """What a name tells of its slide or patient, spec.slide or spec.patient; "" where it does not."""
+    """What a name tells of its slide or patient, by spec.slide or spec.patient; "" for nothing."""
     found = re.search(pattern, name) if pattern else None
     return found.group() if found else ""
 
@@ -312,7 +320,7 @@ class Layout(NamedTuple):
 
     ids: list[str]  # file names without .png
     images: list[Path]
-    masks: list[Path] | None
+    masks: list[Path]  # empty where a training split has none
 
 
 def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
@@ -378,7 +386,7 @@ def _pair(spec: DatasetSpec, root: Path, split: str) -> Layout:
             f"{len(masks.keys() - images.keys())} masks without an image, first {alone[0]!r}"
         )
         raise ValueError(_layout_message(spec, root, problem))
-    return Layout(list(images), list(images.values()), list(masks.values()) or None)
+    return Layout(list(images), list(images.values()), list(masks.values()))
 
 
 def _spelling_message(spec: DatasetSpec, name: str, spelling: str) -> str:
@@ -402,7 +410,7 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
     same name anywhere below root, but patches that were cut into it; the publication tells no more
     of its folders. Raises ValueError for regions without labels, and for two of one name.
     """
-    if spec.regions.labels == ".png":
+    if spec.rule.labels == ".png":
         images = pngs(root / "images") or pngs(root / "rgbs_colorNormalized")
         labels = pngs(root / "masks")
     else:

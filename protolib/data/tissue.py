@@ -193,9 +193,9 @@ def scatter(
     patch."""
     side = size + 2 * margin
     points = rng.random((int(1.6 * side**2 / (stretch * spacing**2)) + 2, 2)) * side - margin
-    near = cKDTree(np.stack(turned(*points.T, angle, stretch), 1)).query_pairs(
-        spacing, output_type="ndarray"
-    )
+    y, x = points.T
+    tree = cKDTree(np.stack(turned(y, x, angle, stretch), 1))
+    near = tree.query_pairs(spacing, output_type="ndarray")
     kept = np.ones(len(points), bool)
     for i, j in near[np.lexsort((near[:, 1], near[:, 0]))]:  # i < j: who came first stays
         kept[j] &= not kept[i]
@@ -235,8 +235,10 @@ def nuclei(rng, look: Look, points: np.ndarray, along: float = 0) -> Cells:
     angle = np.where(
         rng.random(n) < look.align, along + 0.2 * rng.standard_normal(n), rng.random(n) * np.pi
     )
+    y, x = points.T
     return Cells(
-        *points.T,
+        y=y,
+        x=x,
         radius=look.radius * np.exp(look.spread * rng.standard_normal(n)),
         aspect=1 + (look.aspect - 1) * rng.uniform(0.6, 1.4, n),
         angle=angle,
