@@ -4,14 +4,26 @@ here."""
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
+
+# What `expect` takes for each kind, and its name in a message.
+KINDS = {
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    list: ((list, tuple), "a list"),
+    dict: (Mapping, "an object"),
+    None: (type(None), "null"),
+}
 
 
 @contextmanager
@@ -77,30 +89,35 @@ def read_json(path: str | Path) -> Any:
 
 
 def expect(
-    where: str,
-    values: Mapping[str, Any],
-    kinds: Mapping[str, type | tuple[type, ...]],
-    optional: Collection[str] = (),
+    where: str, values: Any, kinds: Mapping[str, Any], optional: Mapping[str, Any] | None = None
 ) -> None:
-    """Check the keys of a table that people write, and the types of its values.
+    """Refuse what is no mapping with these keys of these kinds.
 
-    where: what the table is, for the message. kinds: every key there may be, and its type or types;
-    optional: those of them that may be left out. True and False are no numbers here. Raises
-    ValueError naming the keys that are missing or unknown, or a key, what it holds and what was
-    expected.
+    kinds: {key: one of KINDS, or a tuple of some}; a bool is no number. optional: keys that may be
+    missing, with their kinds; any other key is refused then, and allowed where it is None. Raises
+    ValueError that begins with `where`.
     """
-    missing = sorted(kinds.keys() - values.keys() - set(optional))
-    unknown = sorted(values.keys() - kinds.keys())
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: found {values!r:.60}; expected keys {', '.join(kinds)}")
+    known = {**kinds, **(optional or {})}
+    missing = [key for key in kinds if key not in values]
+    unknown = [key for key in values if optional is not None and key not in known]
     if missing or unknown:
         raise ValueError(
-            f"{where}: keys missing: {missing}, unknown: {unknown}; keys: {', '.join(kinds)}"
+            f"{where}: missing {', '.join(missing) or 'nothing'}; "
+            f"unknown {', '.join(unknown) or 'nothing'}; expected {', '.join(known)}"
         )
-    for key, value in values.items():
-        kind = kinds[key]
-        types = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            names = " or ".join(each.__name__ for each in types)
-            raise ValueError(f"{where}: {key} is {value!r}; expected {names}")
+    for key, wanted in known.items():
+        of = wanted if isinstance(wanted, tuple) else (wanted,)
+        if key in values and not any(_is(values[key], kind) for kind in of):
+            words = " or ".join(KINDS[kind][1] for kind in of)
+            raise ValueError(f"{where}: {key} is {values[key]!r:.60}; expected {words}")
+
+
+def _is(value: Any, kind: type | None) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, KINDS[kind][0])
 
 
 def _plain(value: Any) -> Any:

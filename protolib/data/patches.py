@@ -122,9 +122,9 @@ def load(
         if drawing is None:
             raise ValueError("the phantom is drawn: pass drawing=phantom.Drawing(patches).")
         phantom.check(split, size, drawing)
-        dials = {"size": size} | drawing._asdict()
+        source: dict = {"size": size} | drawing._asdict()
         make = partial(_draw, spec, split, size, drawing)
-        return PatchDataset(spec, split, _cached(Path(cache), spec, split, dials, make))
+        return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
     layouts = check_layout(spec, data_root)
     if "regions" in layouts:
         key = _key(spec, "patches", _stamp(layouts["regions"]))
@@ -132,9 +132,9 @@ def load(
             spec, regions.cut(spec, layouts["regions"], Path(cache) / f"{spec.name}-patches-{key}")
         )
     layout = layouts[split]
-    found = {"size": size, "files": _stamp(layout)}
+    source = {"size": size, "files": _stamp(layout)}
     make = partial(_decode, spec, split, size, layout)
-    return PatchDataset(spec, split, _cached(Path(cache), spec, split, found, make))
+    return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
 
 
 def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, folder: Path) -> dict:
@@ -288,7 +288,7 @@ def _stamp(layout: Layout) -> str:
     """Names, sizes and times: they tell files apart in milliseconds; reading all would cost as much
     as decoding."""
     stats = []
-    for path in layout.images + layout.masks:
+    for path in layout.images + (layout.masks or []):
         of = path.stat()
         stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
     return _sha256(json.dumps(stats).encode())

@@ -159,36 +159,26 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "classes": (list, tuple),
-    "titles": (list, tuple),
-    "palette": list,
-    "codes": dict,
+KEYS = {"name": str, "classes": list, "titles": list, "palette": list}
+KEYS |= {"codes": dict}
+MORE_KEYS = {
     "spelling": str,
     "slide": str,
     "patient": str,
-    "mpp": (int, float),
+    "mpp": float,
     "counts": dict,
     "ignored": list,
     "regions": dict,
     "licence": str,
     "citation": str,
 }
-CUT_KINDS: dict[str, type | tuple[type, ...]] = {
-    "labels": str,
-    "seed": str,
-    "size": int,
-    "stride": int,
-    "white": (int, float),
-    "ignore": (int, float),
-    "present": (int, float),
-}
+CUT_KEYS = {"labels": str, "seed": str}
+MORE_CUT_KEYS = {"size": int, "stride": int, "white": float, "ignore": float, "present": float}
 
 
 def _spec(table: dict, where: str) -> DatasetSpec:
     """Turn one TOML table into a DatasetSpec, with every wrong key named."""
-    files.expect(where, table, KINDS, optional=list(KINDS)[5:])  # all but name ... codes
+    files.expect(where, table, KEYS, MORE_KEYS)
     for colour in table["palette"]:
         if not isinstance(colour, list):
             raise ValueError(f"{where}: palette holds {colour!r}; expected [r, g, b]")
@@ -202,9 +192,7 @@ def _spec(table: dict, where: str) -> DatasetSpec:
             )
     cut = table.get("regions")
     if cut is not None:
-        files.expect(
-            f"{where}, regions", cut, CUT_KINDS, optional=list(CUT_KINDS)[2:]
-        )  # labels, seed
+        files.expect(f"{where}, regions", cut, CUT_KEYS, MORE_CUT_KEYS)
     return DatasetSpec(
         **table
         | {
