@@ -22,9 +22,8 @@ TRAIN = {
     "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+10[0110].png": 20,
     "TCGA-A2-A0CM-DX1_xmin18562_ymin56852_MPP-0.2500+3[0001].png": 30,
 }
-MASK = np.array(
-    [[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [9, 3, 3, 4]], np.uint8
-)  # 9: no code, so ignore
+# 9: no code, so ignore
+MASK = np.array([[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [9, 3, 3, 4]], np.uint8)
 TOML = """name = "three"
 classes = ["A", "B", "D"]
 titles = ["first", "second", "third"]

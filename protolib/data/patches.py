@@ -234,9 +234,8 @@ def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
         ) from error
     if indexed:
         return spec.lookup[pixels]
-    colours, inverse = np.unique(
-        pixels @ np.array([65536, 256, 1]), return_inverse=True
-    )  # (u,), (H, W)
+    # (u,), (H, W)
+    colours, inverse = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True)
     classes = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in enumerate(spec.palette)}
     unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
     if unknown:

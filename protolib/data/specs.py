@@ -17,11 +17,12 @@ from protolib import files
 from protolib.data import phantom
 
 SPLITS = ("train", "val", "test")
+# where the images of a split may stand; their masks: mask/ beside or in it
 PLACES = {
     "train": ("train", "train/img", "training", "training/img"),
     "val": ("val/img", "valid/img"),
     "test": ("test/img",),
-}  # where the images of a split may stand; their masks: mask/ beside or in it
+}
 TREE = """  train/ or training/   NAME[1101].png or NAME[1 1 0 1].png, here or in img/;
                         mask/ of the same names, if any
   val/ or valid/        img/NAME.png and mask/NAME.png
