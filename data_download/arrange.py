@@ -40,7 +40,7 @@ def plan(name: str, source: str | Path) -> list[Move]:
     spec = specs.spec_of(name, source)
     if (layout := _regions(spec, source)) is not None:
         splits = [
-            regions.split_of(spec.regions.seed, regions.patient_of(spec, region))
+            regions.split_of(spec.rule.seed, regions.patient_of(spec, region))
             for region in layout.ids
         ]
         return [
@@ -92,7 +92,7 @@ def arrange(
         return _summary(
             name,
             moves,
-            f"{'would cut' if dry_run else 'cut'} into patches of {spec.regions.size} px",
+            f"{'would cut' if dry_run else 'cut'} into patches of {spec.rule.size} px",
             to,
         )
     moves = [move for move in moves if move.source != to / move.target]

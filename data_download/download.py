@@ -75,9 +75,8 @@ def from_local(entry: Entry, folder: Folder, local: Path) -> None:
                 )
     if local.is_file():
         folder.note_files({f"local/{local.name}": _facts(local, digest(local), "")})
-    shutil.rmtree(
-        _work(folder, "local"), ignore_errors=True
-    )  # last time it may have been another file
+    # last time it may have been another file
+    shutil.rmtree(_work(folder, "local"), ignore_errors=True)
     _lay(entry, folder, "local", found)
 
 

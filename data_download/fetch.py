@@ -71,7 +71,7 @@ def get(
     what to do.
 
     Returns the exit status: 0 done, 1 it is there and its verification found problems. Raises
-    Refused; what was downloaded until then is kept and used by the next call. Shown in notebook 01.
+    Refused; what was downloaded until then is kept and used by the next call.
     """
     folder = Folder(place(entry, to), entry.name)
     wanted = _wanted(entry, mirror)

@@ -48,9 +48,8 @@ class Folder:
             holder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / STAGE / "lock", timeout=0):
                 holder.write_text(f"{os.getpid()}\n")
-                for litter in self.root.glob(
-                    f".{LOCK}.*.part"
-                ):  # of a run that was killed as it wrote the record
+                # of a run that was killed as it wrote the record
+                for litter in self.root.glob(f".{LOCK}.*.part"):
                     litter.unlink()
                 yield
                 holder.unlink(missing_ok=True)
@@ -107,9 +106,8 @@ class Folder:
             everything = {}
         ours = {STAGE, LOCK}.union(*(known.get("contents", ()) for known in everything.values()))
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-        return sorted(
-            name for name in there - ours if not name.startswith(f".{LOCK}.")
-        )  # half a record, of a kill
+        # half a record, of a kill
+        return sorted(name for name in there - ours if not name.startswith(f".{LOCK}."))
 
     def forget(self) -> None:
         """Go back to what was downloaded: the steps after it are made anew."""

@@ -111,11 +111,8 @@ class Part:
     def _read_note(self) -> dict:
         try:
             return json.loads(self._note.read_text("utf-8"))
-        except (
-            OSError,
-            ValueError,
-        ):  # no note: nothing tells what the bytes are, so they count for nothing
-            return {}
+        except (OSError, ValueError):
+            return {}  # no note: nothing tells what the bytes are, so they count for nothing
 
     def headers(self) -> dict[str, str]:
         """What a request needs in order to bring only the bytes that are missing, of the same
@@ -170,9 +167,8 @@ class Part:
         known = {"url": self.remote.url, "total": total, "validator": _validator(headers)}
         if known != self._known:
             self._known = known
-            self._note.write_text(
-                json.dumps(known), "utf-8"
-            )  # a torn note counts as none, so it needs no care
+            # a torn note counts as none, so it needs no care
+            self._note.write_text(json.dumps(known), "utf-8")
         return total
 
     def _total_of(self, headers: Mapping[str, str]) -> int:
@@ -185,9 +181,8 @@ class Part:
             raise Again(f"the server sent the range {content_range!r}, not the one asked for")
         total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
         before = self._known.get("total"), self._known.get("validator")
-        if (
-            before[0] not in (None, total) or _validator(headers) != before[1]
-        ):  # some servers ignore If-Range
+        # some servers ignore If-Range
+        if before[0] not in (None, total) or _validator(headers) != before[1]:
             self.restart()
             raise Again("the server's file is not the one of before")
         return total

@@ -109,9 +109,8 @@ def _look(
     classes = masked or any(label or ())
     if all(low == high for low, high in rgb.getextrema()):
         colour = rgb.getpixel((0, 0))
-        if (
-            classes or not regions.white_share(np.full((1, 1, 1, 3), colour))[0]
-        ):  # glass without a class is in order
+        # glass without a class is in order
+        if classes or not regions.white_share(np.full((1, 1, 1, 3), colour))[0]:
             faults.append(Fault("blank", path, f"every pixel is {colour}"))
         return ""
     if label and not classes and (white := regions.white_share(np.asarray(rgb)[None])[0]) < 0.5:

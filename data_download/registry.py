@@ -10,20 +10,11 @@ from protolib.files import expect
 OWN = Path(__file__).with_name("registry.toml")
 FREE = ("CC0", "Apache-2.0", "MIT")  # licences whose text asks nobody to agree before the download
 KINDS = ("http", "pointer", "drive-folder", "drive-file", "zenodo", "huggingface", "figshare")
-# the keys of an entry and of a mirror in registry.toml, and what they hold
-ENTRY = {
-    "title": str,
-    "licence": str,
-    "licence_source": str,
-    "citation": str,
-    "mirrors": dict,
-    "kind": str,
-    "spec": str,
-    "size": int,
-    "files": dict,
-    "expected": dict,
-}
-MIRROR = {"kind": str, "id": str, "file": str, "save": str, "base": str}
+# the keys of an entry and of a mirror in registry.toml, and those that may be left out
+ENTRY = {"title": str, "licence": str, "licence_source": str, "citation": str, "mirrors": dict}
+MORE_ENTRY = {"kind": str, "spec": str, "size": int, "files": dict, "expected": dict}
+MIRROR = {"kind": str, "id": str}
+MORE_MIRROR = {"file": str, "save": str, "base": str}
 
 
 class Refused(Exception):
@@ -45,8 +36,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set or weight file; registry.toml gives these keys, the first five always.
-    Notebook 01."""
+    """A data set or weight file; registry.toml gives these keys, the first five always."""
 
     name: str
     title: str
@@ -117,7 +107,7 @@ def inside(name: str) -> str:
 
 
 def _entry(name: str, table: dict[str, Any], where: str) -> Entry:
-    expect(where, table, ENTRY, optional=("kind", "spec", "size", "files", "expected"))
+    expect(where, table, ENTRY, MORE_ENTRY)
     if table.get("kind", "data") not in ("data", "weights"):
         raise Refused(f"{where}: kind is {table['kind']!r}, expected 'data' or 'weights'")
     places, files, counts = (table.get(key, {}) for key in ("mirrors", "files", "expected"))
@@ -141,7 +131,7 @@ def _entry(name: str, table: dict[str, Any], where: str) -> Entry:
 
 
 def _mirror(key: str, place: dict[str, Any], where: str) -> Mirror:
-    expect(f"{where}, mirror {key}", place, MIRROR, optional=("file", "save", "base"))
+    expect(f"{where}, mirror {key}", place, MIRROR, MORE_MIRROR)
     if place["kind"] not in KINDS:
         raise Refused(
             f"{where}, mirror {key}: kind is {place['kind']!r}, expected one of {', '.join(KINDS)}"

@@ -76,9 +76,8 @@ def get(
         try:
             _fill(part, client, patience, moved)
             resumed = part.resumed
-            if (
-                wrong := part.wrong()
-            ) and resumed:  # the piece of the earlier run may be what is broken
+            # the piece of the earlier run may be what is broken
+            if (wrong := part.wrong()) and resumed:
                 _fill(part, client, patience, moved)
                 wrong = part.wrong()
             if wrong:
@@ -208,9 +207,8 @@ def _patiently(
                 raise MirrorFailed(
                     f"{what}: gave up after {failures} tries: {_reason(error)}; what came is kept"
                 ) from error
-            wait = patience.waits[failures - 1] * random.uniform(
-                0.5, 1.5
-            )  # so that a class does not knock in step
+            # so that a class does not knock in step
+            wait = patience.waits[failures - 1] * random.uniform(0.5, 1.5)
             time.sleep(max(wait, getattr(error, "wait", 0.0)))
         except requests.RequestException as error:
             raise MirrorFailed(f"{what}: {_reason(error)}") from error

@@ -98,9 +98,8 @@ def unpack(archive: Path, to: Path, limits: Limits = LIMITS) -> int:
     ) as error:
         raise Damaged(f"{archive.name} is damaged or no archive ({error}): get it again") from error
     except OSError as error:
-        if (
-            isinstance(error, gzip.BadGzipFile) or not error.errno
-        ):  # bz2 says so with a bare OSError
+        # bz2 says so with a bare OSError
+        if isinstance(error, gzip.BadGzipFile) or not error.errno:
             raise Damaged(
                 f"{archive.name} is damaged or no archive ({error}): get it again"
             ) from error

@@ -110,9 +110,8 @@ def verify(
     """
     folder = Path(folder)
     spec = specs.spec_of(name, folder)
-    with ThreadPoolExecutor(
-        workers or os.cpu_count()
-    ) as pool:  # Pillow, zlib and hashing let go of the lock
+    # Pillow, zlib and hashing let go of the lock
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         report = _verify_regions(spec, folder, pool) or _verify_patches(
             spec, folder, counts or {}, pool
         )
@@ -219,9 +218,8 @@ def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
     for place, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != ASIDE)
         if Path(place) == folder and (folder / specs.CUT_RECORD).is_file():
-            below[:] = [
-                name for name in below if name in SPLITS
-            ]  # the regions may well stand beside their patches
+            # the regions may well stand beside their patches
+            below[:] = [name for name in below if name in SPLITS]
             continue
         for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             if (path.suffix.lower() == ".png") != (path.parent in read):

@@ -182,7 +182,7 @@ def boundary_counts(truth, prediction, C: int, ignore: str = "dropped") -> np.nd
     set, then divide row 0 by row 1. Pixels that are not judged (true value outside 0..C; ignore too
     when "dropped") are cut out of BOTH masks before the bands are drawn. So the edge of the ignored
     region is a border of both, like the edge of the image, and a mask that is right on every judged
-    pixel scores 1. Raises ValueError as `confusion` does. Notebook 06.
+    pixel scores 1. Raises ValueError as `confusion` does.
     """
     _check_choice("ignore", ignore, IGNORE)
     truth, prediction = _masks(truth, prediction, C)
@@ -209,7 +209,7 @@ class Counts:
     """All that scores need of some masks, so that batches, slides and splits can be added up.
 
     matrix (C+1, C+1) int64, see `confusion`; boundary (2, C) int64, see `boundary_counts`; ignore:
-    the rule that the bands were drawn under, "dropped" or "counted". Notebook 06.
+    the rule that the bands were drawn under, "dropped" or "counted".
     """
 
     matrix: np.ndarray
@@ -323,7 +323,7 @@ def _tally(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     """Mean of what is there, NaN when nothing is."""
-    return _ratio(np.nansum(values), np.count_nonzero(~np.isnan(values)))
+    return _ratio(np.nansum(values), int(np.count_nonzero(~np.isnan(values))))
 
 
 def _ratio(part: float, whole: float) -> float:

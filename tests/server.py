@@ -39,9 +39,8 @@ class Server:
     def __enter__(self) -> "Server":
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
-        self._http.handle_error = lambda request, client: (
-            None
-        )  # killed clients are what these servers are for
+        # killed clients are what these servers are for
+        self._http.handle_error = lambda request, client: None
         self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
@@ -110,9 +109,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     sent = self.connection.send(view[at : min(stop, at + step)])
                     at, server.sent = at + sent, server.sent + sent
                     if server.rate:
-                        time.sleep(
-                            step / server.rate
-                        )  # this is the throttle, not a wait for something to happen
+                        # this is the throttle, not a wait for something to happen
+                        time.sleep(step / server.rate)
                 if "stall" in how:
                     server.over.wait()
                 if how.get("reset"):

@@ -115,8 +115,8 @@ def test_confusion_by_hand():
     wanted = [
         [2, 1, 0],  # class 0: two found, one called 1
         [0, 3, 0],
-        [1, 2, 0],
-    ]  # ignore: one called 0, two called 1
+        [1, 2, 0],  # ignore: one called 0, two called 1
+    ]
     found = confusion(TRUTH, PREDICTION, 2)
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, wanted)
@@ -135,10 +135,8 @@ def test_confusion_takes_tensors_and_every_integer():
 
 def test_confusion_against_a_loop_with_values_outside():
     rng = np.random.default_rng(0)
-    truth, prediction = (
-        rng.choice([-1, 0, 1, 2, 3, 4, 5, 255], (2, 20, 21)),
-        rng.integers(0, 5, (2, 20, 21)),
-    )
+    truth = rng.choice([-1, 0, 1, 2, 3, 4, 5, 255], (2, 20, 21))
+    prediction = rng.integers(0, 5, (2, 20, 21))
     wanted = np.zeros((5, 5), int)
     for t, p in zip(truth.ravel(), prediction.ravel()):
         if 0 <= t <= 4:
@@ -201,10 +199,8 @@ def test_scores_leave_the_matrix_alone():
 @pytest.mark.parametrize("ignore", ["dropped", "counted"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_against_the_slow_reference(ignore, seed):
-    truth, prediction = (
-        blobs(seed, 6).astype(int),
-        blobs(seed + 10, 5),
-    )  # true value 5 is outside 0..C
+    truth = blobs(seed, 6).astype(int)  # true value 5 is outside 0..C
+    prediction = blobs(seed + 10, 5)
     mixed = np.where(
         np.random.default_rng(seed).random(truth.shape) < 0.6, np.minimum(truth, 4), prediction
     )
@@ -223,9 +219,8 @@ def test_dice_is_the_mean_of_class_dice():
     matrix = np.array([[9, 1, 0], [0, 1, 0], [0, 0, 0]])  # IoU .9 and .5
     found = scores(matrix)
     np.testing.assert_allclose(found["dice"], (18 / 19 + 2 / 3) / 2, rtol=1e-15)
-    assert (
-        abs(found["dice"] - 2 * found["miou"] / (1 + found["miou"])) > 0.01
-    )  # what the paper's tables derive
+    # what the paper's tables derive
+    assert abs(found["dice"] - 2 * found["miou"] / (1 + found["miou"])) > 0.01
     np.testing.assert_allclose(found["fwiou"], 10 / 11 * 0.9 + 1 / 11 * 0.5, rtol=1e-15)
 
 
@@ -273,12 +268,8 @@ def test_per_class_by_hand_holds_the_row_of_ignore():
 
 
 def test_band_width_is_a_share_of_the_diagonal():
-    assert [metrics.band_width(*size) for size in ((224, 224), (128, 128), (3, 3), (300, 400))] == [
-        6,
-        4,
-        1,
-        10,
-    ]
+    sizes = (224, 224), (128, 128), (3, 3), (300, 400)
+    assert [metrics.band_width(*size) for size in sizes] == [6, 4, 1, 10]
 
 
 def test_band_by_hand():
@@ -347,8 +338,8 @@ def test_gate_closes_absent_classes_only():
     inf = math.inf
     assert found.tolist() == [
         [[[0.0, 1.0]], [[-inf, -inf]]],
-        [[[4.0, 5.0]], [[6.0, 7.0]]],
-    ]  # no label: left as it is
+        [[[4.0, 5.0]], [[6.0, 7.0]]],  # no label: left as it is
+    ]
     assert found.argmax(1).tolist() == [[[0, 0]], [[1, 1]]]
     assert given.tolist() == torch.arange(8.0).reshape(2, 2, 1, 2).tolist()
     for kind in (torch.bool, torch.float32, torch.uint8):
@@ -444,9 +435,8 @@ def test_scorer_adds_up_batches(ignore):
     assert (found["image_labels"], found["ignore"]) == ("none", ignore)
     assert found["classes_scored"] == [0, 1, 2, 3]
     assert_scores(found, slow_scores(truth, prediction, 4, ignore))
-    inter, union = slow_boundary(
-        truth, prediction, 4, ignore, d=1
-    )  # 48 px: 0.02 * 67.9 rounds to 1
+    # 48 px: 0.02 * 67.9 rounds to 1
+    inter, union = slow_boundary(truth, prediction, 4, ignore, d=1)
     np.testing.assert_allclose(found["biou"], (inter / union).mean(), rtol=1e-13)
 
 

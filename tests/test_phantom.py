@@ -120,9 +120,8 @@ def test_develop_lets_less_light_through_more_stain():
         for d in (0, 0.2, 0.4)
     ]
     density = -np.log10(np.array(flat) / flat[0])
-    assert np.allclose(
-        density[2] / density[1], 2, atol=0.4
-    )  # thickness differs by up to 8 % each time
+    # thickness differs by up to 8 % each time
+    assert np.allclose(density[2] / density[1], 2, atol=0.4)
     assert density[1, 1] == max(density[1])  # both stains absorb green most
 
 

@@ -42,9 +42,8 @@ def test_mosaic_loads_as_bcss_wsss(mosaic, tmp_path):
         patches.load("bcss-wsss", s, 64, data_root=mosaic, cache=tmp_path) for s in specs.SPLITS
     ]
     assert [len(s) for s in splits] == [78, 13, 13]
-    assert (
-        splits[0].labels.sum(1).min() == 1 and len(splits[0].single_class()) == 24
-    )  # 4 of 13 label vectors are pure
+    # 4 of 13 label vectors are pure
+    assert splits[0].labels.sum(1).min() == 1 and len(splits[0].single_class()) == 24
     assert splits[2].masks.shape == (13, 224, 224) and set(np.unique(splits[2].masks)) <= {
         0,
         1,
@@ -59,7 +58,7 @@ def test_mosaic_runs_from_patches_to_scores(mosaic, tmp_path):
     run = Run("smoke", "bcss-wsss", mosaic, tmp_path / "run", device="cpu")
     record = run.record()
     assert list(record["methods"]) == list(results.METHODS)
-    assert run.masked_split().dataset.split == "val"  # BCSS-WSSS publishes no training masks
+    assert run.masked_split().patches.split == "val"  # BCSS-WSSS publishes no training masks
     assert run.masks("pbip_stage2", "test").shape == (13, 224, 224)
     # one epoch of 78 patches: far from trained, yet with the image label given every method must
     # beat a constant guess
@@ -73,8 +72,7 @@ def test_luad3_runs_as_a_custom_data_set_and_reports_thin_classes(tmp_path):
     run = Run("smoke", "custom", root, tmp_path / "run", device="cpu")
     assert run.spec.C == 3 and len(run.data("train")) == 323
     assert run.bank.prototypes.shape == (9, 496)
-    assert any(
-        name.startswith("TUM") for name in run.bank.thin
-    )  # four pure tumor patches for three sub-classes
+    # four pure tumor patches for three sub-classes
+    assert any(name.startswith("TUM") for name in run.bank.thin)
     scores = run.scores("prototypes")
     assert len(scores["iou"]) == 3 and 0 < scores["miou"] < 1

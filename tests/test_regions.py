@@ -88,9 +88,8 @@ def test_the_split_rule():
         assert ("val" if fraction < 0.1 else "test" if fraction < 0.2 else "train") == split
         assert regions.split_of(seed, patient) == split
     shares = [regions.split_of("s", f"p{i}") for i in range(4000)]
-    assert shares.count("val") == pytest.approx(
-        400, abs=60
-    )  # three standard deviations, 19, and fixed by the seed
+    # three standard deviations, 19, and fixed by the seed
+    assert shares.count("val") == pytest.approx(400, abs=60)
     assert shares.count("test") == pytest.approx(400, abs=60)
     assert regions.split_of("another", TRAIN) in specs.SPLITS
 
@@ -276,9 +275,8 @@ def test_matrices_that_are_none(tmp_path, text, message):
 def test_a_matrix_may_be_written_as_floats(tmp_path):
     root = write_gcss(tmp_path)
     whole = regions.read_region(root / "case 1.png", root / "case 1.txt")[1]
-    np.savetxt(
-        root / "case 1.txt", np.where(whole == 255, -1, whole)
-    )  # numpy's own format, 1.000000000000000000e+00
+    # numpy's own format, 1.000000000000000000e+00
+    np.savetxt(root / "case 1.txt", np.where(whole == 255, -1, whole))
     assert np.array_equal(regions.read_region(root / "case 1.png", root / "case 1.txt")[1], whole)
 
 
@@ -316,12 +314,10 @@ def test_a_stopped_cut_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(regions, "read_region", stopping)
     with pytest.raises(KeyboardInterrupt):
         regions.cut(BCSS, layout, to, workers=1)
-    assert [
-        path.name for path in to.iterdir() if not path.name.startswith(".")
-    ] == []  # no split is visible yet
-    with (
-        monkeypatch.context() as patch
-    ):  # stopped again, between the last region and the last rename
+    # no split is visible yet
+    assert [path.name for path in to.iterdir() if not path.name.startswith(".")] == []
+    # stopped again, between the last region and the last rename
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", failing_on(to / "test"))
         with pytest.raises(OSError, match="stopped"):
             regions.cut(BCSS, layout, to, workers=1)
@@ -379,10 +375,8 @@ def test_load_cuts_once_and_reads_both_forms(tmp_path, monkeypatch):
         TRAIN,
         TRAIN,
     ]
-    assert np.unique(train.masks[0], return_counts=True)[1].tolist() == [
-        150 * 224,
-        74 * 224,
-    ]  # DCIS is ignored
+    areas = np.unique(train.masks[0], return_counts=True)[1]
+    assert areas.tolist() == [150 * 224, 74 * 224]  # DCIS is ignored
     assert val.masks.shape == (2, 224, 224) and val.labels.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
     assert patches.split_overlap(train, val, load("test")).patients == {}
     assert (

@@ -20,9 +20,8 @@ from data_download.registry import Refused
 
 DATA = random.Random(0).randbytes(300_000)
 SHA = hashlib.sha256(DATA).hexdigest()
-EAGER = transport.Patience(
-    connect=2, stall=5, waits=(0, 0, 0)
-)  # tries as the real one does, without the waits
+# tries as the real one does, without the waits
+EAGER = transport.Patience(connect=2, stall=5, waits=(0, 0, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -359,9 +358,8 @@ def test_someone_answers(monkeypatch):
     with transport.session() as client:
         assert not transport.someone_answers([closed_port(), closed_port()], client)
         with Server({}) as server:
-            assert transport.someone_answers(
-                [closed_port(), server.url], client
-            )  # a 404 is an answer
+            # a 404 is an answer
+            assert transport.someone_answers([closed_port(), server.url], client)
         blocked = threading.Event()
 
         def hang(*args, **more):

@@ -109,9 +109,8 @@ def test_unpacked_byte_for_byte(tmp_path, kind):
         archive.name,
         "out",
     ]
-    bare = archive.rename(
-        tmp_path / "copy"
-    )  # a Drive file may have no suffix: its first bytes tell
+    # a Drive file may have no suffix: its first bytes tell
+    bare = archive.rename(tmp_path / "copy")
     assert is_archive(bare) and unpack(bare, tmp_path / "again") == 4
 
 
@@ -268,9 +267,8 @@ def test_ten_gigabytes_of_zeros_in_ten_megabytes_zip(tmp_path, refused):
     packed, size = zeros(10)
     archive = zip_of(tmp_path / "bomb.zip", packed, size)
     assert size > 10e9 and archive.stat().st_size < 10.6e6
-    assert (
-        zipfile.ZipFile(archive).infolist()[0].file_size == size
-    )  # a zip that others would unpack
+    # a zip that others would unpack
+    assert zipfile.ZipFile(archive).infolist()[0].file_size == size
     assert "swells to more than 500 times its size, as bombs do" in refused(archive)
 
 
@@ -346,9 +344,8 @@ def test_encrypted_and_foreign_kinds(tmp_path, refused):
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_cut_archives(tmp_path, refused, kind):
     archive = make(tmp_path / "cut", TREE, kind)
-    os.truncate(
-        archive, archive.stat().st_size * 2 // 3 if kind else 100_000
-    )  # a plain tar ends in padding
+    # a plain tar ends in padding
+    os.truncate(archive, archive.stat().st_size * 2 // 3 if kind else 100_000)
     assert "cut is damaged" in refused(archive, error=Damaged)
 
 

@@ -46,7 +46,7 @@ class PatchDataset(Dataset):
     uint8 RGB; labels (n, C) uint8 0 or 1; masks (n, Hm, Wm) uint8 0..C-1, ignore C, or None;
     subtypes (n, H, W) uint8 0..S-1, ignore S, or None; fingerprint: SHA-256 of the names and of
     every array. The arrays are memory-mapped, read-only. An item: image (3, H, W) uint8, label (C,)
-    float32, index, and mask (H, W) int64 where it has the image's size. Notebook 01.
+    float32, index, and mask (H, W) int64 where it has the image's size.
     """
 
     def __init__(self, spec: DatasetSpec, split: str, folder: Path):
@@ -106,7 +106,7 @@ def load(
     patches first, once, into the cache, see regions.cut. Labels of train: from the file name.
     Labels of val and test: a class counts if any pixel of the mask has it, as in the released code,
     so one stray pixel is enough. Raises ValueError for names, folders, sizes and masks that do not
-    fit. Notebook 01.
+    fit.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")
@@ -119,7 +119,7 @@ def load(
         if drawing is None:
             raise ValueError("the phantom is drawn: pass drawing=phantom.Drawing(patches).")
         phantom.check(split, size, drawing)
-        source = {"size": size} | drawing._asdict()
+        source: dict = {"size": size} | drawing._asdict()
         make = partial(_draw, spec, split, size, drawing)
         return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
     layouts = check_layout(spec, data_root)
@@ -158,9 +158,9 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
             "pass another cache."
         )
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, size, size, 3))
-    masks = layout.masks and np.lib.format.open_memmap(
-        folder / "masks.npy", "w+", np.uint8, (n, height, width)
-    )
+    masks = None
+    if layout.masks:
+        masks = np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, (n, height, width))
     labels = np.zeros((n, C), np.uint8)
 
     def one(i: int) -> None:
@@ -179,11 +179,9 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
                     "one size."
                 )
             masks[i] = mask
-        labels[i] = (
-            parse_label(layout.images[i].name, C)
-            if split == "train"
-            else np.bincount(masks[i].ravel(), minlength=C + 1)[:C] > 0
-        )
+            labels[i] = np.bincount(mask.ravel(), minlength=C + 1)[:C] > 0
+        if split == "train":
+            labels[i] = parse_label(layout.images[i].name, C)
 
     # Pillow decodes and resizes outside the interpreter lock
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -233,9 +231,8 @@ def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
         ) from error
     if indexed:
         return spec.lookup[pixels]
-    colours, inverse = np.unique(
-        pixels @ np.array([65536, 256, 1]), return_inverse=True
-    )  # (u,), (H, W)
+    # (u,), (H, W)
+    colours, inverse = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True)
     classes = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in enumerate(spec.palette)}
     unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
     if unknown:
@@ -341,7 +338,7 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
     datasets: the splits of one data set. Names that do not tell their slide or patient are counted,
     not guessed. Notebook 01.
     """
-    found, sentences, total = [], [], sum(map(len, datasets))
+    found, sentences, total = {}, [], sum(map(len, datasets))
     for kind in ("slides", "patients"):
         pairs = shared({d.split: getattr(d, kind) for d in datasets})
         silent = sum(getattr(d, kind).count("") for d in datasets)
@@ -350,9 +347,9 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
             facts.append("no two splits share one")
         if silent:
             facts.append(f"not told by {silent} of {total} names")
-        found.append(pairs)
+        found[kind] = pairs
         sentences.append(f"{kind.capitalize()}: {', '.join(facts)}.")
-    return Overlap(*found, " ".join(sentences))
+    return Overlap(found["slides"], found["patients"], " ".join(sentences))
 
 
 def count_report(*datasets: PatchDataset) -> str:

@@ -201,7 +201,7 @@ def check(split: str, size: int, drawing: Drawing, workers: int = 1) -> None:
 
 def draw(split: str, size: int, drawing: Drawing, workers: int = 2) -> Phantom:
     """Draw the patches of a split; patch i depends on the drawing's seed and dials, split and i,
-    never on how many are drawn, nor on workers. Notebook 01.
+    never on how many are drawn, nor on workers.
 
     split: train, val or test, with slides of their own. size: 64 to 256 pixels of 0.5 um. Returns
     Phantom, labels by the share of the area above LABEL_SHARE. Raises ValueError for anything out

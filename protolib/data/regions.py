@@ -45,7 +45,7 @@ class Patch(NamedTuple):
 
 def white_share(images: np.ndarray, rows: np.ndarray | None = None, batch: int = 32) -> np.ndarray:
     """Share of white pixels of each patch: optical density -ln((v + 1) / 256) below 0.15 in every
-    channel. Notebook 02.
+    channel. Notebook 01.
 
     images: (n, H, W, 3) uint8 RGB, memory-mapped or not; rows: (m,) indices, all where None is
     given. Returns (m,) float in [0, 1]. Reads `batch` patches at a time, so its memory does not
@@ -87,7 +87,7 @@ def cut_region(image: np.ndarray, codes: np.ndarray, spec: DatasetSpec) -> Itera
     more than its share of white or of ignored pixels (spec.regions); a class is in its label from
     `present` of its pixels on.
     """
-    rule, table, (H, W) = spec.regions, spec.lookup, codes.shape
+    rule, table, (H, W) = spec.rule, spec.lookup, codes.shape
     for y in range(0, H - rule.size + 1, rule.stride):
         for x in range(0, W - rule.size + 1, rule.stride):
             window = np.s_[y : y + rule.size, x : x + rule.size]
@@ -143,7 +143,7 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
     keys = [_key(spec, image, labels) for image, labels in zip(regions.images, regions.masks)]
     key = hashlib.sha256("".join(keys).encode()).hexdigest()
     parts = [scratch / f"{name}-{own}" for name, own in zip(regions.ids, keys)]
-    splits = [split_of(spec.regions.seed, patient_of(spec, name)) for name in regions.ids]
+    splits = [split_of(spec.rule.seed, patient_of(spec, name)) for name in regions.ids]
     to.mkdir(parents=True, exist_ok=True)
     with FileLock(to / ".cutting.lock"), warnings.catch_warnings():
         # the largest region of BCSS has 126 million pixels, more than Pillow takes for harmless
@@ -158,7 +158,7 @@ def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None 
             work = pool.map(lambda one: _cut_to_disk(spec, *one), todo)
             found = list(tqdm(work, total=len(parts), desc=f"cut {spec.name}", leave=False))
         _assemble(parts, splits, scratch / "tree", to)
-        rule = spec.regions._asdict() | {"held_out": HELD_OUT}
+        rule = spec.rule._asdict() | {"held_out": HELD_OUT}
         files.write_json(
             to / CUT_RECORD,
             {
@@ -211,7 +211,7 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
                 if opened.size != size:
                     raise ValueError(_sizes(labels, opened.size, image, size))
         area += size[0] * size[1]
-    overlap = (spec.regions.size / spec.regions.stride) ** 2
+    overlap = (spec.rule.size / spec.rule.stride) ** 2
     needed = 2.5 * area * overlap  # bytes: PNG takes two a pixel of tissue
     if shutil.disk_usage(to).free < needed:
         raise OSError(
@@ -234,7 +234,7 @@ def _cut_to_disk(
     patches kept."""
     if not part.is_dir():
         pixels, codes = read_region(image, labels)
-        windows = [max(0, (n - spec.regions.size) // spec.regions.stride + 1) for n in codes.shape]
+        windows = [max(0, (n - spec.rule.size) // spec.rule.stride + 1) for n in codes.shape]
         # each code in its class's colour
         palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
         with tempfile.TemporaryDirectory(dir=part.parent, prefix=".making-") as scratch:

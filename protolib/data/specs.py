@@ -18,11 +18,12 @@ from protolib.data import phantom
 from protolib.keys import digest
 
 SPLITS = ("train", "val", "test")
+# where the images of a split may stand; their masks: mask/ beside or in it
 PLACES = {
     "train": ("train", "train/img", "training", "training/img"),
     "val": ("val/img", "valid/img"),
     "test": ("test/img",),
-}  # where the images of a split may stand; their masks: mask/ beside or in it
+}
 TREE = """  train/ or training/   NAME[1101].png or NAME[1 1 0 1].png, here or in img/;
                         mask/ of the same names, if any
   val/ or valid/        img/NAME.png and mask/NAME.png
@@ -47,7 +48,6 @@ _checked: dict[tuple[str, str], tuple[list[int], dict[str, "Layout"]]] = {}
 
 class Cut(NamedTuple):
     """How a data set published as regions is cut to patches: the table `regions` of its spec.
-    Notebook 01.
 
     The paper tells neither its patches nor its split of such sets: these values are ours. At a
     stride of 224 px the published bounds of BCSS hold 70,381 windows and GCSS about 46,000, before
@@ -93,6 +93,14 @@ class DatasetSpec:
     def C(self) -> int:
         """Number of tissue classes; also the ignore index of every mask."""
         return len(self.classes)
+
+    @property
+    def rule(self) -> Cut:
+        """How its regions are cut. Raises ValueError for a data set that is published as
+        patches."""
+        if self.regions is None:
+            raise ValueError(f"{self.name} is published as patches: there are no regions to cut.")
+        return self.regions
 
     @property
     def lookup(self) -> np.ndarray:
@@ -215,7 +223,7 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
     """Find the spec of a known data set, or read it from `data_root/dataset.toml`.
 
     dataset: a key of SPECS, or "custom", or the name in the dataset.toml, or the folder's name.
-    Raises ValueError where nothing fits, saying what is known. Notebook 01.
+    Raises ValueError where nothing fits, saying what is known.
     """
     own = Path(data_root) / "dataset.toml"
     if dataset == "phantom" and str(data_root) not in ("", "."):  # "." is what Path("") says
@@ -275,14 +283,13 @@ def parse_label(name: str, C: int) -> tuple[int, ...]:
 
 def other_spelling(name: str, spec: DatasetSpec) -> str:
     """How the label in a name is spelt, "joined" or "spaced", where the spec asks for the other;
-    else "". Notebook 01."""
+    else ""."""
     spelling = "spaced" if " " in _label_text(name) else "joined"
     return spelling if spec.spelling not in ("", spelling) else ""
 
 
 def told(pattern: str, name: str) -> str:
-    """What a name tells of its slide or patient, spec.slide or spec.patient; "" where it does not.
-    Notebook 01."""
+    """What a name tells of its slide or patient, by spec.slide or spec.patient; "" for nothing."""
     found = re.search(pattern, name) if pattern else None
     return found.group() if found else ""
 
@@ -291,7 +298,7 @@ def shared(names: dict[str, Iterable[str]]) -> dict[str, list[str]]:
     """The slides or patients that stand in two splits: a score on such a split is too good.
 
     names: split -> what its file names tell, "" where they do not. Returns "train/test" -> sorted
-    names, for those pairs that share some. Notebook 01.
+    names, for those pairs that share some.
     """
     named = {split: set(of) - {""} for split, of in names.items()}
     pairs = {f"{a}/{b}": sorted(named[a] & named[b]) for a, b in combinations(named, 2)}
@@ -303,7 +310,7 @@ class Layout(NamedTuple):
 
     ids: list[str]  # file names without .png
     images: list[Path]
-    masks: list[Path] | None
+    masks: list[Path]  # empty where a training split has none
 
 
 def stamp(layout: Layout) -> str:
@@ -379,7 +386,7 @@ def _pair(spec: DatasetSpec, root: Path, split: str) -> Layout:
             f"{len(masks.keys() - images.keys())} masks without an image, first {alone[0]!r}"
         )
         raise ValueError(_layout_message(spec, root, problem))
-    return Layout(list(images), list(images.values()), list(masks.values()) or None)
+    return Layout(list(images), list(images.values()), list(masks.values()))
 
 
 def _spelling_message(spec: DatasetSpec, name: str, spelling: str) -> str:
@@ -392,20 +399,18 @@ def _spelling_message(spec: DatasetSpec, name: str, spelling: str) -> str:
 
 
 def mask_folder(images: Path) -> Path:
-    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it.
-    Notebook 01."""
+    """Say where the masks of the images in this folder stand: mask/ beside img/, else in it."""
     return (images.parent if images.name == "img" else images) / "mask"
 
 
 def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
     """Find region images and their labels as published, None where there are no regions.
-    Notebook 01.
 
     ".png": images/, else rgbs_colorNormalized/, and masks/. ".txt": an image and a matrix of the
     same name anywhere below root, but patches that were cut into it; the publication tells no more
     of its folders. Raises ValueError for regions without labels, and for two of one name.
     """
-    if spec.regions.labels == ".png":
+    if spec.rule.labels == ".png":
         images = pngs(root / "images") or pngs(root / "rgbs_colorNormalized")
         labels = pngs(root / "masks")
     else:
@@ -438,7 +443,7 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
 
 
 def patch_name(file: str) -> str:
-    """Give the name of a patch: that of its file without .png, or without .png.png. Notebook 01."""
+    """Give the name of a patch: that of its file without .png, or without .png.png."""
     name, ending = file, ".png"
     while name.lower().endswith(ending):
         name = name[: -len(ending)]
@@ -450,7 +455,6 @@ def pngs(folder: Path) -> dict[str, Path]:
     archives are not data.
 
     A folder that is not there holds none. Raises ValueError where two files are the same patch.
-    Notebook 01.
     """
     found: dict[str, str] = {}
     for file in sorted(os.listdir(folder)) if folder.is_dir() else ():

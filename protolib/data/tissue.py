@@ -109,9 +109,8 @@ LOOKS = np.array(
     ]
 )  # (C, K, 22)
 COLOURS = 2  # the first columns, the ground's two stains: what the dial "similarity" moves
-MATRIX = Look(
-    0.34, 0.05, 0.76, 24, 3.8, 0.2, 3.0, align=0.9, fibre=0.4, width=2.5, wave=5
-)  # the stroma between nests
+# the stroma between nests
+MATRIX = Look(0.34, 0.05, 0.76, 24, 3.8, 0.2, 3.0, align=0.9, fibre=0.4, width=2.5, wave=5)
 DUST = Look(0.34, 0.05, 0.90, 4, 1.8, 0.35, 1.3)
 
 
@@ -158,14 +157,12 @@ def field(
     """Smooth Gaussian noise (H, W) float32 of mean 0 and variance 1, correlated over `along` and
     `across` pixels."""
     across = across or along
-    n = fft.next_fast_len(
-        size + int(2 * max(along, across)), real=True
-    )  # larger than shown: no wrap-around
+    # larger than shown: no wrap-around
+    n = fft.next_fast_len(size + int(2 * max(along, across)), real=True)
     fy, fx = fft.fftfreq(n)[:, None], fft.rfftfreq(n)
     u, v = fx * np.cos(angle) + fy * np.sin(angle), fy * np.cos(angle) - fx * np.sin(angle)
-    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2)).astype(
-        np.float32
-    )  # (n, n // 2 + 1)
+    # (n, n // 2 + 1)
+    gain = np.exp(-2 * np.pi**2 * ((along * u) ** 2 + (across * v) ** 2)).astype(np.float32)
     twice = np.full(len(fx), 2)  # rfft keeps one of each pair of opposite frequencies
     twice[[0] if n % 2 else [0, -1]] = 1
     noise = fft.irfft2(fft.rfft2(rng.standard_normal((n, n), dtype=np.float32)) * gain, (n, n))
@@ -193,9 +190,9 @@ def scatter(
     patch."""
     side = size + 2 * margin
     points = rng.random((int(1.6 * side**2 / (stretch * spacing**2)) + 2, 2)) * side - margin
-    near = cKDTree(np.stack(turned(*points.T, angle, stretch), 1)).query_pairs(
-        spacing, output_type="ndarray"
-    )
+    y, x = points.T
+    tree = cKDTree(np.stack(turned(y, x, angle, stretch), 1))
+    near = tree.query_pairs(spacing, output_type="ndarray")
     kept = np.ones(len(points), bool)
     for i, j in near[np.lexsort((near[:, 1], near[:, 0]))]:  # i < j: who came first stays
         kept[j] &= not kept[i]
@@ -235,8 +232,10 @@ def nuclei(rng, look: Look, points: np.ndarray, along: float = 0) -> Cells:
     angle = np.where(
         rng.random(n) < look.align, along + 0.2 * rng.standard_normal(n), rng.random(n) * np.pi
     )
+    y, x = points.T
     return Cells(
-        *points.T,
+        y=y,
+        x=x,
         radius=look.radius * np.exp(look.spread * rng.standard_normal(n)),
         aspect=1 + (look.aspect - 1) * rng.uniform(0.6, 1.4, n),
         angle=angle,
