@@ -90,9 +90,9 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
     caption)}. Raises ValueError for a figure of no table.
     """
     sections, figures = report.sections(found), figures or {}
+    head = sections.pop("head")
     if unknown := [name for name in figures if name not in sections]:
         raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(sections)}")
-    head = sections.pop("head")
     body = [written(head["text"])]
     for name, parts in sections.items():
         body.append(written(chain.from_iterable(parts.values())))
