@@ -66,7 +66,8 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
     """
     path, file = run_dir / "report.html", run_dir / "results.json"
     record = files.read_json(file) if file.is_file() else {}
-    run, scores = "", [Paragraph("The notebooks of this run wrote no scores.")]
+    run = ""
+    scores: list[Block] = [Paragraph("The notebooks of this run wrote no scores.")]
     if record:
         said = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}."
         run = said.format_map(record)
@@ -98,8 +99,7 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
         body.append(written(chain.from_iterable(parts.values())))
         if name in figures:
             body.append(_figure(*figures[name]))
-    [title] = head["title"]
-    return PAGE.substitute(title=escape(title.text), body="\n".join(body))
+    return PAGE.substitute(title=escape(report.TITLE), body="\n".join(body))
 
 
 def written(some: Iterable[Block]) -> str:
