@@ -335,7 +335,9 @@ def shifted(x: Tensor, down: int, right: int) -> Tensor:
     """The part of (B, H, W, C) that lies on the image when read `down` and `right` of a position;
     what is padded is zero and adds nothing."""
     H, W = x.shape[1:3]
-    return x[:, max(down, 0) : H + min(down, 0), max(right, 0) : W + min(right, 0)]
+    rows = slice(max(down, 0), max(H + min(down, 0), 0))
+    columns = slice(max(right, 0), max(W + min(right, 0), 0))
+    return x[:, rows, columns]
 
 
 class DilatedDepthwise(nn.Conv2d):
@@ -365,7 +367,7 @@ class DilatedDepthwise(nn.Conv2d):
 
 
 STRIDES = (8, 16, 32)  # that a dilated network may have
-SIDES = (224, 112, 64)  # px at which a model of timm is tried before it is built
+SIDES = (224, 112, 64)  # px of images with which a model of timm is tried before it is built
 
 
 def ask_timm(name: str, **options) -> nn.Module:
@@ -375,31 +377,37 @@ def ask_timm(name: str, **options) -> nn.Module:
 
 
 @cache
-def outline(name: str) -> tuple[tuple[int, ...], int, dict]:
+def outline(name: str, size: int = 0) -> tuple[tuple[int, ...], int, dict, int]:
     """What to ask timm for: the indices of the maps, the stride of the deepest one as published,
-    and the option that lets it take images of any size, where it has one.
+    the option that lets it take images of any size, or else of size x size px, where it has one,
+    and the px of its published images.
 
     A pyramid gives all its maps. A transformer of one resolution gives the outputs of four blocks,
     at each quarter of its depth, as DPT reads them (Ranftl et al., ICCV 2021): 2, 5, 8, 11 of 12.
     Tried on the meta device, where a network has shapes but no numbers. Raises ValueError for a
     model that has no feature maps.
     """
-    options = {"dynamic_img_size": True}
-    try:
-        with torch.device("meta"):
-            try:
+    net = None
+    for options in ({"dynamic_img_size": True}, {"img_size": size or None}, {}):
+        if None in options.values():
+            continue
+        try:
+            with torch.device("meta"):
                 net = ask_timm(name, **options)
-            except TypeError:  # it has no such option
-                options = {}
-                net = ask_timm(name)
-    except Exception as error:  # timm tells it by several kinds
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"backbone '{name}' of timm gives no feature maps ({reason})") from error
+            break
+        except TypeError as error:  # it has no such option
+            reason = error
+        except Exception as error:  # timm tells it by several kinds
+            reason = error
+            break
+    if net is None:
+        told = f"{type(reason).__name__}: {reason}".splitlines()[0]
+        raise ValueError(f"backbone '{name}' of timm gives no feature maps ({told})") from reason
     indices = tuple(net.feature_info.out_indices)
     strides = [level["reduction"] for level in net.feature_info.info]
-    if len(strides) > len(STRIDES) and len(set(strides)) == 1:
+    if len(strides) > 4 and len(set(strides)) == 1:
         indices = tuple(len(strides) * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
-    return indices, strides[indices[-1]], options
+    return indices, strides[indices[-1]], options, net.default_cfg["input_size"][-1]
 
 
 @cache
@@ -413,15 +421,16 @@ def timm_strides(name: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def features(stride: int, name: str, levels: int | None = None) -> nn.Module:
+def features(stride: int, name: str, levels: int | None = None, size: int = 0) -> nn.Module:
     """A timm model that gives its first `levels` feature maps, random weights; see `outline`.
     Notebook 04."""
-    indices, published, options = outline(name)
+    indices, published, options, _ = outline(name, size)
     if stride != published:
         options = options | {"output_stride": stride}
     net = ask_timm(name, out_indices=indices[:levels], **options)
     net.channels, net.strides = net.feature_info.channels(), net.feature_info.reduction()
-    if "stage" in net.feature_info.get_dicts()[-1]:  # EfficientNet, MobileNet: timm keeps them all
+    if type(net).__name__ in ("EfficientNetFeatures", "MobileNetV3Features"):
+        # timm builds all stages of these, whatever is asked for
         net.blocks = net.blocks[: net.feature_info.get_dicts()[-1]["stage"]]
     if getattr(net, "output_fmt", "NCHW") == "NHWC":
         net.register_forward_hook(channels_first)
@@ -437,49 +446,50 @@ def channels_first(net: nn.Module, inputs: tuple, maps: list[Tensor]) -> list[Te
 
 
 @cache
-def idle(name: str, stride: int, levels: int | None, H: int, W: int) -> tuple[str, ...]:
+def idle(name: str, stride: int, levels: int | None, size: int, H: int, W: int) -> tuple[str, ...]:
     """Try a timm model with one image of H x W px on the meta device; the names of its parameters
     that no map depends on.
 
     Raises ValueError if it cannot take that size, or its maps do not lie on the image.
     """
     where = f"backbone '{name}' cannot read images of {H} x {W} px"
-    with torch.device("meta"):
-        net = features(stride, name, levels).eval()
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        net = features(stride, name, levels, size).eval()
         try:
             maps = net(torch.zeros(1, 3, H, W))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"{where}: {error}".splitlines()[0]) from error
+        sum(m.sum() for m in maps).backward()
     found = [tuple(m.shape[1:]) for m in maps]
     fits = [
-        (C, abs(h * s - H) < s, abs(w * s - W) < s) == (channels, True, True)
+        (C, abs(h * s - H) <= s, abs(w * s - W) <= s) == (channels, True, True)
         for (C, h, w), channels, s in zip(found, net.channels, net.strides)
     ]
     if len(maps) != len(net.channels) or not all(fits):
         expected = [(C, H // s, W // s) for C, s in zip(net.channels, net.strides)]
         raise ValueError(f"{where}: its maps are {found}, expected {expected}")
-    sum(m.sum() for m in maps).backward()
     return tuple(key for key, p in net.named_parameters() if p.grad is None)
 
 
-def any_timm(stride: int, name: str, levels: int | None = None) -> nn.Module:
-    """`features` of a model that nobody tried before: refused if it takes none of SIDES.
+def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -> nn.Module:
+    """`features` of a model that nobody tried before: refused if it cannot take images of size x
+    size px or, where that is 0, neither those of its published size nor any of SIDES.
 
     Its parameters that no map depends on are frozen: several processes wait for every gradient.
     """
     refusals = []
-    for side in SIDES:
+    for side in (size,) if size else (outline(name)[3], *SIDES):
         try:
-            unused = idle(name, stride, levels, side, side)
+            unused = idle(name, stride, levels, size, side, side)
             break
         except ValueError as error:
             refusals.append(error)
     else:
         raise refusals[0]
-    net = features(stride, name, levels)
+    net = features(stride, name, levels, size)
     for key in unused:
         net.get_parameter(key).requires_grad_(False)
-    net.fits = partial(idle, name, stride, levels)
+    net.fits = partial(idle, name, stride, levels, size)
     return net
 
 
@@ -562,25 +572,28 @@ NETS = {
 }
 
 
-def backbone(name: str, stride: int, levels: Sequence[int] | None = None) -> Backbone:
+def backbone(
+    name: str, stride: int, levels: Sequence[int] | None = None, size: int = 0
+) -> Backbone:
     """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook
     04.
 
     stride: px a position of the deepest map; levels: indices of the maps that are read, so that
-    nothing deeper than the last of them is there, None = all. The weights of a key of NETS come
-    from where `weights.find` finds them; if they are not to be had, and for any other timm model,
+    nothing deeper than the last of them is there, None = all; size: px of the images, for a timm
+    model that is built for one size, 0 = its published one. The weights of a key of NETS come from
+    where `weights.find` finds them; if they are not to be had, and for any other timm model,
     it starts from random ones with a warning, and info is None. Raises ValueError for an unknown
     name, a stride that it cannot have, a model without feature maps, or a file that is not its
     weights.
     """
-    plan = NETS.get(name) or _timm_plan(name)
+    plan = NETS.get(name) or _timm_plan(name, size)
     if stride not in plan.strides:
         raise ValueError(
             f"backbone '{name}' cannot have stride {stride}: "
             f"choose {' or '.join(map(str, plan.strides))}"
         )
-    file = _file(name)
     net = plan.build(stride)
+    file = _file(name)
     info = file and weights.put(
         net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
     )
@@ -589,7 +602,7 @@ def backbone(name: str, stride: int, levels: Sequence[int] | None = None) -> Bac
     return Backbone(net, plan.scaling, info)
 
 
-def _timm_plan(name: str) -> Plan:
+def _timm_plan(name: str, size: int) -> Plan:
     import timm
 
     if name not in timm.list_models():
@@ -598,7 +611,7 @@ def _timm_plan(name: str) -> Plan:
             f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; "
             f"close: {', '.join(close) or 'none'}"
         )
-    return Plan(partial(any_timm, name=name), timm_strides(name))
+    return Plan(partial(any_timm, name=name, size=size), timm_strides(name))
 
 
 def shallow(plan: Plan, net: nn.Module, stride: int, levels: int) -> nn.Module:
