@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,12 @@ LITE0_PLAIN = {
     "_bn2": "bn2",
 }
 
-MIT_B1 = {
+MIT_B1: dict[str, Any] = {
     "hidden_sizes": (64, 128, 320, 512),
     "depths": (2, 2, 2, 2),
     "num_attention_heads": (1, 2, 5, 8),
 }
-MIT_TEST = {
+MIT_TEST: dict[str, Any] = {
     "hidden_sizes": (8, 16, 24, 32),
     "depths": (1, 1, 1, 1),
     "num_attention_heads": (1, 2, 3, 4),
@@ -92,7 +93,10 @@ class Backbone(nn.Module):
     `pyramid` does the rest.
     """
 
-    def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, scaling, info: weights.WeightsInfo | None):
         super().__init__()
         self.net, self.info = net, info
         self.channels, self.strides = tuple(net.channels), tuple(net.strides)
@@ -162,7 +166,7 @@ def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if "patch_embed1.proj.weight" not in state:
         return state
-    named = {}
+    named: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, replacement in NVLABS_RENAME:
             key = re.sub(pattern, replacement, key)
@@ -370,7 +374,7 @@ STRIDES = (8, 16, 32)  # that a dilated network may have
 SIDES = (224, 112, 64)  # px of images with which a model of timm is tried before it is built
 
 
-def ask_timm(name: str, **options) -> nn.Module:
+def ask_timm(name: str, **options) -> Any:
     import timm  # here, as in all of nets: what is not asked for is not waited for
 
     return timm.create_model(name, features_only=True, pretrained=False, **options)
@@ -387,22 +391,17 @@ def outline(name: str, size: int = 0) -> tuple[tuple[int, ...], int, dict, int]:
     Tried on the meta device, where a network has shapes but no numbers. Raises ValueError for a
     model that has no feature maps.
     """
-    net = None
-    for options in ({"dynamic_img_size": True}, {"img_size": size or None}, {}):
-        if None in options.values():
-            continue
+    choices: list[dict] = [{"dynamic_img_size": True}, {"img_size": size}, {}]
+    for options in choices if size else choices[::2]:
         try:
             with torch.device("meta"):
                 net = ask_timm(name, **options)
             break
-        except TypeError as error:  # it has no such option
-            reason = error
         except Exception as error:  # timm tells it by several kinds
-            reason = error
-            break
-    if net is None:
-        told = f"{type(reason).__name__}: {reason}".splitlines()[0]
-        raise ValueError(f"backbone '{name}' of timm gives no feature maps ({told})") from reason
+            if isinstance(error, TypeError) and options:
+                continue  # it has no such option
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"backbone '{name}' of timm gives no feature maps ({told})") from error
     indices = tuple(net.feature_info.out_indices)
     strides = [level["reduction"] for level in net.feature_info.info]
     if len(strides) > 4 and len(set(strides)) == 1:
@@ -421,7 +420,7 @@ def timm_strides(name: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def features(stride: int, name: str, levels: int | None = None, size: int = 0) -> nn.Module:
+def features(stride: int, name: str, levels: int | None = None, size: int = 0) -> Any:
     """A timm model that gives its first `levels` feature maps, random weights; see `outline`.
     Notebook 04."""
     indices, published, options, _ = outline(name, size)
@@ -471,7 +470,7 @@ def idle(name: str, stride: int, levels: int | None, size: int, H: int, W: int) 
     return tuple(key for key, p in net.named_parameters() if p.grad is None)
 
 
-def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -> nn.Module:
+def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -> Any:
     """`features` of a model that nobody tried before: refused if it cannot take images of size x
     size px or, where that is 0, neither those of its published size nor any of SIDES.
 
@@ -497,7 +496,7 @@ def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -
 class Plan:
     """How a backbone of one name is built, scaled and loaded."""
 
-    build: Callable[..., nn.Module]  # of a stride
+    build: Callable[..., Any]  # of a stride: a network with channels and strides
     strides: tuple[int, ...] = STRIDES  # of the deepest map, those that it can have
     scaling: tuple = IMAGENET
     ignore: tuple[str, ...] = ()  # classifiers: see weights.put
@@ -594,9 +593,10 @@ def backbone(
         )
     net = plan.build(stride)
     file = _file(name)
-    info = file and weights.put(
-        net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
-    )
+    info = None
+    if file:
+        state = plan.adapt(weights.read(file.path))
+        info = weights.put(net, state, file, plan.ignore, plan.rename)
     if levels is not None and max(levels) + 1 < len(net.channels):
         net = shallow(plan, net, stride, max(levels) + 1)
     return Backbone(net, plan.scaling, info)
@@ -614,7 +614,7 @@ def _timm_plan(name: str, size: int) -> Plan:
     return Plan(partial(any_timm, name=name, size=size), timm_strides(name))
 
 
-def shallow(plan: Plan, net: nn.Module, stride: int, levels: int) -> nn.Module:
+def shallow(plan: Plan, net: Any, stride: int, levels: int) -> nn.Module:
     """The first `levels` maps of a network and what they need of it, with its weights."""
     if hasattr(net, "keep"):
         net.keep(levels)
