@@ -26,6 +26,12 @@ KINDS: dict[Any, tuple[Any, str]] = {
 }
 
 
+def weights_folder() -> Path:
+    """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or
+    ~/.cache/protolib."""
+    return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
+
+
 @contextmanager
 def whole(path: str | Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place only when all of it is on disk."""

@@ -398,6 +398,203 @@ def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_pa
     ]
 
 
+# one of each family; strides and channels of its maps
+FAMILIES = {
+    "vit_tiny_patch16_224": ((16,) * 4, (192,) * 4),
+    "vit_small_patch16_dinov3": ((16,) * 4, (384,) * 4),
+    "eva02_tiny_patch14_224": ((14,) * 4, (192,) * 4),
+    "swin_tiny_patch4_window7_224": ((4, 8, 16, 32), (96, 192, 384, 768)),
+    "pvt_v2_b0": ((4, 8, 16, 32), (32, 64, 160, 256)),
+    "fastvit_t8": ((4, 8, 16, 32), (48, 96, 192, 384)),
+    "repvit_m0_9": ((4, 8, 16, 32), (48, 96, 192, 384)),
+    "hrnet_w18_small": ((2, 4, 8, 16, 32), (64, 128, 256, 512, 1024)),
+    "convnext_atto": ((4, 8, 16, 32), (40, 80, 160, 320)),
+    "mambaout_femto": ((4, 8, 16, 32), (48, 96, 192, 288)),
+    "mobilenetv3_small_050": ((2, 4, 8, 16, 32), (16, 8, 16, 24, 288)),
+    "ghostnet_050": ((2, 4, 8, 16, 32), (8, 12, 20, 40, 80)),
+    "efficientvit_b0": ((4, 8, 16, 32), (16, 32, 64, 128)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_timm_model_is_a_pyramid(folder, name):
+    strides, channels = FAMILIES[name]
+    net = backbones.backbone(name, strides[-1]).eval()
+    assert net.strides == strides and net.channels == channels and net.info is None
+    with torch.no_grad():
+        maps = net(torch.rand(1, 3, 224, 224))
+    expected = [(c, 224 // s, 224 // s) for c, s in zip(channels, strides)]
+    assert [tuple(m.shape[1:]) for m in maps] == expected
+    for side in {112, 64} - ({64} if 14 in strides else {112} if "hrnet" in name else set()):
+        maps = net(torch.rand(1, 3, side, side))
+        # halved again and again: networks round up or down where a side does not divide
+        assert all(abs(m.shape[2] * s - side) < s for m, s in zip(maps, strides))
+    sum(m.sum() for m in maps).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+def test_trying_a_model_first_draws_nothing(folder):
+    drawn = []
+    for tried in (backbones.outline, backbones.timm_strides, backbones.idle):
+        tried.cache_clear()
+    for _ in range(2):  # the second time what was tried is known
+        torch.manual_seed(0)
+        net = backbones.backbone("test_vit", 16, levels=(0, 1))
+        drawn.append([next(net.parameters()).detach(), torch.rand(3)])
+    assert all(torch.equal(first, second) for first, second in zip(*drawn))
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+def test_a_transformer_gives_the_blocks_at_the_quarters_of_its_depth(folder):
+    torch.manual_seed(0)
+    net = backbones.backbone("vit_tiny_patch16_224", 16).eval()
+    prepared = torch.rand(1, 3, 64, 64)
+    seen = []
+    for block in (2, 5, 8, 11):
+        net.net.model.blocks[block].register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad():
+        maps = net.pyramid(prepared)
+    for m, tokens in zip(maps, seen, strict=True):
+        assert torch.equal(m.flatten(2).transpose(1, 2), tokens[:, 1:])  # without the class token
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+def test_sizes_that_a_timm_model_cannot_take_are_refused_with_the_reason(folder):
+    refused = {
+        "mixer_s32_224": (32, r"64 x 64 px: Input height \(64\) doesn't match model \(224\)"),
+        "eva02_tiny_patch14_224": (
+            14,
+            "64 x 64 px: Input height .64. should be divisible by patch size .14.",
+        ),
+        "hiera_tiny_224": (32, "64 x 64 px: "),
+    }
+    for name, (stride, reason) in refused.items():
+        net = backbones.backbone(name, stride).eval()
+        with torch.no_grad():
+            assert net(torch.zeros(1, 3, 224, 224))[-1].shape[2] == 224 // stride
+        with pytest.raises(ValueError, match=f"backbone '{name}' cannot read images of {reason}"):
+            net(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+def test_a_model_of_one_size_is_built_for_the_size_of_the_images(folder):
+    net = backbones.backbone("cait_xxs24_224", 16, levels=(0, 1), size=64).eval()
+    assert [m.shape[1:] for m in net(torch.zeros(1, 3, 64, 64))] == [(192, 4, 4)] * 2
+    with pytest.raises(ValueError, match="'cait_xxs24_224' cannot read images of 112 x 112 px"):
+        net(torch.zeros(1, 3, 112, 112))
+    with pytest.raises(ValueError, match="'efficientformer_l1' cannot read images of 64 x 64 px"):
+        backbones.backbone("efficientformer_l1", 32, size=64)  # it has no such option
+
+
+def test_timm_models_without_feature_maps_or_that_stride_are_refused_by_name(monkeypatch):
+    with pytest.raises(ValueError, match="'inception_v3' cannot read .*: its maps are .*expected"):
+        backbones.backbone("inception_v3", 32)  # not padded: its maps do not cover the image
+    ask = backbones.ask_timm
+
+    def without(name, **options):
+        raise NotImplementedError("no features")
+
+    monkeypatch.setattr(backbones, "ask_timm", without)
+    with pytest.raises(
+        ValueError, match="'resnet26t' of timm gives no feature maps .NotImpl.*no f"
+    ):
+        backbones.backbone("resnet26t", 32)
+    monkeypatch.setattr(backbones, "ask_timm", ask)
+    with pytest.raises(ValueError, match="'vit_tiny_patch16_224' cannot have stride 32: choose 16"):
+        backbones.backbone("vit_tiny_patch16_224", 32)
+    with pytest.raises(ValueError, match="'convnext_atto' cannot .* 4: choose 8 or 16 or 32"):
+        backbones.backbone("convnext_atto", 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+@pytest.mark.parametrize(
+    "name, stride, keep",
+    [
+        ("tf_efficientnet_lite0", 16, 3),
+        ("resnet18", 32, 4),
+        ("mit_test", 16, 3),
+        ("mit_test", 32, 1),
+        ("resnet38d", 8, 1),
+        ("resnet38d", 8, 3),
+        ("vit_tiny_patch16_224", 16, 2),
+        ("mambaout_femto", 32, 2),
+        ("mobilenetv3_small_050", 32, 3),
+    ],
+)
+def test_only_what_is_read_is_there(folder, name, stride, keep):
+    side = 64 if name != "resnet38d" else 16
+    x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    whole = backbones.backbone(name, stride).eval()
+    drawn = torch.rand(1)
+    with torch.no_grad():
+        expected = whole(x)[:keep]
+    sizes = whole.channels[:keep], whole.strides[:keep]
+    state = whole.state_dict()
+    del whole
+    torch.manual_seed(0)
+    part = backbones.backbone(name, stride, levels=(0, keep - 1)).eval()
+    assert torch.equal(torch.rand(1), drawn)  # the same draws from here on
+    assert (part.channels, part.strides) == sizes
+    assert len(part.state_dict()) < len(state)
+    assert all(torch.equal(v, state[k]) for k, v in part.state_dict().items())
+    maps = part(x)
+    assert all(torch.equal(m, e) for m, e in zip(maps, expected, strict=True))
+    maps[-1].sum().backward()  # nothing is left that no map depends on
+    assert all(p.grad is not None for p in part.parameters() if p.requires_grad)
+
+
+def test_all_levels_or_none_given_is_the_whole_network():
+    whole = backbones.backbone("mit_test", 16)
+    assert backbones.backbone("mit_test", 16, levels=(3,)).channels == whole.channels
+    assert backbones.backbone("mit_test", 16, levels=(0, 9)).channels == whole.channels
+
+
+@pytest.mark.parametrize("side, kernel, dilation", [(7, 5, 2), (7, 3, 2), (14, 5, 4), (3, 5, 2)])
+def test_dilated_depthwise_convolutions_equal_the_plain_layer(side, kernel, dilation):
+    torch.manual_seed(0)
+    padding = kernel // 2 * dilation
+    options = {"padding": padding, "dilation": dilation, "groups": 24, "bias": False}
+    plain = nn.Conv2d(24, 24, kernel, **options).to(memory_format=torch.channels_last)
+    quick = backbones.DilatedDepthwise(24, 24, kernel, **options)
+    quick.load_state_dict(plain.state_dict())
+    assert backbones.DilatedDepthwise.fits(plain) and list(quick.state_dict()) == ["weight"]
+    x = torch.randn(4, 24, side, side + 2).to(memory_format=torch.channels_last)
+    grad, found = torch.randn_like(x), []
+    for layer in (plain, quick):
+        seen = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = layer(seen)
+        out.backward(grad)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        found.append((out.detach(), seen.grad, layer.weight.grad))
+    for expected, given in zip(*found):
+        torch.testing.assert_close(given, expected, rtol=1e-5, atol=2e-5)
+    assert torch.autograd.gradcheck(
+        lambda v, w: backbones.ShiftedProducts.apply(v, w, 2),
+        (
+            torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True),
+            torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True),
+        ),
+    )
+
+
+def test_other_convolutions_stay_as_they_are():
+    given = {"padding": 2, "dilation": 2, "groups": 8, "bias": False}
+    assert backbones.DilatedDepthwise.fits(nn.Conv2d(8, 8, 3, **given))
+    for change in ({"dilation": 1}, {"groups": 4}, {"bias": True}, {"stride": 2}, {"padding": 1}):
+        assert not backbones.DilatedDepthwise.fits(nn.Conv2d(8, 8, 3, **(given | change)))
+    assert not backbones.DilatedDepthwise.fits(nn.Conv2d(8, 16, 3, **given))
+    net = backbones.backbone("tf_efficientnet_lite0", 16)
+    quick = [m for m in net.modules() if isinstance(m, backbones.DilatedDepthwise)]
+    assert [m.kernel_size[0] for m in quick] == [5, 5, 5, 3]
+    assert not any(
+        isinstance(m, backbones.DilatedDepthwise)
+        for m in backbones.backbone("tf_efficientnet_lite0", 32).modules()
+    )
+
+
 def test_what_starts_from_random_weights_says_so(folder):
     with pytest.warns(
         UserWarning, match="'resnet18' starts from random weights: .*/timm/resnet18.tv_in1k"

@@ -307,21 +307,50 @@ def test_a_file_at_its_own_address_arrives_whole_or_not_at_all(alone, monkeypatc
     known = weights.PUBLISHED["medclip"]
     with serving(answer) as (address, log):
         for name in ("absent", "cut", "whole"):
-            monkeypatch.setitem(
-                weights.PUBLISHED,
-                "medclip",
-                replace(known, url=f"{address}/{name}.zip", file="whole"),
-            )
+            here = replace(known, url=f"{address}/{name}.zip", file="whole")
+            monkeypatch.setitem(weights.PUBLISHED, "medclip", here)
             if name == "whole":
                 assert weights.find("medclip").path.read_bytes() == b"z" * 2000
             else:
-                with pytest.raises(FileNotFoundError, match="404|2000 of 3000 bytes came"):
+                with pytest.raises(FileNotFoundError, match="404|2000 bytes read, 1000 more"):
                     weights.find("medclip")
-                assert list((alone / "weights").iterdir()) == []
+                left = [path.name for path in (alone / "weights").iterdir()]
+                assert all(path.startswith(f"{name}.zip.part") for path in left)  # to go on with
         before = len(log)
-        assert (
-            weights.find("medclip").path.name == "whole.zip" and len(log) == before
-        )  # from the folder now
+        # from the folder now
+        assert weights.find("medclip").path.name == "whole.zip" and len(log) == before
+
+
+def test_a_file_that_broke_off_goes_on_where_it_stopped(alone, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    content, asked = bytes(range(200)) * 10, []
+
+    def answer(method, path, headers):
+        asked.append(headers.get("Range"))
+        if headers.get("Range") == "bytes=1200-":
+            part = {"Content-Range": "bytes 1200-1999/2000", "ETag": '"v1"'}
+            return 206, part, content[1200:]
+        return 200, {"Content-Length": 2000, "ETag": '"v1"'}, content[:1200]
+
+    with serving(answer) as (address, log):
+        here = replace(weights.PUBLISHED["medclip"], url=f"{address}/w.zip", file="w")
+        monkeypatch.setitem(weights.PUBLISHED, "medclip", here)
+        found = weights.find("medclip")
+    assert found.path.read_bytes() == content and asked[-1] == "bytes=1200-"
+    assert found.source.endswith("/w.zip")
+
+
+def test_an_address_that_nobody_answers_is_an_error_within_seconds(alone, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nobody = replace(weights.PUBLISHED["medclip"], url="http://127.0.0.1:9/w.zip")
+    monkeypatch.setitem(weights.PUBLISHED, "medclip", nobody)
+    began = time.perf_counter()
+    with pytest.raises(FileNotFoundError, match="no network.*bring 'medclip-vit-pretrained'"):
+        weights.find("medclip")
+    assert time.perf_counter() - began < 2 * weights.SECONDS
+    assert list((alone / "weights").iterdir()) == []
 
 
 PROGRAM = """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +45,12 @@ LITE0_PLAIN = {
     "_bn2": "bn2",
 }
 
-MIT_B1 = {
+MIT_B1: dict[str, Any] = {
     "hidden_sizes": (64, 128, 320, 512),
     "depths": (2, 2, 2, 2),
     "num_attention_heads": (1, 2, 5, 8),
 }
-MIT_TEST = {
+MIT_TEST: dict[str, Any] = {
     "hidden_sizes": (8, 16, 24, 32),
     "depths": (1, 1, 1, 1),
     "num_attention_heads": (1, 2, 3, 4),
@@ -92,7 +93,10 @@ class Backbone(nn.Module):
     `pyramid` does the rest.
     """
 
-    def __init__(self, net: nn.Module, scaling, info: weights.WeightsInfo | None):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, scaling, info: weights.WeightsInfo | None):
         super().__init__()
         self.net, self.info = net, info
         self.channels, self.strides = tuple(net.channels), tuple(net.strides)
@@ -162,7 +166,7 @@ def mit_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if "patch_embed1.proj.weight" not in state:
         return state
-    named = {}
+    named: dict[str, Tensor] = {}
     for key, value in state.items():
         for pattern, replacement in NVLABS_RENAME:
             key = re.sub(pattern, replacement, key)
@@ -335,7 +339,9 @@ def shifted(x: Tensor, down: int, right: int) -> Tensor:
     """The part of (B, H, W, C) that lies on the image when read `down` and `right` of a position;
     what is padded is zero and adds nothing."""
     H, W = x.shape[1:3]
-    return x[:, max(down, 0) : H + min(down, 0), max(right, 0) : W + min(right, 0)]
+    rows = slice(max(down, 0), max(H + min(down, 0), 0))
+    columns = slice(max(right, 0), max(W + min(right, 0), 0))
+    return x[:, rows, columns]
 
 
 class DilatedDepthwise(nn.Conv2d):
@@ -365,41 +371,42 @@ class DilatedDepthwise(nn.Conv2d):
 
 
 STRIDES = (8, 16, 32)  # that a dilated network may have
-SIDES = (224, 112, 64)  # px at which a model of timm is tried before it is built
+SIDES = (224, 112, 64)  # px of images with which a model of timm is tried before it is built
 
 
-def ask_timm(name: str, **options) -> nn.Module:
+def ask_timm(name: str, **options) -> Any:
     import timm  # here, as in all of nets: what is not asked for is not waited for
 
     return timm.create_model(name, features_only=True, pretrained=False, **options)
 
 
 @cache
-def outline(name: str) -> tuple[tuple[int, ...], int, dict]:
+def outline(name: str, size: int = 0) -> tuple[tuple[int, ...], int, dict, int]:
     """What to ask timm for: the indices of the maps, the stride of the deepest one as published,
-    and the option that lets it take images of any size, where it has one.
+    the option that lets it take images of any size, or else of size x size px, where it has one,
+    and the px of its published images.
 
     A pyramid gives all its maps. A transformer of one resolution gives the outputs of four blocks,
     at each quarter of its depth, as DPT reads them (Ranftl et al., ICCV 2021): 2, 5, 8, 11 of 12.
     Tried on the meta device, where a network has shapes but no numbers. Raises ValueError for a
     model that has no feature maps.
     """
-    options = {"dynamic_img_size": True}
-    try:
-        with torch.device("meta"):
-            try:
+    choices: list[dict] = [{"dynamic_img_size": True}, {"img_size": size}, {}]
+    for options in choices if size else choices[::2]:
+        try:
+            with torch.device("meta"):
                 net = ask_timm(name, **options)
-            except TypeError:  # it has no such option
-                options = {}
-                net = ask_timm(name)
-    except Exception as error:  # timm tells it by several kinds
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"backbone '{name}' of timm gives no feature maps ({reason})") from error
+            break
+        except Exception as error:  # timm tells it by several kinds
+            if isinstance(error, TypeError) and options:
+                continue  # it has no such option
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"backbone '{name}' of timm gives no feature maps ({told})") from error
     indices = tuple(net.feature_info.out_indices)
     strides = [level["reduction"] for level in net.feature_info.info]
-    if len(strides) > len(STRIDES) and len(set(strides)) == 1:
+    if len(strides) > 4 and len(set(strides)) == 1:
         indices = tuple(len(strides) * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
-    return indices, strides[indices[-1]], options
+    return indices, strides[indices[-1]], options, net.default_cfg["input_size"][-1]
 
 
 @cache
@@ -413,15 +420,16 @@ def timm_strides(name: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def features(stride: int, name: str, levels: int | None = None) -> nn.Module:
+def features(stride: int, name: str, levels: int | None = None, size: int = 0) -> Any:
     """A timm model that gives its first `levels` feature maps, random weights; see `outline`.
     Notebook 04."""
-    indices, published, options = outline(name)
+    indices, published, options, _ = outline(name, size)
     if stride != published:
         options = options | {"output_stride": stride}
     net = ask_timm(name, out_indices=indices[:levels], **options)
     net.channels, net.strides = net.feature_info.channels(), net.feature_info.reduction()
-    if "stage" in net.feature_info.get_dicts()[-1]:  # EfficientNet, MobileNet: timm keeps them all
+    if type(net).__name__ in ("EfficientNetFeatures", "MobileNetV3Features"):
+        # timm builds all stages of these, whatever is asked for
         net.blocks = net.blocks[: net.feature_info.get_dicts()[-1]["stage"]]
     if getattr(net, "output_fmt", "NCHW") == "NHWC":
         net.register_forward_hook(channels_first)
@@ -437,49 +445,50 @@ def channels_first(net: nn.Module, inputs: tuple, maps: list[Tensor]) -> list[Te
 
 
 @cache
-def idle(name: str, stride: int, levels: int | None, H: int, W: int) -> tuple[str, ...]:
+def idle(name: str, stride: int, levels: int | None, size: int, H: int, W: int) -> tuple[str, ...]:
     """Try a timm model with one image of H x W px on the meta device; the names of its parameters
     that no map depends on.
 
     Raises ValueError if it cannot take that size, or its maps do not lie on the image.
     """
     where = f"backbone '{name}' cannot read images of {H} x {W} px"
-    with torch.device("meta"):
-        net = features(stride, name, levels).eval()
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        net = features(stride, name, levels, size).eval()
         try:
             maps = net(torch.zeros(1, 3, H, W))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ValueError(f"{where}: {error}".splitlines()[0]) from error
+        sum(m.sum() for m in maps).backward()
     found = [tuple(m.shape[1:]) for m in maps]
     fits = [
-        (C, abs(h * s - H) < s, abs(w * s - W) < s) == (channels, True, True)
+        (C, abs(h * s - H) <= s, abs(w * s - W) <= s) == (channels, True, True)
         for (C, h, w), channels, s in zip(found, net.channels, net.strides)
     ]
     if len(maps) != len(net.channels) or not all(fits):
         expected = [(C, H // s, W // s) for C, s in zip(net.channels, net.strides)]
         raise ValueError(f"{where}: its maps are {found}, expected {expected}")
-    sum(m.sum() for m in maps).backward()
     return tuple(key for key, p in net.named_parameters() if p.grad is None)
 
 
-def any_timm(stride: int, name: str, levels: int | None = None) -> nn.Module:
-    """`features` of a model that nobody tried before: refused if it takes none of SIDES.
+def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -> Any:
+    """`features` of a model that nobody tried before: refused if it cannot take images of size x
+    size px or, where that is 0, neither those of its published size nor any of SIDES.
 
     Its parameters that no map depends on are frozen: several processes wait for every gradient.
     """
     refusals = []
-    for side in SIDES:
+    for side in (size,) if size else (outline(name)[3], *SIDES):
         try:
-            unused = idle(name, stride, levels, side, side)
+            unused = idle(name, stride, levels, size, side, side)
             break
         except ValueError as error:
             refusals.append(error)
     else:
         raise refusals[0]
-    net = features(stride, name, levels)
+    net = features(stride, name, levels, size)
     for key in unused:
         net.get_parameter(key).requires_grad_(False)
-    net.fits = partial(idle, name, stride, levels)
+    net.fits = partial(idle, name, stride, levels, size)
     return net
 
 
@@ -487,7 +496,7 @@ def any_timm(stride: int, name: str, levels: int | None = None) -> nn.Module:
 class Plan:
     """How a backbone of one name is built, scaled and loaded."""
 
-    build: Callable[..., nn.Module]  # of a stride
+    build: Callable[..., Any]  # of a stride: a network with channels and strides
     strides: tuple[int, ...] = STRIDES  # of the deepest map, those that it can have
     scaling: tuple = IMAGENET
     ignore: tuple[str, ...] = ()  # classifiers: see weights.put
@@ -562,34 +571,38 @@ NETS = {
 }
 
 
-def backbone(name: str, stride: int, levels: Sequence[int] | None = None) -> Backbone:
+def backbone(
+    name: str, stride: int, levels: Sequence[int] | None = None, size: int = 0
+) -> Backbone:
     """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook
     04.
 
     stride: px a position of the deepest map; levels: indices of the maps that are read, so that
-    nothing deeper than the last of them is there, None = all. The weights of a key of NETS come
-    from where `weights.find` finds them; if they are not to be had, and for any other timm model,
+    nothing deeper than the last of them is there, None = all; size: px of the images, for a timm
+    model that is built for one size, 0 = its published one. The weights of a key of NETS come from
+    where `weights.find` finds them; if they are not to be had, and for any other timm model,
     it starts from random ones with a warning, and info is None. Raises ValueError for an unknown
     name, a stride that it cannot have, a model without feature maps, or a file that is not its
     weights.
     """
-    plan = NETS.get(name) or _timm_plan(name)
+    plan = NETS.get(name) or _timm_plan(name, size)
     if stride not in plan.strides:
         raise ValueError(
             f"backbone '{name}' cannot have stride {stride}: "
             f"choose {' or '.join(map(str, plan.strides))}"
         )
-    file = _file(name)
     net = plan.build(stride)
-    info = file and weights.put(
-        net, plan.adapt(weights.read(file.path)), file, plan.ignore, plan.rename
-    )
+    file = _file(name)
+    info = None
+    if file:
+        state = plan.adapt(weights.read(file.path))
+        info = weights.put(net, state, file, plan.ignore, plan.rename)
     if levels is not None and max(levels) + 1 < len(net.channels):
         net = shallow(plan, net, stride, max(levels) + 1)
     return Backbone(net, plan.scaling, info)
 
 
-def _timm_plan(name: str) -> Plan:
+def _timm_plan(name: str, size: int) -> Plan:
     import timm
 
     if name not in timm.list_models():
@@ -598,10 +611,10 @@ def _timm_plan(name: str) -> Plan:
             f"backbone '{name}' is none of {', '.join(NETS)}, nor in timm {timm.__version__}; "
             f"close: {', '.join(close) or 'none'}"
         )
-    return Plan(partial(any_timm, name=name), timm_strides(name))
+    return Plan(partial(any_timm, name=name, size=size), timm_strides(name))
 
 
-def shallow(plan: Plan, net: nn.Module, stride: int, levels: int) -> nn.Module:
+def shallow(plan: Plan, net: Any, stride: int, levels: int) -> nn.Module:
     """The first `levels` maps of a network and what they need of it, with its weights."""
     if hasattr(net, "keep"):
         net.keep(levels)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +21,21 @@ OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 XRAY = (0.5862785803043838,) * 3, (0.27950088968644304,) * 3  # MedCLIP's, of grey chest X-rays
 BGR = (2, 1, 0)
 
-SWIN_T = {
+SWIN_T: dict[str, Any] = {
     "image_size": 224,
     "embed_dim": 96,
     "depths": (2, 2, 6, 2),
     "num_heads": (3, 6, 12, 24),
     "window_size": 7,
 }
-SWIN_TEST = {
+SWIN_TEST: dict[str, Any] = {
     "image_size": 64,
     "embed_dim": 8,
     "depths": (1, 1),
     "num_heads": (1, 2),
     "window_size": 4,
 }
-CLIP_B32 = {
+CLIP_B32: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 32,
     "hidden_size": 768,
@@ -43,14 +44,14 @@ CLIP_B32 = {
     "num_attention_heads": 12,
     "projection_dim": 512,
 }
-DINOV2_S = {
+DINOV2_S: dict[str, Any] = {
     "image_size": 518,
     "patch_size": 14,
     "hidden_size": 384,
     "num_hidden_layers": 12,
     "num_attention_heads": 6,
 }
-UNI_L16 = {
+UNI_L16: dict[str, Any] = {
     "img_size": 224,
     "patch_size": 16,
     "embed_dim": 1024,
@@ -89,12 +90,15 @@ class Encoder(nn.Module):
     the same in two steps, with a choice between: which positions count.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str,
-        net: nn.Module,
+        net: Any,
         D: int,
-        info: weights.WeightsInfo,
+        info: weights.WeightsInfo | None,
         scaling: tuple | None,
         size: int = 0,
         order: tuple[int, int, int] = (0, 1, 2),
@@ -172,9 +176,10 @@ class Encoder(nn.Module):
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """The mean over positions of a map (B, D, h, w), weight (B, H, W) >= 0 each: (B, D)."""
-    w = F.adaptive_avg_pool2d(weight[:, None], values.shape[2:]).flatten(2)  # (B, 1, h * w)
-    total = values.flatten(2) @ w.transpose(1, 2)  # (B, D, 1)
-    return (total / w.sum(2, keepdim=True).clamp_min(1e-6)).squeeze(2)
+    h, w = values.shape[2:]
+    share = F.adaptive_avg_pool2d(weight[:, None], (h, w)).flatten(2)  # (B, 1, h * w)
+    total = values.flatten(2) @ share.transpose(1, 2)  # (B, D, 1)
+    return (total / share.sum(2, keepdim=True).clamp_min(1e-6)).squeeze(2)
 
 
 def laid_out(tokens: Tensor) -> Tensor:
@@ -220,7 +225,7 @@ class Swin(nn.Module):
 class Clip(nn.Module):
     """The vision tower of CLIP by transformers: the class token, normalised and projected."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
@@ -237,7 +242,7 @@ class Clip(nn.Module):
 class Dinov2(nn.Module):
     """DINOv2 by transformers: the class token, normalised."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
@@ -251,7 +256,7 @@ class Dinov2(nn.Module):
 class TimmViT(nn.Module):
     """A vision transformer by timm: the class token, normalised."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 

@@ -3,10 +3,7 @@ refused."""
 
 import hashlib
 import io
-import os
 import re
-import shutil
-import urllib.request
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from protolib import files
+from protolib.files import weights_folder
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".zip")
-HUB_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # a repository has one or both; the first holds no code at all
+# a repository has one or both; the first holds no code at all
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SECONDS = 5  # without an answer the network counts as down
 
 
@@ -88,21 +83,13 @@ class WeightsInfo:
     sha256: str
     licence: str
     loaded: int  # tensors
-    missing: tuple[
-        str, ...
-    ] = ()  # tensors that the file does not hold by design; a seed draws them
+    missing: tuple[str, ...] = ()  # tensors that no file holds, by design; a seed draws them
     ignored: tuple[str, ...] = ()  # patterns of keys of the file that the network has no use for
 
 
-def folder() -> Path:
-    """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or
-    ~/.cache/protolib."""
-    return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
-
-
 def find(name: str) -> WeightsFile:
-    """The file of the weights of that name: in `folder()`, else in the hub's cache, else from the
-    hub or their address.
+    """The file of the weights of that name: in `files.weights_folder()`, else in the hub's cache,
+    else from the hub or their address.
 
     In the folder it is called by that name or as published, with any of SUFFIXES. The network is
     asked only if HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises
@@ -155,7 +142,8 @@ def _offline() -> bool:
 def _on_disk(name: str, known: Published) -> WeightsFile | None:
     """The file in the folder, else in the hub's cache; no network."""
     for stem in filter(None, (name, known.file)):
-        for path in (folder() / f"{stem}{suffix}" for suffix in SUFFIXES):
+        for suffix in SUFFIXES:
+            path = weights_folder() / f"{stem}{suffix}"
             if path.is_file():
                 return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
     if known.repo:
@@ -173,7 +161,7 @@ def _absent(name: str, why: str) -> FileNotFoundError:
     what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
     return FileNotFoundError(
         f"the weights of '{name}' are not on this machine and could not be had ({why}): "
-        f"bring {what} of {where} and put it into {folder()} "
+        f"bring {what} of {where} and put it into {weights_folder()} "
         f"as {name}.safetensors, .bin, .pth or .zip"
     )
 
@@ -217,29 +205,33 @@ def _no_access(name: str, known: Published, why: str) -> PermissionError:
     return PermissionError(
         f"the weights of '{name}' are gated ({why}): ask for access at "
         f"https://huggingface.co/{known.repo}, then set HF_TOKEN to a token of yours; "
-        f"or put the file into {folder()} as {name}.bin"
+        f"or put the file into {weights_folder()} as {name}.bin"
     )
 
 
 def _from_address(name: str, known: Published) -> WeightsFile:
-    """From its own address into `folder()`, whole or not at all, with a bar."""
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
+    """From its own address into the folder, whole or not at all; resumed, with a bar."""
+    if _offline():
         raise _absent(name, "HF_HUB_OFFLINE is set")
-    path = folder() / Path(known.url).name
-    try:
-        with (
-            urllib.request.urlopen(known.url, timeout=SECONDS) as answer,
-            files.whole(path) as handle,
-        ):
-            size = int(answer.headers["Content-Length"])
-            with tqdm.wrapattr(answer, "read", total=size, desc=path.name, leave=False) as reader:
-                shutil.copyfileobj(reader, handle)
-            if handle.tell() != size:
-                raise OSError(f"{handle.tell()} of {size} bytes came")
-    except OSError as error:
-        raise _absent(name, f"{type(error).__name__}: {error}") from error
+    from data_download import transport  # here, for few ask the network
+    from data_download.part import Remote
+    from data_download.registry import Refused
+
+    path = weights_folder() / Path(known.url).name
+    patience = transport.Patience(connect=SECONDS, waits=(0.5, 1.0))
+    with transport.session() as client, tqdm(unit="B", unit_scale=True, leave=False) as bar:
+
+        def moved(have: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(have - bar.n)
+
+        bar.set_description(path.name)
+        try:
+            if not transport.someone_answers([known.url], client, SECONDS):
+                raise Refused("no network")
+            transport.get(Remote(path.name, known.url), path, client, patience, moved)
+        except Refused as error:
+            raise _absent(name, str(error)) from error
     return WeightsFile(path, known.url, "", known.licence)
 
 
