@@ -1,6 +1,5 @@
 """What the command does: list, get, verify, status."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from data_download.part import digest
 from data_download.registry import Entry, Mirror, Refused
 from data_download.transport import PATIENT, Patience
 from data_download.unpack import is_archive
+from protolib.files import weights_folder
 
 DATA = Path("data")  # data sets, each in a folder of its name
 
@@ -19,8 +19,7 @@ def place(entry: Entry, to: Path | None = None) -> Path:
     PROTOLIB_WEIGHTS."""
     if to is not None:
         return to
-    weights = Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
-    return weights if entry.kind == "weights" else DATA / entry.name
+    return weights_folder() if entry.kind == "weights" else DATA / entry.name
 
 
 def table(entries: dict[str, Entry]) -> str:

@@ -11,7 +11,7 @@ S       sub-classes in all, C * K; sub-class k of class c has index K * c + k
 N       bank images per sub-class, N_K in the paper
 D       width of the encoder's features
 H, W    height and width of an image or mask, px
-h, w    height and width of a feature or similarity map, cells
+h, w    height and width of a feature or similarity map, positions
 L       levels of the backbone's pyramid
 ======  ==========================================================================================
 

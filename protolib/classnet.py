@@ -43,7 +43,7 @@ class ClassNet(nn.Module):
 
     def __init__(self, p: Preset, C: int, prototypes: Tensor | None = None):
         super().__init__()
-        self.net = backbone(p.backbone, p.stride)
+        self.net = backbone(p.backbone, p.stride, p.levels)
         if p.scaling:
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
             self.net.mean, self.net.std = mean, std

@@ -36,7 +36,7 @@ STAGE1 = ("cam", "prototypes", "pbip_masked_image", "pbip_stage1")
 STAGE2 = ("pbip_stage2", "full_supervision")
 LABELS = ("predicted", "oracle", "none")  # whose image labels close absent classes
 LEARNED_WIDTH = 512  # of prototypes that are learned: the width of the paper's, from MedCLIP
-CELL = 8  # px of a patch to a position of the nearest-prototype maps
+POSITION = 8  # px of a patch to a position of the nearest-prototype maps
 
 # the fields of a preset that each step reads; tests/test_stale.py holds that they are these
 READS = {
@@ -437,7 +437,7 @@ class Run:
 
     def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest prototype of each position, nothing trained: see predictor."""
-        side = self.preset.size // CELL
+        side = self.preset.size // POSITION
         prototypes = images.new_tensor(self.bank.prototypes)  # (S, D)
         maps, shape = self.encoder.maps(images), (self.spec.C, side, side)
         scores = nearest_classes(maps, prototypes, self.bank.normalize, shape)

@@ -160,26 +160,14 @@ class Encoder(nn.Module):
             )
         return self.net.maps(self.prepare(images))
 
-    def pooled(self, maps: list[Tensor], weight: Tensor | None = None) -> Tensor:
-        """Masked average pooling: per level the weighted mean over positions, concatenated. Zhang
-        et al., SG-One, IEEE Trans. Cybernetics 50, 2020 (arXiv 1810.09091).
+    def pooled(self, maps: list[Tensor]) -> Tensor:
+        """The mean over positions of every map: maps as `maps` gave them -> (B, D) float.
 
-        maps: what `maps` gave; weight: (B, H, W) float in [0, inf), of any size, brought to each
-        level's by area averaging; None = 1 everywhere. Returns (B, D) float, differentiable in
-        weight; zeros for an image of weight 0. With None this is `features` for lite0 and Swin
-        (medclip), whose features are a mean; it is not for clip, plip, dinov2 and uni, whose
-        features are a class token: see `embed`.
+        This is `features` for lite0 and Swin (medclip), whose features are a mean; it is not for
+        clip, plip, dinov2 and uni, whose features are a class token: see `embed`. The mean under a
+        map is maps.masked_average.
         """
-        levels = [m.mean((2, 3)) if weight is None else weighted_mean(m, weight) for m in maps]
-        return torch.cat(levels, dim=1)
-
-
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean over positions of a map (B, D, h, w), weight (B, H, W) >= 0 each: (B, D)."""
-    h, w = values.shape[2:]
-    share = F.adaptive_avg_pool2d(weight[:, None], (h, w)).flatten(2)  # (B, 1, h * w)
-    total = values.flatten(2) @ share.transpose(1, 2)  # (B, D, 1)
-    return (total / share.sum(2, keepdim=True).clamp_min(1e-6)).squeeze(2)
+        return torch.cat([m.mean((2, 3)) for m in maps], dim=1)
 
 
 def laid_out(tokens: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def check_adaptive_threshold(mine: Callable) -> bool:
         ),
         (
             maps > delta * top,
-            "a cell exactly at the threshold belongs to the foreground: >=, not >",
+            "a position exactly at the threshold belongs to the foreground: >=, not >",
         ),
         (maps >= delta, "the threshold is delta times the map's maximum, not delta itself"),
         (maps > delta, "the threshold is delta times the map's maximum, not delta itself"),
@@ -182,7 +182,7 @@ def check_adaptive_threshold(mine: Callable) -> bool:
         ),
         (
             maps * (maps >= delta * top),
-            "this keeps the map's values; the answer is yes or no for each cell",
+            "this keeps the map's values; the answer is yes or no for each position",
         ),
     ]
     return _judge(
@@ -281,10 +281,10 @@ def check_fuse_levels(mine: Callable) -> bool:
             "add the weighted levels; do not divide by the sum of the weights",
         ),
         (variant((0.5, 0.25)), "the weights are in the order of the levels, finest first"),
-        (variant(mode="nearest"), "enlarge with mode='bilinear': the nearest cell gives blocks"),
+        (variant(mode="nearest"), "enlarge with mode='bilinear': the nearest position gives blocks"),
         (
             variant(align_corners=True),
-            "leave align_corners at False: a cell is an area, not a point",
+            "leave align_corners at False: a position is an area, not a point",
         ),
     ]
     return _judge(
