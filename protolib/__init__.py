@@ -40,6 +40,5 @@ def report() -> None:
         if torch.backends.mps.is_available()
         else f"cpu, {cpu}"
     )
-    print(
-        f"protolib {__version__}, Python {platform.python_version()}, torch {torch.__version__}; device: {device}"
-    )
+    versions = f"protolib {__version__}, Python {platform.python_version()}"
+    print(f"{versions}, torch {torch.__version__}; device: {device}")

@@ -50,11 +50,14 @@ def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering
     lowest index wins a tie, an empty cluster keeps its centre. Dhillon and Modha, Machine Learning
     42, 2001; Eq. (1). Notebook 02.
     """
-    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-    for step in range(1, max_iter + 1):
-        cosines = (
-            unit @ (centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)).T
-        )  # (n, K)
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+    directions, steps = unit(X), 0
+    while steps < max_iter:
+        steps += 1
+        cosines = directions @ unit(centres).T  # (n, K)
         labels, before = cosines.argmax(1), centres
         centres = before.copy()
         for k in np.unique(labels):
@@ -62,7 +65,7 @@ def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering
             centres[k] = mean / max(np.linalg.norm(mean), 1e-12)
         if np.allclose(before, centres, rtol=1e-5, atol=1e-8):
             break
-    return Clustering(labels, cosines, centres, step)
+    return Clustering(labels, cosines, centres, steps)
 
 
 def random_rows(X: np.ndarray, K: int, seed: int) -> np.ndarray:
@@ -230,7 +233,8 @@ def candidates(
             )
         if left < K:
             warnings.warn(
-                f"bank: only {left} of {n} {kind} of {name} are at most {white_limit:.0%} white; all are kept",
+                f"bank: only {left} of {n} {kind} of {name} are at most {white_limit:.0%} white; "
+                "all are kept",
                 stacklevel=2,
             )
             clear |= owner == c

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,7 @@ class Run:
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
         self.spec = specs.spec_of(dataset, data_root)
         self._splits, self._nets, self._histories = {}, {}, {}
-        self._seed_key = str(seed)
+        self._blank = False  # True: keys without data and seed, see base
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -179,13 +180,17 @@ class Run:
         """The key of a step without its data and seed: equal where only these two differ, so that
         a mean over seeds never mixes settings, code or weights. Notebook 07."""
         other = self.variant(self.preset, self.folder)
-        other._prints, other._seed_key = (lambda split: ""), ""
+        other._blank = True
         if method == "pbip_masked_image":
             return self.masked_images.base(step, "pbip_stage1", split)
         return other.key(step, method, split)
 
     def _prints(self, split: str) -> str:
-        return self.data(split).fingerprint
+        return "" if self._blank else self.data(split).fingerprint
+
+    @property
+    def _seed_key(self) -> str:
+        return "" if self._blank else str(self.seed)
 
     def _hash(self, step: str, reads: Iterable[str], *rests: str, code=tuple(CODE)) -> str:
         """The one formula: what is done, the fields that it reads, the code that it runs, and what
@@ -244,10 +249,10 @@ class Run:
     def _counts_key(self, method: str, split: str) -> str:
         fingerprint = self._prints(split)
         if method == "nearest_prototype":
-            rests = self._bank_key(), encoders.identity(self.preset.encoder), fingerprint
             reads = READS["features"] | READS["masks"] | {"size"}
-            return self._hash("nearest prototype", reads, *rests)
-        rests = self._network_key(method), fingerprint
+            identity = encoders.identity(self.preset.encoder)
+            return self._hash("nearest prototype", reads, self._bank_key(), identity, fingerprint)
+        rests = (self._network_key(method), fingerprint)
         if method in STAGE2:
             return self._hash("counts", READS["masks"] | {"stage2_tta"}, *rests)
         fusion = "cam_fusion" if method == "cam" else "fusion"
@@ -588,5 +593,5 @@ class Run:
 
 def enlarged(scores: Tensor, size: Sequence[int], p: Preset) -> Tensor:
     """Class scores (B, C, h, w) at the size of the true masks: (B, C, Hm, Wm). Notebook 06."""
-    mode = {"mode": "bilinear", "align_corners": p.align_corners}
-    return F.interpolate(scores, tuple(size), **mode)
+    side = tuple(size)
+    return F.interpolate(scores, side, mode="bilinear", align_corners=p.align_corners)

@@ -3,6 +3,7 @@ diversity of learned prototypes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,8 @@ def match_maps(
     # the MLP of the deepest level, where features and prototypes meet behind it
     projects = p.space == "projected" and p.similarity != "convolution"
     project = net.heads[-1].project if projects else nn.Identity()
+    seen: Tensor | list[Tensor]
+    encode: Callable[[Tensor], Tensor]
     if p.look != "masked_image":
         seen, encode = encoder.maps(images), nn.Identity()
     elif p.fill == "minmax":  # as released: what the network saw, stretched again

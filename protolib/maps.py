@@ -1,6 +1,8 @@
-"""Functions of maps alone: compare, merge, stretch, share, pool, fuse, close absent classes, argmax."""
+"""Functions of maps alone: compare, merge, stretch, share, pool, fuse, close, take the best."""
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,8 @@ from torch import Tensor
 
 
 def cosine_maps(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
-    """Cosine between every position and every prototype of one level. Eq. (2) before its mean over k,
-    notebook 03.
+    """Cosine between every position and every prototype of one level. Eq. (2) before its mean over
+    k, notebook 03.
 
     features: (B, C_i, h, w) float; prototypes: (S, C_i) float. Returns (B, S, h, w) in [-1, 1].
     similarity "half": the prototypes keep their length, which is no cosine (released code).
@@ -39,8 +41,8 @@ def unit_range(maps: Tensor) -> Tensor:
 
 
 def present_share(maps: Tensor, labels: Tensor) -> Tensor:
-    """Each present class's share of every position: the softmax over the classes of the image label.
-    Notebook 03.
+    """Each present class's share of every position: the softmax over the classes of the image
+    label. Notebook 03.
 
     maps: (B, C, h, w) float logits; labels: (B, C) 0 or 1. Returns (B, C, h, w) in [0, 1], 0 for
     absent classes. A patch of one class is all foreground, where stretching its map to [0, 1] would
@@ -61,9 +63,10 @@ def masked_average(features: list[Tensor], weights: Tensor) -> Tensor:
     fine = F.interpolate(weights, features[0].shape[2:], mode="bilinear", align_corners=False)
     pooled = []
     for level in features:
-        w = F.adaptive_avg_pool2d(fine, level.shape[2:])  # (B, U, h_i, w_i)
-        total = torch.einsum("buhw,bdhw->bud", w, level)  # (B, U, D_i)
-        pooled.append(total / w.sum((2, 3)).clamp_min(1e-6)[..., None])
+        h, w = level.shape[2:]
+        share = F.adaptive_avg_pool2d(fine, (h, w))  # (B, U, h_i, w_i)
+        total = torch.einsum("buhw,bdhw->bud", share, level)  # (B, U, D_i)
+        pooled.append(total / share.sum((2, 3)).clamp_min(1e-6)[..., None])
     return torch.cat(pooled, 2)  # (B, U, D)
 
 
@@ -92,17 +95,18 @@ def unpose(images: Tensor, k: int) -> Tensor:
 def fuse(
     class_maps: list[Tensor],
     weights: tuple[float, ...],
-    size: tuple[int, int],
+    size: Sequence[int],
     align_corners: bool = False,
 ) -> Tensor:
     """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights,
     notebook 04.
 
-    class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns (B,
-    C, H, W) logits.
+    class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns
+    (B, C, H, W) logits.
     """
-    up = [F.interpolate(m, size, mode="bilinear", align_corners=align_corners) for m in class_maps]
-    return sum(w * m for w, m in zip(weights, up, strict=True))
+    side = tuple(size)
+    up = [F.interpolate(m, side, mode="bilinear", align_corners=align_corners) for m in class_maps]
+    return reduce(torch.add, (w * m for w, m in zip(weights, up, strict=True)))
 
 
 def unit_scores(maps: Tensor) -> Tensor:

@@ -266,9 +266,8 @@ def position_loss(
     mixed = labels.sum(1) > 1  # (B,)
     if not mixed.any():
         return maps.sum() * 0
-    closeness = nearest_classes(
-        [level[mixed] for level in features], prototypes, embed, maps.shape[1:]
-    )
+    C, h, w = maps.shape[1:]
+    closeness = nearest_classes([level[mixed] for level in features], prototypes, embed, (C, h, w))
     absent = (labels[mixed] == 0)[:, :, None, None]
     target = closeness.masked_fill(absent, -torch.inf).argmax(1)  # (B', h, w)
     return F.cross_entropy(maps[mixed].masked_fill(absent, -torch.inf), target)
@@ -305,8 +304,9 @@ def matching_loss(
     if p.look == "positions":
         return position_loss(seen, maps, labels, prototypes, embed)
     # Step 1: pairs of an image and a class that it shows.
-    pairs = choose_pairs(maps, labels, p).nonzero(as_tuple=True)  # (P,), (P,)
-    if not len(pairs[0]):
+    image, unit = choose_pairs(maps, labels, p).nonzero(as_tuple=True)  # (P,), (P,)
+    pairs = image, unit
+    if not len(image):
         return maps.sum() * 0
     # Step 2: logits become shares of each position.
     if p.span == "stretch":

@@ -1,7 +1,7 @@
 """Stage 2: DeepLab-v2 trained on pseudo masks alone, and its prediction of whole images."""
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,12 @@ from torch.utils.data import Dataset
 from protolib.maps import pose, unpose
 from protolib.nets.backbones import backbone
 from protolib.presets import Preset
+
+
+class Masks(Protocol):
+    """Masks (H, W) uint8 by index: an array of them, or files that are read when asked for."""
+
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
 
 
 def stage2(p: Preset) -> Preset:
@@ -60,11 +66,11 @@ def segmentation_loss(net: nn.Module, batch: dict) -> dict[str, Tensor]:
 class MaskedPatches(Dataset):
     """The patches of a split with other masks, one per patch: what stage 2 trains on. Notebook 05.
 
-    masks: n of (Hm, Wm) uint8 in 0..C, read one by one; each is brought to the patches' size by
+    masks: n of (Hm, Wm) uint8 in 0..C, or anything that gives them one by one; each is brought to the patches' size by
     nearest neighbour, for codes have no average.
     """
 
-    def __init__(self, patches, masks: Sequence[np.ndarray]):
+    def __init__(self, patches, masks: Masks):
         self.patches, self.ids, self.masks = patches, patches.ids, masks
 
     def __len__(self) -> int:

@@ -147,7 +147,7 @@ def fit(
     loss: Loss,
     p: Preset,
     place: Place,
-    watch: Callable[[nn.Module], dict[str, float]] | None = None,
+    watch: Callable[[nn.Module], dict[str, float | str]] | None = None,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Train `net` in place, on its own device; returns the history, one row per epoch with the mean
@@ -165,9 +165,16 @@ def fit(
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISION[p.precision])
     optimizer = optimizer_of(net, p)
     # a GPU would wait for one process that decodes; on a CPU others would take its cores
-    feed = {"num_workers": 4, "pin_memory": True} if device == "cuda" else {}
+    feeders = 4 if device == "cuda" else 0
     last = len(patches) > p.batch  # drop a batch that is not full, unless it is the only one
-    loader = DataLoader(patches, p.batch, shuffle=True, drop_last=last, **feed)
+    loader = DataLoader(
+        patches,
+        p.batch,
+        shuffle=True,
+        num_workers=feeders,
+        pin_memory=device == "cuda",
+        drop_last=last,
+    )
     model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
     history = resume(place, net, optimizer)
     steps = p.epochs * len(loader)

@@ -281,7 +281,10 @@ def check_fuse_levels(mine: Callable) -> bool:
             "add the weighted levels; do not divide by the sum of the weights",
         ),
         (variant((0.5, 0.25)), "the weights are in the order of the levels, finest first"),
-        (variant(mode="nearest"), "enlarge with mode='bilinear': the nearest position gives blocks"),
+        (
+            variant(mode="nearest"),
+            "enlarge with mode='bilinear': the nearest position gives blocks",
+        ),
         (
             variant(align_corners=True),
             "leave align_corners at False: a position is an area, not a point",
