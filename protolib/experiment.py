@@ -305,9 +305,9 @@ class Run:
 
     # networks
 
-    def net(self, method: str, on_epoch: Callable[[pd.DataFrame], None] | None = None) -> nn.Module:
-        """The trained network of a method of results.METHODS, in evaluation mode.
-        Notebooks 04 and 05.
+    def net(self, method: str, on_epoch: Callable[[pd.DataFrame], None] | None = None) -> Any:
+        """The trained network of a method of results.METHODS, in evaluation mode: a ClassNet, or
+        the DeepLabV2 of stage 2. Notebooks 04 and 05.
 
         on_epoch: called with the history after each epoch that is trained. Raises ValueError for
         the method that trains nothing.

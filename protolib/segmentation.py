@@ -57,17 +57,16 @@ class DeepLabV2(nn.Module):
 def segmentation_loss(net: nn.Module, batch: dict) -> dict[str, Tensor]:
     """Pixel cross-entropy on the batch's masks, ignore pixels (index C) left out. Notebook 05."""
     logits = net(batch["image"])
-    C = logits.shape[1]
-    if (batch["mask"] == C).all():  # cross_entropy of no pixel is NaN
-        return {"loss": logits.sum() * 0}
-    return {"loss": F.cross_entropy(logits, batch["mask"], ignore_index=C)}
+    C, masks = logits.shape[1], batch["mask"]
+    total = F.cross_entropy(logits, masks, ignore_index=C, reduction="sum")
+    return {"loss": total / (masks != C).sum().clamp_min(1)}  # 0 where no pixel is judged
 
 
 class MaskedPatches(Dataset):
     """The patches of a split with other masks, one per patch: what stage 2 trains on. Notebook 05.
 
-    masks: n of (Hm, Wm) uint8 in 0..C, or anything that gives them one by one; each is brought to the patches' size by
-    nearest neighbour, for codes have no average.
+    masks: n of (Hm, Wm) uint8 in 0..C, or anything that gives them one by one; each is brought to
+    the patches' size by nearest neighbour, for codes have no average.
     """
 
     def __init__(self, patches, masks: Masks):

@@ -154,11 +154,11 @@ def fit(
     of each loss. Notebook 04.
 
     loss(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from
-    0. p: epochs, batch, lr, lr_power, warmup, warmup_ratio, weight_decay, precision. place: receives
-    history.csv and checkpoint.pt after every epoch; a checkpoint of the same key is continued.
-    watch(net): more numbers for the row of an epoch, such as IoU on val; they steer nothing and
-    their time is not counted. Raises FloatingPointError at the first loss that is not finite and
-    leaves the batch in non_finite_batch.pt.
+    0. p: epochs, batch, lr, lr_power, warmup, warmup_ratio, weight_decay, precision. place:
+    receives history.csv and checkpoint.pt after every epoch; a checkpoint of the same key is
+    continued. watch(net): more numbers for the row of an epoch, such as IoU on val; they steer
+    nothing and their time is not counted. Raises FloatingPointError at the first loss that is not
+    finite and leaves the batch in non_finite_batch.pt.
     """
     device = next(net.parameters()).device.type
     set_up(device, p)

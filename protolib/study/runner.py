@@ -205,14 +205,16 @@ def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict
 
 
 def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -> Path:
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{settings['preset']}-{settings['dataset']}-{settings['seed']}"
+    told = settings["preset"], settings["dataset"], str(settings["seed"])
+    name = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}", *told])
     names = [run_dir] if run_dir else [runs / name, *(runs / f"{name}-{i}" for i in range(2, 100))]
     for folder in names:
         if not folder.exists() or (run_dir and folder.is_dir() and not any(folder.iterdir())):
             folder.mkdir(parents=True, exist_ok=True)
             return folder.resolve()
     raise ValueError(
-        f"{names[0]} is there already; choose another --run-dir, or go on with it: --resume {names[0]}"
+        f"{names[0]} is there already; choose another --run-dir, or go on with it: "
+        f"--resume {names[0]}"
     )
 
 
