@@ -312,8 +312,9 @@ def matching_loss(
         found = embed(parts)
     else:
         pictures, full = cut_out(seen, maps, chosen, p)
-        # nothing to encode: no pass, for some encoders refuse an empty batch
-        found = encode_all(embed, pictures, p.chunk) if len(pictures) else prototypes[:0]
+        if not len(pictures):  # nothing to encode: some encoders refuse an empty batch
+            return maps.sum() * 0
+        found = encode_all(embed, pictures, p.chunk)
     fg, bg = found.new_zeros(len(full), found.shape[1]).index_put((full,), found).chunk(2)
     # Step 4: compare both with the prototypes.
     positives, negatives = sides(chosen, labels, p)
