@@ -534,3 +534,247 @@ def test_a_black_picture_whose_gradient_overflows_leaves_the_maps_alone():
     grad = torch.autograd.grad(loss, maps)[0]
     assert (seen[0].amax((1, 2, 3)) == 0).any()
     assert loss.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+# Features under the map: masked pooling
+
+POOLED = replace(P, look="masked_pooling", span="share", threshold="none", negatives="present")
+
+
+def pooled_case(B: int = 4, C: int = 3, K: int = 2, seed: int = 0):
+    """Random encoder maps of two levels, maps, labels and prototypes, all in float64."""
+    g = torch.Generator().manual_seed(seed)
+    levels = [torch.randn(B, D, n, n, generator=g).double() for D, n in ((3, 8), (2, 4))]
+    maps = 2 * torch.randn(B, C, 4, 4, generator=g).double()
+    labels = torch.randint(2, (B, C), generator=g)
+    labels[torch.arange(B), torch.arange(B) % C] = 1
+    labels[0] = 1
+    prototypes = F.normalize(torch.randn(C * K, 5, generator=g).double(), dim=1)
+    return levels, maps, labels, prototypes
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    return F.normalize(features, dim=1)
+
+
+def slow_pooled(features: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Features (D,) of one image under one weight (h, w): level by level, position by position."""
+    fine = enlarge(weight, *features[0].shape[1:])
+    parts = []
+    for level in features:
+        D, h, w = level.shape
+        block = fine.reshape(h, len(fine) // h, w, len(fine[0]) // w).mean((1, 3))
+        sums = [sum(block[place] * level[d][place] for place in np.ndindex(h, w)) for d in range(D)]
+        parts += [total / block.sum() for total in sums]
+    return np.array(parts)
+
+
+def slow_pooled_loss(levels, maps, labels, prototypes, p: Preset) -> float:
+    """The matching loss under masked pooling, one pair after the other, exp and log as printed."""
+    terms = []
+    for b, label in enumerate(labels.numpy()):
+        if label.sum() == 1:
+            continue  # all foreground
+        for c in np.flatnonzero(label):
+            M = slow_map(maps[b].numpy(), label, c, "share")
+            features, loss = [level[b].numpy() for level in levels], 0.0
+            for weight, right_is_own, theta in ((M, True, p.theta_fg), (1 - M, False, p.theta_bg)):
+                f = slow_pooled(features, weight)
+                cosines = prototypes.numpy() @ f / np.linalg.norm(f)
+                owner = np.arange(len(cosines)) // p.K
+                own = cosines[owner == c]
+                others = cosines[(owner != c) & (label[owner] > 0)]
+                if right_is_own:
+                    right, wrong = own.sum(), others.sum()
+                else:
+                    right, wrong = others.mean(), own.mean()
+                e_right, e_wrong = math.exp(right / p.tau), math.exp(wrong / p.tau)
+                loss += theta * -math.log(e_right / (e_right + e_wrong))
+            terms.append(loss)
+    return sum(terms) / len(terms)
+
+
+def test_pooled_parts_equal_a_walk_over_pairs_levels_and_positions():
+    levels, maps, labels, _ = pooled_case()
+    shares, chosen = maps.sigmoid(), labels > 0
+    shares[1, labels[1].argmax()] = 0  # an empty foreground
+    parts, full = matching.pool_parts(levels, shares, chosen, POOLED)
+    wanted, there = [], []
+    for side in (shares, 1 - shares):
+        for b, c in chosen.nonzero().tolist():
+            there.append(side[b, c].max().item() > 0)
+            if there[-1]:
+                features = [level[b].numpy() for level in levels]
+                wanted.append(slow_pooled(features, side[b, c].numpy()))
+    assert full.tolist() == there and not all(there)
+    np.testing.assert_allclose(parts, np.stack(wanted), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_under_masked_pooling_equals_its_equations_walked_pair_by_pair(seed):
+    levels, maps, labels, prototypes = pooled_case(6, seed=seed)
+    p = replace(POOLED, K=2, theta_bg=0.7)
+    fast = matching_loss(levels, maps, labels, prototypes, unit_rows, p).item()
+    assert fast == pytest.approx(slow_pooled_loss(levels, maps, labels, prototypes, p), rel=1e-10)
+
+
+def test_masked_pooling_with_a_cut_map_cuts_the_features_as_it_would_the_picture():
+    # one level of one row of three positions with features a, b, a; the map says 1, .4, 0
+    levels = [torch.tensor([[[[1.0, 0.0, 1.0]], [[0.0, 1.0, 0.0]]]])]  # (1, 2, 1, 3)
+    maps = torch.tensor([[[[1.0, 0.4, 0.0]], [[0.0, 0.6, 1.0]]]])
+    chosen = torch.tensor([[True, False]])
+    p = replace(POOLED, threshold="map", delta=0.5)
+    parts, full = matching.pool_parts(levels, maps, chosen, p)
+    # foreground: the first position alone; background: .6 of the second and all of the third
+    torch.testing.assert_close(parts, torch.tensor([[1.0, 0.0], [1 / 1.6, 0.6 / 1.6]]))
+    assert full.tolist() == [True, True]
+
+
+def halves() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """A patch whose left half looks like class 0 and whose right half like class 1: encoder maps,
+    maps that say so, and the label."""
+    left = torch.tensor([[1.0, 1, 0, 0]] * 4)
+    levels = [torch.stack([left, 1 - left])[None].double()]  # (1, 2, 4, 4)
+    right_map = torch.stack([left, 1 - left])[None].double() * 2 - 1  # logits 1 and -1
+    return levels, right_map, torch.tensor([[1, 1]])
+
+
+def test_the_right_map_has_less_loss_than_its_mirror_image():
+    levels, right_map, labels = halves()
+    prototypes = torch.eye(2).double()
+
+    def loss(maps):
+        return matching_loss(levels, maps, labels, prototypes, unit_rows, POOLED).item()
+
+    mirrored, undecided = right_map.flip(3), right_map * 0
+    assert loss(3 * right_map) < loss(right_map) < loss(undecided) < loss(mirrored)
+    # both parts are the two prototypes' own mean: cosines equal, so each term is log 2
+    assert loss(undecided) == pytest.approx(1.5 * math.log(2), rel=1e-12)
+
+
+def test_the_gradient_raises_each_map_where_its_class_is_and_lowers_it_elsewhere():
+    levels, right_map, labels = halves()
+    prototypes = torch.eye(2).double()
+    for maps in (right_map * 0, right_map.flip(3)):  # undecided, and wrong
+        maps.requires_grad_()
+        loss = matching_loss(levels, maps, labels, prototypes, unit_rows, POOLED)
+        (grad,) = torch.autograd.grad(loss, maps)
+        step = -grad[0]  # (2, 4, 4): what descent adds
+        assert (step[0, :, :2] > 0).all() and (step[0, :, 2:] < 0).all()
+        assert (step[1, :, :2] < 0).all() and (step[1, :, 2:] > 0).all()
+
+
+def test_the_gradient_under_masked_pooling_equals_finite_differences():
+    levels, maps, labels, prototypes = pooled_case(3)
+    maps.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: matching_loss(levels, m, labels, prototypes, unit_rows, replace(POOLED, K=2)),
+        maps,
+        eps=1e-6,
+        atol=1e-8,
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("look", ["masked_pooling", "positions"])
+def test_under_shares_patches_of_one_class_have_a_loss_of_exactly_0(look):
+    levels, maps, _, prototypes = pooled_case()
+    maps.requires_grad_()
+    labels, p = F.one_hot(torch.tensor([0, 1, 2, 1]), 3), replace(POOLED, K=2, look=look)
+    for shown in (labels, labels * 0, labels[:0]):
+        n = len(shown)
+        seen = [level[:n] for level in levels]
+        loss = matching_loss(seen, maps[:n], shown, prototypes, unit_rows, p)
+        (grad,) = torch.autograd.grad(loss, maps)
+        assert loss.item() == 0 and grad.eq(0).all()
+    mixed = torch.cat([torch.tensor([[1, 1, 0]]), labels[1:]])
+    both = matching_loss(levels, maps, mixed, prototypes, unit_rows, p)
+    alone = matching_loss(
+        [level[:1] for level in levels], maps[:1], mixed[:1], prototypes, unit_rows, p
+    )
+    torch.testing.assert_close(both, alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("look", ["masked_pooling", "positions"])
+def test_the_order_of_a_batch_and_the_names_of_the_classes_change_nothing(look):
+    levels, maps, labels, prototypes = pooled_case(5)
+    p = replace(POOLED, K=2, look=look)
+    once = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    rows, classes = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 1])
+    shuffled = matching_loss(
+        [level[rows] for level in levels], maps[rows], labels[rows], prototypes, unit_rows, p
+    )
+    renamed = matching_loss(
+        levels,
+        maps[:, classes],
+        labels[:, classes],
+        prototypes.unflatten(0, (3, 2))[classes].flatten(0, 1),
+        unit_rows,
+        p,
+    )
+    torch.testing.assert_close(shuffled, once, rtol=1e-12, atol=0)
+    torch.testing.assert_close(renamed, once, rtol=1e-12, atol=0)
+
+
+def test_absent_classes_take_no_part_where_only_present_ones_are_negatives():
+    levels, maps, _, prototypes = pooled_case(1)
+    labels, p = torch.tensor([[1, 0, 1]]), replace(POOLED, K=2)
+    once = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    other, moved = prototypes.clone(), maps.clone()
+    other[2:4], moved[:, 1] = -prototypes[:2], 9.0
+    same = matching_loss(levels, moved, labels, other, unit_rows, p)
+    torch.testing.assert_close(same, once, rtol=1e-12, atol=0)
+    with_all = replace(p, negatives="classes")
+    assert matching_loss(levels, maps, labels, other, unit_rows, with_all).item() != once.item()
+
+
+# Positions
+
+
+def test_nearest_classes_by_hand():
+    # two classes of two prototypes at 0, 90 and 180, 225 degrees; three positions in a row
+    prototypes = circle(0, 90, 180, 225)
+    features = circle(30, 200, 270).T.reshape(1, 2, 1, 3)
+    found = matching.nearest_classes([features], prototypes, unit_rows, (2, 1, 3))
+    of = lambda degrees: math.cos(math.radians(degrees))
+    wanted = [[of(30), of(110), of(90)], [of(150), of(20), of(45)]]
+    torch.testing.assert_close(
+        found[0, :, 0], torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    assert not found.requires_grad
+
+
+def test_nearest_classes_stand_where_their_features_do():
+    levels, *_, prototypes = pooled_case(2)
+    found = matching.nearest_classes(levels, prototypes, unit_rows, (3, 4, 4))  # (2, 3, 4, 4)
+    for b, y, x in np.ndindex(2, 4, 4):
+        # both levels at 4 x 4: the finer one between four of its positions
+        fine = levels[0][b, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((1, 2))
+        f = torch.cat([fine, levels[1][b, :, y, x]])  # (5,)
+        cosines = prototypes @ f / f.norm()
+        wanted = cosines.view(3, 2).amax(1)
+        torch.testing.assert_close(found[b, :, y, x], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_each_position_learns_the_present_class_of_its_nearest_prototype():
+    # three classes of one prototype each, at 0, 120 and 240 degrees; the patch shows 0 and 2
+    prototypes = circle(0, 120, 240)
+    degrees = [10, 100, 250, 350, 230, 130, 0, 60, 295]  # of the nine positions, row by row
+    # the nearest of classes 0 and 2; 100 and 130 lie nearest to the absent class 1
+    target = [0, 0, 2, 0, 2, 2, 0, 0, 2]
+    levels = [circle(*degrees).T.reshape(1, 2, 3, 3)]
+    maps = torch.randn(1, 3, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    maps.requires_grad_()
+    labels = torch.tensor([[1, 0, 1]])
+    p = replace(POOLED, look="positions")
+    loss = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    m, terms = maps.detach()[0].flatten(1), []  # (3, 9)
+    for i, t in enumerate(target):
+        e = {c: math.exp(m[c, i]) for c in (0, 2)}  # the absent class has no share
+        terms.append(-math.log(e[t] / sum(e.values())))
+    assert loss.item() == pytest.approx(sum(terms) / 9, rel=1e-12)
+    (grad,) = torch.autograd.grad(loss, maps)
+    share = torch.softmax(m[[0, 2]], 0)  # (2, 9)
+    hit = torch.tensor([[t == c for t in target] for c in (0, 2)])
+    torch.testing.assert_close(grad[0, [0, 2]].flatten(1), (share - hit.double()) / 9)
+    assert grad[0, 1].eq(0).all()
