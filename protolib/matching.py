@@ -319,8 +319,9 @@ def matching_loss(
         features = embed(parts)  # (2P, D)
     else:
         pictures, full = cut_out(seen, maps, pairs, p)
-        # nothing to encode: no pass, for some encoders refuse an empty batch
-        found = encode_all(embed, pictures, p.chunk) if len(pictures) else prototypes[:0]
+        if not len(pictures):  # nothing to encode: some encoders refuse an empty batch
+            return maps.sum() * 0
+        found = encode_all(embed, pictures, p.chunk)
         features = found.new_zeros(len(full), found.shape[1]).index_put((full,), found)  # (2P, D)
     fg, bg = features.chunk(2)
     # Step 4: compare both with the prototypes.

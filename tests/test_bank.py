@@ -11,6 +11,8 @@ from sklearn.metrics import adjusted_rand_score
 from protolib import bank
 from protolib.presets import PRESETS
 
+P = replace(PRESETS["quick"], normalise="standardise")
+
 
 def unit(X):
     return X / np.linalg.norm(X, axis=-1, keepdims=True)
@@ -102,23 +104,125 @@ def test_too_few_rows_are_counted():
         bank.spherical_kmeans(np.eye(2, dtype=np.float32), 3)
 
 
-def test_standardise_closed_form_and_tensor_equals_array():
-    X, mean, scale = np.array([[3.0, 4.0]]), np.array([0.0, 0.0]), np.array([1.0, 2.0])
-    expected = [[3 / 13**0.5, 2 / 13**0.5]]
-    np.testing.assert_allclose(bank.standardise(X, mean, scale), expected)
-    np.testing.assert_allclose(bank.standardise(torch.tensor(X), mean, scale), expected)
-    assert (
-        bank.standardise(torch.zeros(1, 2), mean, scale).isfinite().all()
-    )  # a zero feature is no NaN
+# The space of features and prototypes
 
 
-def built(kind="nearest_mean", N=2, K=1, **more):
+def test_a_space_in_closed_form_and_a_tensor_equals_an_array():
+    X, origin = np.array([[4.0, 6.0], [1.0, 3.0]]), np.array([1.0, 2.0])
+    for transform, expected in (
+        (np.array([1.0, 0.5]), [[3 / 13**0.5, 2 / 13**0.5], [0, 1]]),  # (3, 4) and (0, 1) scaled
+        (np.array([[0.0, 1.0], [1.0, 1.0]]), [[4 / 65**0.5, 7 / 65**0.5], [0.5**0.5, 0.5**0.5]]),
+    ):
+        space = bank.Space(origin, transform)
+        np.testing.assert_allclose(space.unit(X), expected)
+        np.testing.assert_allclose(space.unit(torch.tensor(X)), expected)
+        np.testing.assert_allclose(space.unit(X[None]), [expected])  # any shape before D
+        nothing = torch.tensor(origin[None])
+        assert space.unit(nothing).eq(0).all()  # the origin has no direction, and no NaN
+
+
+def test_an_array_and_a_tensor_agree_in_every_space():
+    X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    owner = np.arange(40) % 3
+    for space in (bank.raw_space(X), bank.standardised_space(X), bank.wccn_space(X, owner, 0.5)):
+        tensor = space.unit(torch.from_numpy(X)).numpy()
+        np.testing.assert_allclose(tensor, space.unit(X), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(tensor, axis=1), 1, atol=1e-6)
+
+
+def test_the_raw_space_is_the_encoder_s_own_and_the_standardised_one_has_mean_0_and_scale_1():
+    X = np.array([[1.0, -20.0], [3.0, 40.0]], np.float32)
+    np.testing.assert_allclose(bank.raw_space(X).unit(X), unit(X), rtol=1e-6)
+    origin, transform = bank.standardised_space(X)
+    np.testing.assert_allclose(origin, [2, 10])
+    np.testing.assert_allclose(transform, [1, 1 / 30], rtol=1e-5)
+    np.testing.assert_allclose((X - origin) * transform, [[-1, -1], [1, 1]], rtol=1e-5)
+
+
+def two_classes(n: int = 60):
+    """Rows around (10, 0) and (0, 4), twice as many of the first, with an exact covariance within
+    the classes: variances 4 and 1 along (1, 1) and (1, -1)."""
+    rng = np.random.default_rng(0)
+    rows, owners = [], []
+    for c, (count, mean) in enumerate(((2 * n, (10, 0)), (n, (0, 4)))):
+        z = rng.normal(size=(count, 2))
+        z -= z.mean(0)
+        z = z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / count)).T  # covariance exactly 1
+        rows.append(z * (2, 1) @ np.array([[1, 1], [1, -1]]) / 2**0.5 + mean)
+        owners += [c] * count
+    return np.concatenate(rows), np.array(owners)
+
+
+WITHIN = np.array([[2.5, 1.5], [1.5, 2.5]])  # 4 along (1, 1), 1 along (1, -1)
+
+
+def covariance_within(X, owners):
+    parts = [X[owners == c] - X[owners == c].mean(0) for c in np.unique(owners)]
+    within = np.concatenate(parts)
+    return within.T @ within / len(within)
+
+
+def test_wccn_takes_the_root_of_the_covariance_within_the_classes():
+    X, owners = two_classes()
+    np.testing.assert_allclose(covariance_within(X, owners), WITHIN, atol=1e-12)
+    origin, matrix = bank.wccn_space(X, owners, shrinkage=0.0)
+    # the mean of the class means (10, 0) and (0, 4), not of the rows, which lies at (6.7, 1.3)
+    np.testing.assert_allclose(origin, [5, 2], atol=1e-6)
+    # 1/2 along (1, 1) and 1 along (1, -1)
+    np.testing.assert_allclose(matrix, [[0.75, -0.25], [-0.25, 0.75]], atol=1e-6)
+    assert origin.dtype == matrix.dtype == np.float32
+    after = covariance_within((X - origin) @ matrix, owners)
+    np.testing.assert_allclose(after, np.eye(2), atol=1e-6)
+
+
+def test_wccn_is_symmetric_and_its_shrinkage_is_in_mean_variances():
+    rng = np.random.default_rng(1)
+    X, owners = rng.normal(size=(50, 7)) @ rng.normal(size=(7, 7)), rng.integers(3, size=50)
+    for shrinkage in (0.0, 0.3, 1.0, 1e8):
+        _, matrix = bank.wccn_space(X, owners, shrinkage)
+        np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-6 * np.abs(matrix).max())
+        W = covariance_within(X, owners)
+        W += shrinkage * np.trace(W) / 7 * np.eye(7)
+        found = matrix.astype(np.float64) @ W @ matrix.astype(np.float64)
+        np.testing.assert_allclose(found, np.eye(7), atol=1e-5)
+    # so much of it leaves nothing but a scale
+    np.testing.assert_allclose(matrix / matrix[0, 0], np.eye(7), atol=1e-5)
+
+
+def test_wccn_is_of_any_order_of_rows_and_any_name_of_classes():
+    X, owners = two_classes()
+    wanted, order = bank.wccn_space(X, owners, 0.1), np.random.default_rng(2).permutation(len(X))
+    for other in (
+        bank.wccn_space(X[order], owners[order], 0.1),
+        bank.wccn_space(X, 7 - owners, 0.1),
+    ):
+        for found, part in zip(other, wanted):
+            np.testing.assert_allclose(found, part, rtol=0, atol=1e-6)
+
+
+def test_the_bank_s_space_is_that_of_its_candidates_alone():
+    dataset, features = patches([[1, 0]] * 6 + [[0, 1]] * 6 + [[1, 1]] * 3), two_classes(7)[0][:15]
+    p = replace(PRESETS["quick"], K=1, N=2, normalise="wccn", shrinkage=0.5)
+    made = bank.build(dataset, features, p, 0)
+    wanted = bank.wccn_space(features[:12], np.repeat([0, 1], 6), 0.5)
+    for found, part in zip(made.space, wanted):
+        np.testing.assert_array_equal(found, part)  # 12 to 14 show two classes: they are no part
+    raw = bank.build(dataset, features, replace(p, normalise="none"), 0)
+    assert raw.space.origin.tolist() == [0, 0] and raw.space.transform.tolist() == [1, 1]
+
+
+# The bank
+
+
+def built(kind="nearest_mean", N=2, K=1, normalise="standardise", **more):
     dataset = patches([[1, 0]] * 3 + [[0, 1]] * 3 + [[1, 1]], **more)
     features = np.array([[4, 0], [4, 1], [4, -3], [-4, 0], [-4, 1], [-4, 9], [50, 50]], np.float32)
     return (
         dataset,
         features,
-        bank.build(dataset, features, replace(PRESETS["quick"], K=K, N=N, prototypes=kind), 0),
+        bank.build(
+            dataset, features, replace(P, K=K, N=N, prototypes=kind, normalise=normalise), 0
+        ),
     )
 
 
@@ -168,19 +272,34 @@ def test_a_random_bank_is_n_patches_of_the_class_by_the_seed():
         np.testing.assert_allclose(
             prototype, unit(X[[int(n[1]) for n in names]].mean(0)), atol=1e-6
         )
-    p = replace(PRESETS["quick"], K=1, N=2, prototypes="random_mean")
+    p = replace(P, K=1, N=2, prototypes="random_mean")
     draws = {bank.build(dataset, features, p, seed).members for seed in range(20)}
     assert len(draws) > 4 and built("random_mean", N=2)[2].members == made.members
     with pytest.raises(ValueError, match="A has 3 candidates, N = 4 are to be drawn; lower N"):
         built("random_mean", N=4)
 
 
+def test_random_draws_of_a_class_do_not_depend_on_the_other_classes():
+    p, rng = replace(P, K=2, N=3, prototypes="random_mean"), np.random.default_rng(0)
+    features = rng.normal(size=(30, 4)).astype(np.float32)
+    names = {}
+    for more in (8, 14):  # candidates of A; B has the same ten each time
+        labels = [[1, 0]] * more + [[1, 1]] * (20 - more) + [[0, 1]] * 10
+        names[more] = bank.build(patches(labels), features, p, 0).members
+    assert names[8][2:] == names[14][2:] and names[8][:2] != names[14][:2]
+    # and two classes of the same candidates draw apart
+    twins = patches([[1, 1]] * 30)
+    found = bank.build(twins, features, replace(p, single_class=False), 0).members
+    assert found[:2] != found[2:]
+
+
 def test_thin_subclasses_are_reported():
     assert built()[2].thin == {"A 1": 2, "B 1": 2}
 
 
-def test_saved_and_opened_bank_is_the_same(tmp_path):
-    made = built()[2]
+@pytest.mark.parametrize("normalise", ["none", "standardise", "wccn"])
+def test_saved_and_opened_bank_is_the_same(tmp_path, normalise):
+    made = built(normalise=normalise)[2]
     made.save(tmp_path)
     found = bank.Bank.open(tmp_path)
     assert (found.classes, found.K, found.kind, found.members) == (
@@ -189,8 +308,11 @@ def test_saved_and_opened_bank_is_the_same(tmp_path):
         made.kind,
         made.members,
     )
-    for name in ("prototypes", "mean", "scale", "candidates", "clusters"):
+    for name in ("prototypes", "candidates", "clusters"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    for part, wanted in zip(found.space, made.space):
+        np.testing.assert_array_equal(part, wanted)
+        assert part.dtype == wanted.dtype
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npz"]
 
 
@@ -225,7 +347,7 @@ def test_another_encoder_may_do_the_clustering():
     other = np.array(
         [[1, 0], [1, 0.1], [0.1, 1], [0, 1]] * 2, np.float32
     )  # pairs 0-1 and 2-3, where features pair 0-2, 1-3
-    p = replace(PRESETS["quick"], K=2, N=2, standardise=False)
+    p = replace(P, K=2, N=2, normalise="none")
     own, by_other = bank.build(dataset, features, p, 0), bank.build(dataset, features, p, 0, other)
     assert sorted(map(sorted, own.members[:2])) == [["p0", "p2"], ["p1", "p3"]]
     assert sorted(map(sorted, by_other.members[:2])) == [["p0", "p1"], ["p2", "p3"]]

@@ -1,5 +1,4 @@
-"""CAMs: fusion against a slow bilinear reference, mirrored passes, masks under labels, pseudo masks
-on disk."""
+"""CAMs: the views of a patch and their average, a split in its order, pseudo masks on disk."""
 
 from dataclasses import replace
 
@@ -13,30 +12,19 @@ from torch.utils.data import Dataset
 from protolib import cams
 from protolib.data.specs import SPECS
 from protolib.files import read_json
-from protolib.maps import argmax_masks, background_score, fuse, unit_scores
+from protolib.maps import argmax_masks, fuse, unit_scores
 from protolib.presets import PRESETS
 
 SPEC = SPECS["phantom"]
 H = W = 8
-P = replace(PRESETS["quick"], pseudo_tta="none")
-
-
-def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
-    """One map (h, w) at H x W pixels: pixel centres at half steps, clamped to the centres of the
-    outer cells."""
-    h, w = grid.shape
-    out = np.empty((H, W))
-    for y in range(H):
-        for x in range(W):
-            v, u = (
-                np.clip((y + 0.5) * h / H - 0.5, 0, h - 1),
-                np.clip((x + 0.5) * w / W - 0.5, 0, w - 1),
-            )
-            t, l = int(v), int(u)
-            b, r, fv, fu = min(t + 1, h - 1), min(l + 1, w - 1), v - t, u - l
-            upper, lower = ((1 - fu) * grid[row, l] + fu * grid[row, r] for row in (t, b))
-            out[y, x] = (1 - fv) * upper + fv * lower
-    return out
+P = replace(
+    PRESETS["quick"],
+    merge="mean",
+    levels=(0, 1),
+    level_weights=(1.0, 1.0),
+    fusion=(0.25, 0.75),
+    pseudo_tta="none",
+)
 
 
 class HandMade(nn.Module):
@@ -45,7 +33,7 @@ class HandMade(nn.Module):
 
     def __init__(self, fail_after: int = 10**6):
         super().__init__()
-        self.weight, self.fusion, self.left = nn.Parameter(torch.ones(1)), (0.25, 0.75), fail_after
+        self.weight, self.left = nn.Parameter(torch.ones(1)), fail_after
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         return images
@@ -58,11 +46,12 @@ class HandMade(nn.Module):
         four = torch.cat([images, images[:, :1] * 0.5], dim=1)  # (B, 4, H, W)
         return [four * ramp, nn.functional.avg_pool2d(four, 2)]
 
-    def class_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    def class_maps(self, maps: list[torch.Tensor], merge: str) -> list[torch.Tensor]:
+        assert merge == P.merge_test  # a prediction merges as the preset says for the test
         return maps
 
-    def logits(self, class_maps: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack([m.mean((2, 3)) for m in class_maps])
+    def logits(self, maps: list[torch.Tensor], merge: str) -> torch.Tensor:
+        return torch.stack([m.mean((2, 3)) for m in self.class_maps(maps, merge)])
 
 
 class Patches(Dataset):
@@ -83,28 +72,6 @@ class Patches(Dataset):
         return {"image": torch.from_numpy(self.images[i]).permute(2, 0, 1), "index": i}
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 11), (3, 5)])
-def test_fuse_is_a_weighted_sum_of_bilinear_maps(size):
-    rng = np.random.default_rng(1)
-    levels = [rng.normal(size=(2, 3, n, m)) for n, m in ((4, 5), (2, 3), (1, 1))]
-    weights = (0.5, -2.0, 0.25)
-    found = fuse([torch.from_numpy(m) for m in levels], weights, size).numpy()
-    for b in range(2):
-        for c in range(3):
-            wanted = sum(w * slow_bilinear(m[b, c], *size) for w, m in zip(weights, levels))
-            np.testing.assert_allclose(found[b, c], wanted, rtol=0, atol=1e-12)
-
-
-def test_fuse_of_constant_maps_is_their_weighted_sum():
-    maps = [torch.full((1, 2, n, n), v) for n, v in ((4, 1.0), (2, 10.0))]
-    assert torch.equal(fuse(maps, (0.25, 0.5), (6, 6)), torch.full((1, 2, 6, 6), 5.25))
-
-
-def test_fuse_wants_one_weight_per_level():
-    with pytest.raises(ValueError):
-        fuse([torch.zeros(1, 2, 4, 4)], (0.3, 0.7), (8, 8))
-
-
 def test_predict_averages_the_patch_and_its_mirror_image():
     net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
     plain, plain_logits = cams.predict(net, images, P, "none")
@@ -121,29 +88,32 @@ def test_predict_averages_the_patch_and_its_mirror_image():
     )
 
 
-def test_argmax_takes_the_strongest_class_that_the_label_allows():
-    scores = torch.tensor(
-        [
-            [[5.0, 5, 5], [0, 0, 0], [-9, -9, -9]],
-            [[4, 6, 4], [1, -1, 0], [-8, -8, -8]],
-            [[3, 3, 9], [-1, 2, 0], [-7, -7, -7]],
-        ]
-    )[None].repeat(3, 1, 1, 1)  # (3, 3, 3, 3)
-    labels = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
-    masks = argmax_masks(scores, labels)
-    everything = [[0, 1, 2], [1, 2, 0], [2, 2, 2]]  # a tie goes to the lowest index
-    assert masks.dtype == torch.uint8
-    assert masks.tolist() == [everything, [[1, 1, 2], [1, 2, 1], [2, 2, 2]], everything]
+def test_the_label_is_read_off_all_levels_or_off_the_last_where_maps_are_pooled_first():
+    net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    levels = net.logits(net.read(images), P.merge_test)  # (2, B, C)
+    assert torch.equal(cams.predict(net, images, P, "none")[1], levels.mean(0))
+    pooled_first = replace(P, pool="logits")  # as released
+    assert torch.equal(cams.predict(net, images, pooled_first, "none")[1], levels[-1])
 
 
-def test_predict_split_keeps_the_order_of_the_split():
+def over(patches, rows=None):
+    """Each part of over_split, joined; and how many patches each batch held."""
+    net = HandMade()
+    parts = list(cams.over_split(lambda x: cams.predict(net, x, P, "none"), patches, "cpu", rows))
+    return [torch.cat(part) for part in zip(*parts)], [len(index) for index, _, _ in parts]
+
+
+def test_over_split_keeps_the_order_of_the_split_and_goes_batch_by_batch():
     patches = Patches()
-    parts = cams.predict_split(HandMade(), patches, P, "none", batch=16)
-    index, maps, logits = (torch.cat(part) for part in zip(*parts))
+    (index, maps, logits), sizes = over(patches)
+    assert sizes == [32, 8]
     assert index.tolist() == list(range(40))
     images = torch.from_numpy(patches.images).permute(0, 3, 1, 2) / 255
     wanted_maps, wanted_logits = cams.predict(HandMade(), images, P, "none")
     torch.testing.assert_close((maps, logits), (wanted_maps, wanted_logits), rtol=0, atol=1e-6)
+    (some, few, _), _ = over(patches, rows=[7, 0, 39])
+    assert some.tolist() == [7, 0, 39]  # of the split, in the order asked for
+    assert torch.equal(few, maps[[7, 0, 39]])
 
 
 def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
@@ -153,7 +123,8 @@ def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
     wanted = argmax_masks(
         cams.predict(HandMade(), images, P, "none")[0], torch.from_numpy(patches.labels)
     )
-    found = cams.read_pseudo_masks(folder, patches)
+    masks = cams.PseudoMasks(folder, patches)
+    found = np.stack([masks[i] for i in range(len(masks))])
     assert found.dtype == np.uint8 and np.array_equal(found, wanted.numpy())
     rows = np.arange(40)[:, None, None]
     assert patches.labels[rows, found].all()  # no pixel has a class that its image label denies
@@ -185,7 +156,7 @@ def test_pseudo_masks_come_back_as_they_were_written(tmp_path):
 def test_masks_of_other_patches_are_refused(tmp_path, other, named):
     cams.pseudo_masks(HandMade(), Patches(), tmp_path / "masks", P, {})
     with pytest.raises(ValueError, match=f"another {named} .*make them again"):
-        cams.read_pseudo_masks(tmp_path / "masks", other)
+        cams.PseudoMasks(tmp_path / "masks", other)
 
 
 def test_pseudo_masks_of_val_are_refused_before_anything_is_written(tmp_path):
@@ -214,27 +185,6 @@ def test_a_first_failure_leaves_no_folder(tmp_path):
     assert not (tmp_path / "masks").exists()
 
 
-# As released; tests/test_golden.py holds its numbers
-
-
-def test_unit_scores_stretch_what_is_above_zero():
-    maps = torch.tensor(
-        [[[-3.0, 0.0], [1.0, 4.0]], [[-1.0, -2.0], [-3.0, -4.0]], [[5.0, 5.0], [5.0, 5.0]]]
-    )[None]
-    found = unit_scores(maps)
-    wanted = torch.tensor(
-        [[[0.0, 0.0], [0.25, 1.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]
-    )[None]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-def test_the_dropped_background_is_high_where_no_class_is():
-    scores = torch.tensor([[[0.0, 0.5]], [[0.0, 0.9]]])[None]
-    torch.testing.assert_close(
-        background_score(scores), torch.tensor([1.0, 1e-10]).view(1, 1, 1, 2), rtol=1e-4, atol=0
-    )
-
-
 def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_off_the_plain_one():
     net, images = HandMade(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
     six, logits = cams.predict(net, images, P, "six")
@@ -248,17 +198,8 @@ def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_of
     for flip in (False, True):
         for factor in (0.9, 1.0, 1.1):
             maps = net.read(factor * (images.flip(3) if flip else images))
-            score = fuse([unit_scores(m) for m in maps], net.fusion, (H, W))
+            score = fuse([unit_scores(m) for m in maps], P.fusion, (H, W))
             by_hand.append(score.flip(3) if flip else score)
     torch.testing.assert_close(
         cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6
     )
-
-
-def test_a_zeroed_class_ties_with_present_ones_that_score_nothing():
-    scores = torch.tensor([[[0.9, 0.9]], [[0.0, 0.4]]])[None]  # (1, 2, 1, 2)
-    label = torch.tensor([[0, 1]])
-    assert argmax_masks(scores, label).tolist() == [[[1, 1]]]
-    assert argmax_masks(scores, label, "zeroed").tolist() == [
-        [[0, 1]]
-    ]  # the first class wins the tie

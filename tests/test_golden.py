@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from protolib import bank, cams, matching, training
 from protolib.classnet import ClassNet, PrototypeHead
 from protolib.data import patches, specs
-from protolib.losses import classification_loss, pbip_loss, rules
+from protolib.losses import classification_loss, pbip_loss
 from protolib.maps import argmax_masks, background_score, fuse, merge_subclasses, unit_scores
 from protolib.metrics import confusion, label_accuracy, per_class, scores
 from protolib.nets.backbones import Backbone
@@ -36,43 +36,48 @@ GOLDEN = Path(
 SEVERAL = ("kmeans", "confusion", "masking")  # kinds of several files
 RELEASED = PRESETS["released_code"]
 OURS = {"mean": "mean", "max": "softmax"}  # what the released code calls "max" is no maximum
-CUT = {field: getattr(RELEASED, field) for field in ("threshold", "delta", "fill", "align_corners")}
 SHARED = RELEASED.threshold == "image"
 UNEVEN = {"sizes": (2, 4, 1, 5)}
-# sides of a power of two and one: cells fall on the same pixels in float32, so that a score of 0 is
-# 0 there in both
-TOY = dict(B=6, sizes=(2, 1, 4), H=9, W=33, pools=(1, 3, 3, 3))
+# sides of a power of two and one: positions fall on the same pixels in float32, so that a score of
+# 0 is 0 there in both
+TOY = {"B": 6, "sizes": (2, 1, 4), "H": 9, "W": 33, "pools": (1, 3, 3, 3)}
 SHAPES = {  # of the cases that the reference draws, with seeds 1, 2, ...
-    "infonce": [dict(N=1, D=5, L=3), dict(N=9, D=20, L=1), dict(N=30, D=12, L=7)],
-    "infonce_edge": [dict(N=4, D=6, L=7)],
-    "pair_features": [dict(B=5, S=8, D=10)],
-    "merge_predictions": [dict(B=3, **UNEVEN), dict(B=4, sizes=(2, 2, 2))],
+    "infonce": [{"N": 1, "D": 5, "L": 3}, {"N": 9, "D": 20, "L": 1}, {"N": 30, "D": 12, "L": 7}],
+    "infonce_edge": [{"N": 4, "D": 6, "L": 7}],
+    "pair_features": [{"B": 5, "S": 8, "D": 10}],
+    "merge_predictions": [dict(B=3, **UNEVEN), {"B": 4, "sizes": (2, 2, 2)}],
     "merge_cams": [dict(B=3, h=4, w=6, **UNEVEN)],
     "expand_labels": [dict(B=5, **UNEVEN)],
-    "positive_selection": [dict(B=9, **UNEVEN), dict(B=7, sizes=(4, 4))],
-    "mask_adapter": [dict(B=6, C=3, h=5, w=8)],
+    "positive_selection": [dict(B=9, **UNEVEN), {"B": 7, "sizes": (4, 4)}],
+    "mask_adapter": [{"B": 6, "C": 3, "h": 5, "w": 8}],
     "masking": [dict(B=3, size=20, cells=5, **UNEVEN)],
-    "seg_label": [dict(B=5, C=3, h=6, w=4, out_hw=(21, 17))],
+    "seg_label": [{"B": 5, "C": 3, "h": 6, "w": 4, "out_hw": (21, 17)}],
     "fuse": [TOY],
     "validate_tta": [TOY],
     "kmeans": [
-        dict(n=90, d=16, k=5, max_iter=50),
-        dict(n=50, d=6, k=2, max_iter=1),
-        dict(n=70, d=9, k=4, max_iter=50, unit_rows=False),
+        {"n": 90, "d": 16, "k": 5, "max_iter": 50},
+        {"n": 50, "d": 6, "k": 2, "max_iter": 1},
+        {"n": 70, "d": 9, "k": 4, "max_iter": 50, "unit_rows": False},
     ],
     "confusion": [
-        dict(shape=(2, 13, 11), num_classes=4),
-        dict(shape=(2, 9, 9), num_classes=6, absent=2),
-        dict(shape=(3, 8, 7), num_classes=3, strange=20),
+        {"shape": (2, 13, 11), "num_classes": 4},
+        {"shape": (2, 9, 9), "num_classes": 6, "absent": 2},
+        {"shape": (3, 8, 7), "num_classes": 3, "strange": 20},
     ],
     "lr_schedule": [
-        dict(steps=30, warmup=0, max_iter=30, power=1.0, ratio=1e-3),
-        dict(steps=40, warmup=7, max_iter=25, power=1.7, ratio=0.2),
+        {"steps": 30, "warmup": 0, "max_iter": 30, "power": 1.0, "ratio": 1e-3},
+        {"steps": 40, "warmup": 7, "max_iter": 25, "power": 1.7, "ratio": 0.2},
     ],
     "prototype_cam_head": [
-        dict(B=3, S=8, D=24, hidden=6, stages=((5, 6, 4), (9, 3, 2), (12, 3, 2), (7, 2, 1)))
+        {
+            "B": 3,
+            "S": 8,
+            "D": 24,
+            "hidden": 6,
+            "stages": ((5, 6, 4), (9, 3, 2), (12, 3, 2), (7, 2, 1)),
+        }
     ],
-    "preprocess": [dict(H=9, W=7)],
+    "preprocess": [{"H": 9, "W": 7}],
 }
 
 
@@ -144,8 +149,7 @@ class Bare(ClassNet):
 
     def __init__(self, sizes: tuple[int, ...]):
         nn.Module.__init__(self)
-        self.sizes, self.levels, self.fusion = sizes, RELEASED.levels, RELEASED.fusion
-        self.merge, self.merge_test = RELEASED.merge, RELEASED.merge_test
+        self.sizes, self.levels = sizes, RELEASED.levels
         self.pool, self.order = RELEASED.pool, RELEASED.order
         self.bias = nn.Parameter(
             torch.zeros(len(self.levels), len(sizes)), requires_grad=RELEASED.bias
@@ -155,8 +159,8 @@ class Bare(ClassNet):
 
 
 def toy(v: dict) -> Bare:
-    """The toy model of the vectors: maps are fixed mixtures of the colours, uneven from cell to
-    cell."""
+    """The toy model of the vectors: maps are fixed mixtures of the colours, uneven from position
+    to position."""
     stages = [
         (int(pool), *(tensor(v[f"{name}{s}"]) for name in "WPB"))
         for s, pool in enumerate(v["pools"], 1)
@@ -187,8 +191,8 @@ def test_the_slow_formulas_give_the_golden_numbers(kind):
 
 
 def table(fg_pro: Tensor, bg_pro: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The prototypes of all pairs as rows of one table, each pair's own before its others; own and
-    rival (N, rows)."""
+    """The prototypes of all pairs as rows of one table, each pair's positive before its negatives;
+    positives and negatives (N, rows)."""
     N, L, D = bg_pro.shape
     row = torch.arange(N * (1 + L))
     mine = row // (1 + L) == torch.arange(N)[:, None]
@@ -253,15 +257,16 @@ def test_pairs_and_the_prototypes_they_are_compared_with(v):
     chosen, prototypes = tensor(v["labels"]) > 0, tensor(v["prototypes"])
     pairs = chosen.nonzero()
     equal(pairs, v["pair_index"])
-    own, rival = matching.sides(
-        pairs[:, 1], len(prototypes), RELEASED.K, RELEASED.pairs, RELEASED.negatives
-    )
-    equal(torch.stack([prototypes[row] for row in own])[:, 0], tensor(v["out_fg_text"]))
-    equal(torch.stack([prototypes[row] for row in rival]), tensor(v["out_bg_text"]))
+    # K plays no part where all other prototypes are negatives: the file has S of them in all
+    p = replace(RELEASED, K=2)
+    labels = chosen.unflatten(1, (-1, p.K)).any(2)  # (B, C)
+    positives, negatives = matching.sides(chosen, labels, p)
+    equal(torch.stack([prototypes[row] for row in positives])[:, 0], tensor(v["out_fg_text"]))
+    equal(torch.stack([prototypes[row] for row in negatives]), tensor(v["out_bg_text"]))
     # features enter as they are: the loss of the rows that the released code puts side by side is
     # ours
     fg, bg = tensor(v["fg_features"]), tensor(v["bg_features"])
-    found = matching.batch_terms(fg, bg, prototypes, own, rival, RELEASED.tau)
+    found = matching.batch_terms(fg, bg, prototypes, positives, negatives, RELEASED.tau)
     for loss, side in enumerate(("out_fg", "out_bg")):
         close(
             found[loss],
@@ -275,11 +280,15 @@ def test_with_no_pair_selected_the_released_code_crashes_and_the_loss_here_is_0(
         torch.rand(2, 6, 4, 4, requires_grad=True),
         torch.eye(6),
     )
-    pictures, full = matching.cut_out(images, maps, torch.zeros(2, 6, dtype=bool), **CUT)
+    pictures, full = matching.cut_out(images, maps, torch.zeros(2, 6, dtype=bool), RELEASED)
     assert pictures.shape == (0, 3, 16, 16) and full.shape == (0,)
-    two = rules(RELEASED) | {"K": 2}
     loss = matching.matching_loss(
-        images, maps, torch.zeros(2, 3), prototypes, lambda x: x.flatten(1)[:, :6], **two
+        images,
+        maps,
+        torch.zeros(2, 3),
+        prototypes,
+        lambda x: x.flatten(1)[:, :6],
+        replace(RELEASED, K=2),
     )
     loss.backward()
     assert loss == 0 and not maps.grad.any()
@@ -341,7 +350,7 @@ def test_the_threshold_that_all_maps_of_an_image_share(v):
 @cases("masking")
 def test_foreground_and_background_pictures(v):
     images, maps, (image, unit) = tensor(v["inputs"]), tensor(v["cam"]), v["pair_index"].T
-    pictures, full = matching.cut_out(images, maps, tensor(v["labels"]) > 0, **CUT)
+    pictures, full = matching.cut_out(images, maps, tensor(v["labels"]) > 0, RELEASED)
     assert full.all() and len(pictures) == 2 * len(image)
     close(pictures, np.concatenate([v["masked_fg"], v["masked_bg"]]))
     up = fuse([maps], (1.0,), images.shape[2:], RELEASED.align_corners)
@@ -365,7 +374,7 @@ def test_gradients_pass_through_the_pictures_and_not_the_threshold(v):
     if "cot_fg" not in v:
         pytest.skip("this file has no gradients")
     images, maps = (tensor(v[name]).requires_grad_() for name in ("inputs", "cam"))
-    pictures, _ = matching.cut_out(images, maps, tensor(v["labels"]) > 0, **CUT)
+    pictures, _ = matching.cut_out(images, maps, tensor(v["labels"]) > 0, RELEASED)
     (pictures * tensor(np.concatenate([v["cot_fg"], v["cot_bg"]]))).sum().backward()
     close(maps.grad, v["grad_cam"], rtol=1e-3)
     close(images.grad, v["grad_inputs"], rtol=1e-3)
@@ -392,7 +401,7 @@ def test_maps_become_scores_and_a_background(v):
 @cases("fuse")
 def test_fused_scores_and_masks(v):
     net, images, labels = toy(v), tensor(v["images"]), tensor(v["labels"])
-    for s, m in enumerate(net.class_maps(net(images)), 1):
+    for s, m in enumerate(net.class_maps(net(images), RELEASED.merge_test), 1):
         close(segment(m, labels, images.shape[2:]), v[f"seg{s}"])
     found, _ = cams.predict(net, images, RELEASED, RELEASED.pseudo_tta)
     close(found * labels[:, :, None, None], v["fused"])
@@ -449,9 +458,8 @@ def test_validation_from_images_to_scores(v, monkeypatch):
     equal(masks, v["argmax"])
     check_confusion(v["gt"], masks.numpy(), v)
     close(100 * np.array(label_accuracy(logits, labels)), [v["all_cls_acc4"], v["avg_cls_acc4"]])
-    close(
-        classification_loss(net.logits(net(images)), labels, RELEASED.level_weights), v["cls_loss"]
-    )
+    read = net.logits(net(images), RELEASED.merge_test)
+    close(classification_loss(read, labels, RELEASED.level_weights), v["cls_loss"])
 
 
 # Clusters, scores, steps
@@ -505,8 +513,11 @@ def test_learning_rates_and_the_steps_that_adamw_takes_with_them(v):
     lr0, warmup, steps, power, ratio, decay, *betas, eps = v["params"].tolist()
     w = nn.Parameter(tensor(v["w0"]))
     optimizer = torch.optim.AdamW([w], lr=lr0, betas=betas, eps=eps, weight_decay=decay)
+    # warm-up is in epochs, and here of one step each
+    settings = {"epochs": int(steps), "lr": lr0, "lr_power": power, "warmup": warmup}
+    p = replace(RELEASED, **settings, warmup_ratio=ratio)
     for t, grad in enumerate(v["grads"]):
-        lr = training.poly_lr(t, int(steps), lr0, power, int(warmup), ratio)
+        lr = training.poly_lr(t, int(steps), p)
         close(
             lr, v["lr"][t], rtol=1e-9, atol=0
         )  # rates are 1e-5 and less: an absolute tolerance would accept any
@@ -534,16 +545,14 @@ def test_maps_and_logits_of_the_head(v):
             len(v[f"fc2_w{i}"]),
             float(v[f"scale{i}"].item()),
         )
-        net.heads.append(
-            PrototypeHead(D, channels, hidden, RELEASED.similarity, scale, RELEASED.scale_learned)
-        )
+        net.heads.append(PrototypeHead(D, channels, replace(RELEASED, hidden=hidden, scale=scale)))
         weights = (tensor(v[f"{name}{i}"]) for name in ("fc1_w", "fc1_b", "fc2_w", "fc2_b"))
         for parameter, value in zip(net.heads[-1].project.parameters(), weights, strict=True):
             parameter.data = value
     maps = net(prototypes)
     for i, m in zip(stages, maps):
         close(m, v[f"cam{i}"])
-    close(net.logits(maps), np.stack([v[f"cls{i}"] for i in stages]))
+    close(net.logits(maps, RELEASED.merge_test), np.stack([v[f"cls{i}"] for i in stages]))
 
 
 @cases("prototype_cam_head")
@@ -559,13 +568,15 @@ def test_the_matching_loss_reaches_only_the_maps_that_carry_gradient_and_the_lab
     found = pbip_loss(
         net,
         batch,
-        preset=replace(RELEASED, K=S),
+        replace(RELEASED, K=S),
         bank=SimpleNamespace(prototypes=v["prototypes"].astype(np.float32), normalize=lambda x: x),
         encoder=SimpleNamespace(features=lambda pictures: pictures.flatten(1) @ look),
     )
     reached = torch.autograd.grad(found["matching"], maps, allow_unused=True)
     assert [grad is not None and bool(grad.any()) for grad in reached] == flags
-    assert all(grad.all() for grad in torch.autograd.grad(net.logits(maps).sum(), maps))
+    assert all(
+        grad.all() for grad in torch.autograd.grad(net.logits(maps, RELEASED.merge).sum(), maps)
+    )
 
 
 class Scaled(Backbone):

@@ -2,6 +2,7 @@
 pair in float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from protolib import matching
-from protolib.bank import Bank
-from protolib.classnet import ClassNet
-from protolib.losses import pbip_loss
-from protolib.maps import present_share, unit_range
+from protolib.maps import unit_range
 from protolib.matching import keep, matching_loss, pool_foreground, sides, weights
 from protolib.nets import encoders
-from protolib.presets import preset
+from protolib.presets import PRESETS, Preset
 
-SETTINGS = dict(
+P = replace(
+    PRESETS["quick"],
     K=1,
+    look="masked_image",
     pairs="classes",
     merge="mean",
     span="stretch",
@@ -42,8 +42,9 @@ def circle(*degrees: float) -> torch.Tensor:
 
 
 def matching_terms(fg, bg, prototypes, classes, K, tau):
-    """The kernel for pairs of image and class."""
-    masks = sides(classes, len(prototypes), K, "classes", "classes")
+    """The kernel for pairs of an image and its one class."""
+    chosen = F.one_hot(classes, len(prototypes) // K) > 0  # (P, C)
+    masks = sides(chosen, chosen.long(), replace(P, K=K))
     return matching.matching_terms(fg, bg, prototypes, *masks, tau)
 
 
@@ -60,12 +61,12 @@ def projector(D: int, pixels: int, seed: int = 0):
     return lambda images: F.normalize(images.flatten(1) @ weights, dim=1)
 
 
-def case(B: int, C: int, K: int, side: int = 8, cells: int = 4, seed: int = 0):
+def case(B: int, C: int, K: int, side: int = 8, positions: int = 4, seed: int = 0):
     """Random images, maps, labels (each image with a class), prototypes and encoder, all in
     float64."""
     g = torch.Generator().manual_seed(seed)
     images = torch.rand(B, 3, side, side, generator=g, dtype=torch.float64)
-    maps = 3 * torch.randn(B, C, cells, cells, generator=g, dtype=torch.float64)
+    maps = 3 * torch.randn(B, C, positions, positions, generator=g, dtype=torch.float64)
     labels = torch.randint(2, (B, C), generator=g)
     labels[torch.arange(B), torch.arange(B) % C] = 1
     prototypes = F.normalize(torch.randn(C * K, 5, generator=g, dtype=torch.float64), dim=1)
@@ -98,64 +99,39 @@ def slow_part(X: np.ndarray, weight: np.ndarray, fill: str) -> np.ndarray:
 
 
 def slow_map(maps: np.ndarray, label: np.ndarray, c: int, span: str) -> np.ndarray:
-    """The map of class c in [0, 1], cell by cell."""
+    """The map of class c in [0, 1], position by position."""
     if span == "stretch":
         return (maps[c] - maps[c].min()) / (maps[c].max() - maps[c].min())
     total = sum(np.exp(maps[k]) for k in np.flatnonzero(label))
     return np.exp(maps[c]) / total
 
 
-def slow_loss(
-    images,
-    maps,
-    labels,
-    prototypes,
-    encode,
-    *,
-    K,
-    span,
-    delta,
-    fill,
-    tau,
-    theta_fg,
-    theta_bg,
-    **rest,
-) -> float:
+def slow_loss(images, maps, labels, prototypes, encode, p: Preset) -> float:
     """Eq. (4-13), one pair, one prototype and one pixel after the other, exp and log as printed."""
     terms = []
     for X, image_maps, label in zip(images.numpy(), maps.numpy(), labels.numpy()):
-        if span == "share" and label.sum() == 1:
+        if p.span == "share" and label.sum() == 1:
             continue
         for c in np.flatnonzero(label):
-            M = enlarge(slow_map(image_maps, label, c, span), *X.shape[1:])
-            b = M >= delta * M.max()
+            M = enlarge(slow_map(image_maps, label, c, p.span), *X.shape[1:])
+            b = M >= p.delta * M.max()
             fg, bg = np.where(b, M, 0), np.where(b, 0, 1 - M)
             loss = 0.0
-            for weight, ground, theta in ((fg, "F", theta_fg), (bg, "B", theta_bg)):
+            for weight, ground, theta in ((fg, "F", p.theta_fg), (bg, "B", p.theta_bg)):
                 if weight.max() == 0:
                     continue
-                feature = encode(torch.from_numpy(slow_part(X, weight, fill))[None])[0]
-                own = sum(float(feature @ p) for i, p in enumerate(prototypes) if i // K == c)
-                other = sum(float(feature @ p) for i, p in enumerate(prototypes) if i // K != c)
+                feature = encode(torch.from_numpy(slow_part(X, weight, p.fill))[None])[0]
+                own = sum(float(feature @ v) for i, v in enumerate(prototypes) if i // p.K == c)
+                other = sum(float(feature @ v) for i, v in enumerate(prototypes) if i // p.K != c)
                 if ground == "B":  # means, and the other classes are the right answer
-                    own, other = other / (len(prototypes) - K), own / K
-                e_right, e_wrong = math.exp(own / tau), math.exp(other / tau)
+                    own, other = other / (len(prototypes) - p.K), own / p.K
+                e_right, e_wrong = math.exp(own / p.tau), math.exp(other / p.tau)
                 loss += theta * -math.log(e_right / (e_right + e_wrong))
             terms.append(loss)
     return sum(terms) / len(terms)
 
 
-# Maps
-
-
-def test_unit_range_stretches_each_map_by_its_own_ends():
-    maps = torch.tensor([[[-1.0, 0.0], [1.0, 3.0]], [[10.0, 10.5], [11.0, 12.0]]])
-    torch.testing.assert_close(
-        unit_range(maps), torch.tensor([[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]]])
-    )
-    assert (
-        unit_range(torch.full((2, 2), 7.0)).eq(0).all()
-    )  # a constant map has no foreground to speak of
+# Foreground and background
 
 
 def test_the_threshold_is_a_share_of_each_map_s_own_maximum_and_the_edge_is_inside():
@@ -178,21 +154,6 @@ def test_a_map_below_zero_has_no_foreground_until_it_is_stretched():
 def test_a_delta_that_is_no_share_is_refused_by_name(delta):
     with pytest.raises(ValueError, match=r"delta = .*0 < delta < 1"):
         pool_foreground(torch.rand(2, 2), delta)
-
-
-def test_each_present_class_has_its_share_of_every_cell():
-    logits = torch.tensor([[[[0.0, 2.0]], [[math.log(3), 2.0]], [[9.0, -9.0]]]])  # (1, 3, 1, 2)
-    shares = present_share(logits, torch.tensor([[1, 1, 0]]))
-    torch.testing.assert_close(shares, torch.tensor([[[[0.25, 0.5]], [[0.75, 0.5]], [[0.0, 0.0]]]]))
-    assert (
-        present_share(logits, torch.tensor([[0, 1, 0]]))[0, 1].eq(1).all()
-    )  # alone, a class has it all
-    logits.requires_grad_()
-    nothing = present_share(logits, torch.tensor([[0, 0, 0]]))
-    nothing.sum().backward()
-    assert (
-        nothing.eq(0).all() and logits.grad.eq(0).all()
-    )  # no class, no share, and no NaN on the way back
 
 
 def test_the_weights_of_foreground_and_background_of_a_hand_made_map():
@@ -300,11 +261,10 @@ def test_a_temperature_of_a_thousandth_does_not_overflow():
 def test_the_loss_equals_the_equations_walked_pair_by_pair(C, K, span, delta, fill):
     images, maps, labels, prototypes, encode = case(6, C, K, seed=C)
     labels[-1] = 1  # at least one patch of several classes
-    settings = SETTINGS | {"K": K, "span": span, "fill": fill, "delta": delta, "theta_bg": 0.7}
-    fast = matching_loss(images, maps, labels, prototypes, encode, **settings)
-    assert fast.item() == pytest.approx(
-        slow_loss(images, maps, labels, prototypes, encode, **settings), rel=1e-10
-    )
+    p = replace(P, K=K, span=span, fill=fill, delta=delta, theta_bg=0.7)
+    fast = matching_loss(images, maps, labels, prototypes, encode, p).item()
+    slow = slow_loss(images, maps, labels, prototypes, encode, p)
+    assert fast == pytest.approx(slow, rel=1e-10)
 
 
 def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
@@ -313,15 +273,12 @@ def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
     single = []
     for i, c in ((0, 0), (1, 1), (1, 2)):
         only = F.one_hot(torch.tensor([c]), 3)
-        single.append(
-            matching_loss(images[i : i + 1], maps[i : i + 1], only, prototypes, encode, **SETTINGS)
-        )
-    whole = matching_loss(images, maps, labels, prototypes, encode, **SETTINGS)
+        one = images[i : i + 1], maps[i : i + 1], only
+        single.append(matching_loss(*one, prototypes, encode, P))
+    whole = matching_loss(images, maps, labels, prototypes, encode, P)
     torch.testing.assert_close(whole, torch.stack(single).mean(), rtol=1e-12, atol=0)
     fg, bg = (
-        matching_loss(
-            images, maps, labels, prototypes, encode, **SETTINGS | {"theta_fg": a, "theta_bg": b}
-        )
+        matching_loss(images, maps, labels, prototypes, encode, replace(P, theta_fg=a, theta_bg=b))
         for a, b in ((1, 0), (0, 1))
     )
     torch.testing.assert_close(whole, fg + 0.5 * bg, rtol=1e-12, atol=0)
@@ -329,31 +286,29 @@ def test_the_loss_is_the_mean_over_pairs_of_the_weighted_terms():
 
 def test_the_loss_ignores_scale_and_offset_of_a_map():
     images, maps, labels, prototypes, encode = case(4, 3, 2)
-    settings = SETTINGS | {"K": 2}
-    once = matching_loss(images, maps, labels, prototypes, encode, **settings)
-    moved = matching_loss(images, 4 * maps - 9, labels, prototypes, encode, **settings)
+    p = replace(P, K=2)
+    once = matching_loss(images, maps, labels, prototypes, encode, p)
+    moved = matching_loss(images, 4 * maps - 9, labels, prototypes, encode, p)
     torch.testing.assert_close(once, moved, rtol=1e-12, atol=0)
 
 
-def test_shares_ignore_what_moves_all_classes_of_a_cell_and_patches_of_one_class():
+def test_shares_ignore_what_moves_all_classes_of_a_position_and_patches_of_one_class():
     images, maps, _, prototypes, encode = case(3, 3, 2)
-    settings = SETTINGS | {"K": 2, "span": "share"}
+    p = replace(P, K=2, span="share")
     labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1]])
-    once = matching_loss(images, maps, labels, prototypes, encode, **settings)
-    moved = matching_loss(images, maps + maps[:1, :1], labels, prototypes, encode, **settings)
+    once = matching_loss(images, maps, labels, prototypes, encode, p)
+    moved = matching_loss(images, maps + maps[:1, :1], labels, prototypes, encode, p)
     torch.testing.assert_close(once, moved, rtol=1e-12, atol=0)
-    mixed = matching_loss(
-        images[[0, 2]], maps[[0, 2]], labels[[0, 2]], prototypes, encode, **settings
-    )
+    rows = [0, 2]
+    mixed = matching_loss(images[rows], maps[rows], labels[rows], prototypes, encode, p)
     torch.testing.assert_close(once, mixed, rtol=1e-12, atol=0)
 
 
 def test_without_pairs_the_loss_is_0_and_still_has_a_graph():
     images, maps, labels, prototypes, _ = case(2, 3, 1)
     maps.requires_grad_()
-    loss = matching_loss(
-        images, maps, labels * 0, prototypes, pytest.fail, **SETTINGS
-    )  # the encoder is not called
+    # the encoder is not called
+    loss = matching_loss(images, maps, labels * 0, prototypes, pytest.fail, P)
     loss.backward()
     assert loss.item() == 0 and maps.grad.eq(0).all()
 
@@ -362,14 +317,12 @@ def test_one_encoder_pass_for_all_foregrounds_and_backgrounds():
     images, maps, _, prototypes, encode = case(4, 3, 2)
     labels = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     seen = []
-    matching_loss(
-        images,
-        maps,
-        labels,
-        prototypes,
-        lambda x: (seen.append(tuple(x.shape)), encode(x))[1],
-        **SETTINGS | {"K": 2},
-    )
+
+    def embed(x):
+        seen.append(tuple(x.shape))
+        return encode(x)
+
+    matching_loss(images, maps, labels, prototypes, embed, replace(P, K=2))
     assert seen == [(2 * 6, 3, 8, 8)]
 
 
@@ -379,71 +332,36 @@ def test_one_encoder_pass_for_all_foregrounds_and_backgrounds():
 @pytest.mark.parametrize("fill", ["black", "mean"])
 @pytest.mark.parametrize("span", ["stretch", "share"])
 def test_the_gradient_of_the_maps_equals_finite_differences(span, fill):
-    images, maps, _, prototypes, encode = case(2, 3, 2, side=6, cells=3)
+    images, maps, _, prototypes, encode = case(2, 3, 2, side=6, positions=3)
     labels = torch.tensor([[1, 1, 0], [0, 1, 1]])
     maps.requires_grad_()
 
+    p = replace(P, K=2, span=span, fill=fill)
+
     def loss(m):
-        return matching_loss(
-            images, m, labels, prototypes, encode, **SETTINGS | {"K": 2, "span": span, "fill": fill}
-        )
+        return matching_loss(images, m, labels, prototypes, encode, p)
 
     assert torch.autograd.gradcheck(loss, maps, eps=1e-6, atol=1e-8, rtol=1e-6)
     absent = torch.autograd.grad(loss(maps), maps)[0][labels == 0]
     assert len(absent) and absent.eq(0).all()  # an absent class's map takes no part
 
 
-def test_only_network_and_projection_learn_from_the_loss():
-    encoder = encoders.load("lite0")
-    p = preset("smoke")
-    S, g = 2 * p.K, torch.Generator().manual_seed(0)
-    prototypes = F.normalize(torch.randn(S, encoder.D, generator=g), dim=1).numpy()
-    bank = Bank(
-        ("A", "B"),
-        p.K,
-        "centre",
-        prototypes.copy(),
-        np.zeros(encoder.D, np.float32),
-        np.ones(encoder.D, np.float32),
-        np.zeros(0, int),
-        np.zeros(0, int),
-        ((),) * S,
-    )
-    prompts = torch.from_numpy(bank.prototypes)
-    net = ClassNet(p, 2, prompts)
-    batch = {
-        "image": torch.rand(2, 3, 64, 64, generator=g),
-        "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
-    }
-    weights = {k: v.clone() for k, v in encoder.state_dict().items()}
-    pbip_loss(net, batch, preset=p, bank=bank, encoder=encoder)["matching"].backward()
-    assert all(v.grad is None and not v.requires_grad for v in encoder.parameters())
-    assert all(v.equal(weights[k]) for k, v in encoder.state_dict().items())  # batch statistics too
-    assert net.prototypes.grad is None and not net.prototypes.requires_grad
-    for head in net.heads:
-        assert (
-            head.project[0].weight.grad.abs().sum() > 0
-            and head.project[2].weight.grad.abs().sum() > 0
-        )
-    assert net.net.net.conv_stem.weight.grad.abs().sum() > 0
-    np.testing.assert_array_equal(bank.prototypes, prototypes)
-
-
 def test_an_empty_part_is_left_out_of_loss_and_gradient():
     images, maps, _, prototypes, encode = case(2, 2, 1)
     labels = torch.tensor([[1, 1], [1, 1]])
-    maps[0] = 0.3  # one share for all cells: all foreground, no background
+    maps[0] = 0.3  # one share for all positions: all foreground, no background
     maps.requires_grad_()
-    seen = []
-    settings = SETTINGS | {"span": "share", "theta_fg": 0.0}
-    loss = matching_loss(
-        images, maps, labels, prototypes, lambda x: (seen.append(len(x)), encode(x))[1], **settings
-    )
+    seen, p = [], replace(P, span="share", theta_fg=0.0)
+
+    def embed(x):
+        seen.append(len(x))
+        return encode(x)
+
+    loss = matching_loss(images, maps, labels, prototypes, embed, p)
     assert seen == [2 * 2 + 2]  # foregrounds of both images, backgrounds of the second
-    alone = matching_loss(images[1:], maps[1:], labels[1:], prototypes, encode, **settings)
-    torch.testing.assert_close(
-        loss, alone / 2, rtol=1e-12, atol=0
-    )  # the pair still counts in the mean
+    alone = matching_loss(images[1:], maps[1:], labels[1:], prototypes, encode, p)
+    # the pair still counts in the mean
+    torch.testing.assert_close(loss, alone / 2, rtol=1e-12, atol=0)
     loss.backward()
     assert maps.grad[0].eq(0).all() and maps.grad[1].abs().sum() > 0
 
@@ -456,13 +374,9 @@ def test_maps_without_any_foreground_give_a_loss_of_0_and_a_finite_gradient(fill
     prototypes = F.normalize(
         torch.randn(2, encoder.D, generator=torch.Generator().manual_seed(1)), dim=1
     )
+    labels, p = torch.tensor([[1, 0]]), replace(P, fill=fill)
     loss = matching_loss(
-        images,
-        maps,
-        torch.tensor([[1, 0]]),
-        prototypes,
-        lambda x: F.normalize(encoder(x), dim=1),
-        **SETTINGS | {"fill": fill},
+        images, maps, labels, prototypes, lambda x: F.normalize(encoder(x), dim=1), p
     )
     loss.backward()
     assert loss.item() == 0 and maps.grad.eq(0).all()
@@ -502,15 +416,41 @@ def test_sub_classes_above_the_mean_of_a_present_class_are_selected():
     assert not alone.any()  # K = 1 selects nothing: the preset refuses it
 
 
-def test_own_and_rival_prototypes_of_pairs_of_classes_and_of_sub_classes():
-    own, rival = sides(torch.tensor([1]), 6, 2, "classes", "all")
-    assert own.tolist() == [[False, False, True, True, False, False]] and rival.equal(~own)
-    own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "all")
-    assert own.nonzero().tolist() == [[0, 3]] and rival.equal(~own)  # its sibling 2 is a rival
-    own, rival = sides(torch.tensor([3]), 6, 2, "subclasses", "classes")
-    assert own.nonzero().tolist() == [[0, 3]] and rival.tolist() == [
-        [True, True, False, False, True, True]
+def sides_of(unit: int, labels: list[int], **settings) -> list[list[int]]:
+    """The indices of the positives and of the negatives of one pair, of K = 2."""
+    p = replace(P, K=2, **settings)
+    U = len(labels) * (2 if p.pairs == "subclasses" else 1)
+    chosen = torch.arange(U)[None] == unit
+    masks = sides(chosen, torch.tensor([labels]), p)
+    return [mask[0].nonzero().flatten().tolist() for mask in masks]
+
+
+def test_positives_and_negatives_of_pairs_of_classes_and_of_sub_classes():
+    all_present = [1, 1, 1]
+    assert sides_of(1, all_present, negatives="all") == [[2, 3], [0, 1, 4, 5]]
+    sub = {"pairs": "subclasses"}
+    # its sibling 2 is a negative only where all are
+    assert sides_of(3, all_present, negatives="all", **sub) == [[3], [0, 1, 2, 4, 5]]
+    assert sides_of(3, all_present, negatives="classes", **sub) == [[3], [0, 1, 4, 5]]
+
+
+def test_negatives_of_present_classes_are_those_that_the_image_shows():
+    # two images of three classes of two sub-classes: the first shows classes 0 and 2, the second 1
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    positives, negatives = sides(labels > 0, labels, replace(P, K=2, negatives="present"))
+    # the pairs row by row: (0, class 0), (0, class 2), (1, class 1)
+    assert positives.int().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+        [0, 0, 1, 1, 0, 0],
     ]
+    assert negatives.int().tolist() == [
+        [0, 0, 0, 0, 1, 1],
+        [1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],  # alone, a class has nothing to be taken for
+    ]
+    sub = {"pairs": "subclasses", "negatives": "present"}
+    assert sides_of(4, [1, 0, 1], **sub) == [[4], [0, 1]]
 
 
 def test_a_product_is_stretched_in_each_colour_before_the_mask_hides_the_rest():
@@ -523,18 +463,19 @@ def test_a_product_is_stretched_in_each_colour_before_the_mask_hides_the_rest():
 
 
 def test_one_log_of_the_batch_is_not_the_mean_of_logs():
-    # two pairs of one prototype and one rival each: cosines own 1 and 0, rival 0 and 1
+    # two pairs of one positive and one negative each: cosines 1 and 0, 0 and 1
     prototypes, features = circle(0, 90), circle(0, 90)
-    own = torch.tensor([[True, False], [True, False]])
-    fg, bg = matching.batch_terms(features, features, prototypes, own, ~own, tau=1.0)
+    first = torch.tensor([[True, False], [True, False]])
+    fg, bg = matching.batch_terms(features, features, prototypes, first, ~first, tau=1.0)
     p = q = 1 + math.e
     assert fg.item() == pytest.approx(-math.log(p / (p + q)), rel=1e-12)
     assert bg.item() == pytest.approx(-math.log(q / (q + p)), rel=1e-12)
-    per_pair = matching.matching_terms(features, features, prototypes, own, ~own, tau=1.0)[0]
+    per_pair = matching.matching_terms(features, features, prototypes, first, ~first, tau=1.0)[0]
     assert per_pair.mean().item() == pytest.approx((softlog(-1) + softlog(1)) / 2, rel=1e-12)
 
 
-RELEASED = SETTINGS | dict(
+RELEASED = replace(
+    P,
     K=2,
     pairs="subclasses",
     span="raw",
@@ -549,19 +490,16 @@ RELEASED = SETTINGS | dict(
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [SETTINGS | {"K": 2}, SETTINGS | {"K": 2, "span": "share", "fill": "mean"}, RELEASED],
+    "p", [replace(P, K=2), replace(P, K=2, span="share", fill="mean"), RELEASED]
 )
-def test_chunks_change_neither_the_loss_nor_its_gradient(settings):
+def test_chunks_change_neither_the_loss_nor_its_gradient(p):
     images, maps, _, prototypes, encode = case(3, 3, 2)
-    if settings["pairs"] == "subclasses":
+    if p.pairs == "subclasses":
         maps = torch.cat([maps, maps.flip(3) - 0.1], dim=1)  # (B, S, h, w)
     labels, found = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 1, 1]]), []
     for chunk in (0, 1, 4):
         leaf = maps.clone().requires_grad_()
-        loss = matching_loss(
-            images, leaf, labels, prototypes, encode, **settings | {"chunk": chunk}
-        )
+        loss = matching_loss(images, leaf, labels, prototypes, encode, replace(p, chunk=chunk))
         found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
     assert found[0][1].abs().sum() > 0
     for other in found[1:]:
@@ -569,35 +507,274 @@ def test_chunks_change_neither_the_loss_nor_its_gradient(settings):
 
 
 def test_the_released_loss_has_a_gradient_that_equals_finite_differences():
-    images, maps, _, prototypes, encode = case(2, 2, 2, side=6, cells=3)
+    images, maps, _, prototypes, encode = case(2, 2, 2, side=6, positions=3)
     maps = torch.cat([maps, maps.flip(2) + 0.3], dim=1).requires_grad_()  # (2, S, 3, 3)
     labels = torch.tensor([[1, 1], [0, 1]])
+    p = replace(RELEASED, tau=1.0)
     assert torch.autograd.gradcheck(
-        lambda m: matching_loss(images, m, labels, prototypes, encode, **RELEASED | {"tau": 1.0}),
-        maps,
-        eps=1e-6,
-        atol=1e-7,
+        lambda m: matching_loss(images, m, labels, prototypes, encode, p), maps, eps=1e-6, atol=1e-7
     )
 
 
 def test_a_black_picture_whose_gradient_overflows_leaves_the_maps_alone():
     images, maps, _, prototypes, encode = case(2, 2, 2)
     maps = torch.cat([maps, maps.flip(3) + 0.3], dim=1)  # (2, S, h, w)
-    maps[0, 2] = (
-        maps[0, 2].abs() / 100
-    )  # far below the half of its image's maximum: selected, and black
+    # far below the half of its image's maximum: selected, and black
+    maps[0, 2] = maps[0, 2].abs() / 100
     maps[0, 3] = maps[0, 2] - 1
     maps.requires_grad_()
-    settings = RELEASED | {"K": 2}
     seen = []
 
     def steep(x):
         seen.append(x.detach())
         return encode(x) * x.sum((1, 2, 3)).sqrt()[:, None]  # infinitely steep where all is black
 
-    loss = matching_loss(
-        images, maps, torch.tensor([[1, 1], [0, 1]]), prototypes, steep, **settings
-    )
+    labels = torch.tensor([[1, 1], [0, 1]])
+    loss = matching_loss(images, maps, labels, prototypes, steep, RELEASED)
     grad = torch.autograd.grad(loss, maps)[0]
     assert (seen[0].amax((1, 2, 3)) == 0).any()
     assert loss.isfinite() and grad.isfinite().all() and grad.abs().sum() > 0
+
+
+# Features under the map: masked pooling
+
+POOLED = replace(P, look="masked_pooling", span="share", threshold="none", negatives="present")
+
+
+def pooled_case(B: int = 4, C: int = 3, K: int = 2, seed: int = 0):
+    """Random encoder maps of two levels, maps, labels and prototypes, all in float64."""
+    g = torch.Generator().manual_seed(seed)
+    levels = [torch.randn(B, D, n, n, generator=g).double() for D, n in ((3, 8), (2, 4))]
+    maps = 2 * torch.randn(B, C, 4, 4, generator=g).double()
+    labels = torch.randint(2, (B, C), generator=g)
+    labels[torch.arange(B), torch.arange(B) % C] = 1
+    labels[0] = 1
+    prototypes = F.normalize(torch.randn(C * K, 5, generator=g).double(), dim=1)
+    return levels, maps, labels, prototypes
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    return F.normalize(features, dim=1)
+
+
+def slow_pooled(features: list[np.ndarray], weight: np.ndarray) -> np.ndarray:
+    """Features (D,) of one image under one weight (h, w): level by level, position by position."""
+    fine = enlarge(weight, *features[0].shape[1:])
+    parts = []
+    for level in features:
+        D, h, w = level.shape
+        block = fine.reshape(h, len(fine) // h, w, len(fine[0]) // w).mean((1, 3))
+        sums = [sum(block[place] * level[d][place] for place in np.ndindex(h, w)) for d in range(D)]
+        parts += [total / block.sum() for total in sums]
+    return np.array(parts)
+
+
+def slow_pooled_loss(levels, maps, labels, prototypes, p: Preset) -> float:
+    """The matching loss under masked pooling, one pair after the other, exp and log as printed."""
+    terms = []
+    for b, label in enumerate(labels.numpy()):
+        if label.sum() == 1:
+            continue  # all foreground
+        for c in np.flatnonzero(label):
+            M = slow_map(maps[b].numpy(), label, c, "share")
+            features, loss = [level[b].numpy() for level in levels], 0.0
+            for weight, right_is_own, theta in ((M, True, p.theta_fg), (1 - M, False, p.theta_bg)):
+                f = slow_pooled(features, weight)
+                cosines = prototypes.numpy() @ f / np.linalg.norm(f)
+                owner = np.arange(len(cosines)) // p.K
+                own = cosines[owner == c]
+                others = cosines[(owner != c) & (label[owner] > 0)]
+                if right_is_own:
+                    right, wrong = own.sum(), others.sum()
+                else:
+                    right, wrong = others.mean(), own.mean()
+                e_right, e_wrong = math.exp(right / p.tau), math.exp(wrong / p.tau)
+                loss += theta * -math.log(e_right / (e_right + e_wrong))
+            terms.append(loss)
+    return sum(terms) / len(terms)
+
+
+def test_pooled_parts_equal_a_walk_over_pairs_levels_and_positions():
+    levels, maps, labels, _ = pooled_case()
+    shares, chosen = maps.sigmoid(), labels > 0
+    shares[1, labels[1].argmax()] = 0  # an empty foreground
+    parts, full = matching.pool_parts(levels, shares, chosen, POOLED)
+    wanted, there = [], []
+    for side in (shares, 1 - shares):
+        for b, c in chosen.nonzero().tolist():
+            there.append(side[b, c].max().item() > 0)
+            if there[-1]:
+                features = [level[b].numpy() for level in levels]
+                wanted.append(slow_pooled(features, side[b, c].numpy()))
+    assert full.tolist() == there and not all(there)
+    np.testing.assert_allclose(parts, np.stack(wanted), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_under_masked_pooling_equals_its_equations_walked_pair_by_pair(seed):
+    levels, maps, labels, prototypes = pooled_case(6, seed=seed)
+    p = replace(POOLED, K=2, theta_bg=0.7)
+    fast = matching_loss(levels, maps, labels, prototypes, unit_rows, p).item()
+    assert fast == pytest.approx(slow_pooled_loss(levels, maps, labels, prototypes, p), rel=1e-10)
+
+
+def test_masked_pooling_with_a_cut_map_cuts_the_features_as_it_would_the_picture():
+    # one level of one row of three positions with features a, b, a; the map says 1, .4, 0
+    levels = [torch.tensor([[[[1.0, 0.0, 1.0]], [[0.0, 1.0, 0.0]]]])]  # (1, 2, 1, 3)
+    maps = torch.tensor([[[[1.0, 0.4, 0.0]], [[0.0, 0.6, 1.0]]]])
+    chosen = torch.tensor([[True, False]])
+    p = replace(POOLED, threshold="map", delta=0.5)
+    parts, full = matching.pool_parts(levels, maps, chosen, p)
+    # foreground: the first position alone; background: .6 of the second and all of the third
+    torch.testing.assert_close(parts, torch.tensor([[1.0, 0.0], [1 / 1.6, 0.6 / 1.6]]))
+    assert full.tolist() == [True, True]
+
+
+def halves() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """A patch whose left half looks like class 0 and whose right half like class 1: encoder maps,
+    maps that say so, and the label."""
+    left = torch.tensor([[1.0, 1, 0, 0]] * 4)
+    levels = [torch.stack([left, 1 - left])[None].double()]  # (1, 2, 4, 4)
+    right_map = torch.stack([left, 1 - left])[None].double() * 2 - 1  # logits 1 and -1
+    return levels, right_map, torch.tensor([[1, 1]])
+
+
+def test_the_right_map_has_less_loss_than_its_mirror_image():
+    levels, right_map, labels = halves()
+    prototypes = torch.eye(2).double()
+
+    def loss(maps):
+        return matching_loss(levels, maps, labels, prototypes, unit_rows, POOLED).item()
+
+    mirrored, undecided = right_map.flip(3), right_map * 0
+    assert loss(3 * right_map) < loss(right_map) < loss(undecided) < loss(mirrored)
+    # both parts are the two prototypes' own mean: cosines equal, so each term is log 2
+    assert loss(undecided) == pytest.approx(1.5 * math.log(2), rel=1e-12)
+
+
+def test_the_gradient_raises_each_map_where_its_class_is_and_lowers_it_elsewhere():
+    levels, right_map, labels = halves()
+    prototypes = torch.eye(2).double()
+    for maps in (right_map * 0, right_map.flip(3)):  # undecided, and wrong
+        maps.requires_grad_()
+        loss = matching_loss(levels, maps, labels, prototypes, unit_rows, POOLED)
+        (grad,) = torch.autograd.grad(loss, maps)
+        step = -grad[0]  # (2, 4, 4): what descent adds
+        assert (step[0, :, :2] > 0).all() and (step[0, :, 2:] < 0).all()
+        assert (step[1, :, :2] < 0).all() and (step[1, :, 2:] > 0).all()
+
+
+def test_the_gradient_under_masked_pooling_equals_finite_differences():
+    levels, maps, labels, prototypes = pooled_case(3)
+    maps.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: matching_loss(levels, m, labels, prototypes, unit_rows, replace(POOLED, K=2)),
+        maps,
+        eps=1e-6,
+        atol=1e-8,
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("look", ["masked_pooling", "positions"])
+def test_under_shares_patches_of_one_class_have_a_loss_of_exactly_0(look):
+    levels, maps, _, prototypes = pooled_case()
+    maps.requires_grad_()
+    labels, p = F.one_hot(torch.tensor([0, 1, 2, 1]), 3), replace(POOLED, K=2, look=look)
+    for shown in (labels, labels * 0, labels[:0]):
+        n = len(shown)
+        seen = [level[:n] for level in levels]
+        loss = matching_loss(seen, maps[:n], shown, prototypes, unit_rows, p)
+        (grad,) = torch.autograd.grad(loss, maps)
+        assert loss.item() == 0 and grad.eq(0).all()
+    mixed = torch.cat([torch.tensor([[1, 1, 0]]), labels[1:]])
+    both = matching_loss(levels, maps, mixed, prototypes, unit_rows, p)
+    alone = matching_loss(
+        [level[:1] for level in levels], maps[:1], mixed[:1], prototypes, unit_rows, p
+    )
+    torch.testing.assert_close(both, alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("look", ["masked_pooling", "positions"])
+def test_the_order_of_a_batch_and_the_names_of_the_classes_change_nothing(look):
+    levels, maps, labels, prototypes = pooled_case(5)
+    p = replace(POOLED, K=2, look=look)
+    once = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    rows, classes = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 1])
+    shuffled = matching_loss(
+        [level[rows] for level in levels], maps[rows], labels[rows], prototypes, unit_rows, p
+    )
+    renamed = matching_loss(
+        levels,
+        maps[:, classes],
+        labels[:, classes],
+        prototypes.unflatten(0, (3, 2))[classes].flatten(0, 1),
+        unit_rows,
+        p,
+    )
+    torch.testing.assert_close(shuffled, once, rtol=1e-12, atol=0)
+    torch.testing.assert_close(renamed, once, rtol=1e-12, atol=0)
+
+
+def test_absent_classes_take_no_part_where_only_present_ones_are_negatives():
+    levels, maps, _, prototypes = pooled_case(1)
+    labels, p = torch.tensor([[1, 0, 1]]), replace(POOLED, K=2)
+    once = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    other, moved = prototypes.clone(), maps.clone()
+    other[2:4], moved[:, 1] = -prototypes[:2], 9.0
+    same = matching_loss(levels, moved, labels, other, unit_rows, p)
+    torch.testing.assert_close(same, once, rtol=1e-12, atol=0)
+    with_all = replace(p, negatives="classes")
+    assert matching_loss(levels, maps, labels, other, unit_rows, with_all).item() != once.item()
+
+
+# Positions
+
+
+def test_nearest_classes_by_hand():
+    # two classes of two prototypes at 0, 90 and 180, 225 degrees; three positions in a row
+    prototypes = circle(0, 90, 180, 225)
+    features = circle(30, 200, 270).T.reshape(1, 2, 1, 3)
+    found = matching.nearest_classes([features], prototypes, unit_rows, (2, 1, 3))
+    of = lambda degrees: math.cos(math.radians(degrees))
+    wanted = [[of(30), of(110), of(90)], [of(150), of(20), of(45)]]
+    torch.testing.assert_close(
+        found[0, :, 0], torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    assert not found.requires_grad
+
+
+def test_nearest_classes_stand_where_their_features_do():
+    levels, *_, prototypes = pooled_case(2)
+    found = matching.nearest_classes(levels, prototypes, unit_rows, (3, 4, 4))  # (2, 3, 4, 4)
+    for b, y, x in np.ndindex(2, 4, 4):
+        # both levels at 4 x 4: the finer one between four of its positions
+        fine = levels[0][b, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((1, 2))
+        f = torch.cat([fine, levels[1][b, :, y, x]])  # (5,)
+        cosines = prototypes @ f / f.norm()
+        wanted = cosines.view(3, 2).amax(1)
+        torch.testing.assert_close(found[b, :, y, x], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_each_position_learns_the_present_class_of_its_nearest_prototype():
+    # three classes of one prototype each, at 0, 120 and 240 degrees; the patch shows 0 and 2
+    prototypes = circle(0, 120, 240)
+    degrees = [10, 100, 250, 350, 230, 130, 0, 60, 295]  # of the nine positions, row by row
+    # the nearest of classes 0 and 2; 100 and 130 lie nearest to the absent class 1
+    target = [0, 0, 2, 0, 2, 2, 0, 0, 2]
+    levels = [circle(*degrees).T.reshape(1, 2, 3, 3)]
+    maps = torch.randn(1, 3, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    maps.requires_grad_()
+    labels = torch.tensor([[1, 0, 1]])
+    p = replace(POOLED, look="positions")
+    loss = matching_loss(levels, maps, labels, prototypes, unit_rows, p)
+    m, terms = maps.detach()[0].flatten(1), []  # (3, 9)
+    for i, t in enumerate(target):
+        e = {c: math.exp(m[c, i]) for c in (0, 2)}  # the absent class has no share
+        terms.append(-math.log(e[t] / sum(e.values())))
+    assert loss.item() == pytest.approx(sum(terms) / 9, rel=1e-12)
+    (grad,) = torch.autograd.grad(loss, maps)
+    share = torch.softmax(m[[0, 2]], 0)  # (2, 9)
+    hit = torch.tensor([[t == c for t in target] for c in (0, 2)])
+    torch.testing.assert_close(grad[0, [0, 2]].flatten(1), (share - hit.double()) / 9)
+    assert grad[0, 1].eq(0).all()

@@ -1,5 +1,6 @@
 """Presets refuse what no kernel knows, before work starts."""
 
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -10,6 +11,7 @@ from protolib import presets
 def test_presets_by_name_and_their_sizes():
     assert list(presets.PRESETS) == [
         "quick",
+        "masked_image",
         "smoke",
         "lean",
         "recommended",
@@ -68,11 +70,35 @@ def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    with pytest.raises(
-        ValueError,
-        match="preset 'quik' is not known; choose one of quick, smoke, lean, recommended, paper_text, released_code, lpd",
-    ):
+    known = "quick, masked_image, smoke, lean, recommended, paper_text, released_code, lpd"
+    with pytest.raises(ValueError, match=f"preset 'quik' is not known; choose one of {known}"):
         presets.preset("quik")
+
+
+def test_a_preset_may_be_asked_for_with_another_encoder_backbone_or_K():
+    quick = presets.PRESETS["quick"]
+    assert presets.preset("quick") == quick
+    found = presets.preset("quick", "swin_test", "resnet18", 5)
+    assert found == replace(quick, encoder="swin_test", backbone="resnet18", K=5)
+    assert presets.preset("quick", K=2) == replace(quick, K=2)
+
+
+def test_masked_images_are_the_paper_s_matching_loss_and_nothing_else():
+    quick, paper = presets.PRESETS["quick"], presets.PRESETS["masked_image"]
+    mine = replace(quick, backbone="resnet18", K=7, epochs=9, shrinkage=2.0, tau=0.9)
+    found = presets.with_masked_images(mine)
+    for field in fields(presets.Preset):
+        source = paper if field.name in presets.MATCHING else mine
+        assert getattr(found, field.name) == getattr(source, field.name), field.name
+    # so the preset of that name is what quick becomes, but for its name
+    assert presets.with_masked_images(quick) == replace(paper, name="quick")
+    changes = {
+        f.name
+        for f in fields(presets.Preset)
+        if getattr(quick, f.name) != getattr(paper, f.name) and f.name != "name"
+    }
+    # what the table of masked_image changes is part of what is copied: no field is forgotten
+    assert changes and changes <= set(presets.MATCHING)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +112,17 @@ def test_unknown_preset_lists_the_known_ones():
         ),
         ({"delta": 1.0}, "give 0 < delta < 1"),
         ({"levels": (3, 4)}, "2 levels need as many weights, not 3"),
-        ({"K": 0}, "all must be positive"),
-        ({"tau": 0.0}, "all must be positive"),
+        ({"K": 0}, "preset quick: K = 0; give 1 to 100"),
+        ({"tau": 0.0}, "tau = 0.0; give 1e-06 to 1e\\+06"),
+        ({"size": -1}, "size = -1; give 16 to 4096"),
+        ({"epochs": 0}, "epochs = 0; give 1 to 1e\\+06"),
+        ({"white_limit": 1.5}, "white_limit = 1.5; give 0 to 1"),
+        ({"weight_decay": -0.1}, "weight_decay = -0.1; give 0 to 1e\\+06"),
+        ({"look": "masked_pooling", "span": "raw"}, "raw logits cannot weigh features"),
+        (
+            {"look": "positions", "pairs": "subclasses"},
+            "positions learn classes; choose pairs = 'classes'",
+        ),
         ({"K": 1, "pairs": "subclasses"}, "with K = 1 no sub-class is above the mean of its class"),
         (
             {"similarity": "convolution", "pairs": "subclasses"},
@@ -99,6 +134,37 @@ def test_unknown_preset_lists_the_known_ones():
 def test_wrong_fields_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(presets.PRESETS["quick"], **change)
+
+
+@pytest.mark.parametrize(
+    "field, value, what",
+    [
+        ("K", 2.5, "a whole number"),
+        ("K", True, "a whole number"),
+        ("K", "3", "a whole number"),
+        ("K", None, "a whole number"),
+        ("epochs", 4.0, "a whole number"),
+        ("tau", float("nan"), "a finite number"),
+        ("beta", float("inf"), "a finite number"),
+        ("beta", True, "a finite number"),
+        ("alpha", "1", "a finite number"),
+        ("bias", 1, "true or false"),
+        ("encoder", 3, "a text"),
+        ("patches", (1, 2), "a list, as list[int, int, int]"),
+        ("levels", [2, 3, 4], "a list, as list[int, ...]"),
+        ("levels", (2, 3.0, 4), "a list, as list[int, ...]"),
+        ("fusion", (0.3, 0.3, float("nan")), "a list, as list[float, ...]"),
+        ("scaling", ((0.5, 0.5, 0.5), 1.0), "a list, as list[list[float, ...], ...]"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_what_to_give(field, value, what):
+    wanted = f"preset quick: {field} = {value!r}; give {what}"
+    with pytest.raises(ValueError, match=re.escape(wanted) + "$"):
+        replace(presets.PRESETS["quick"], **{field: value})
+
+
+def test_a_whole_number_is_a_number():
+    assert replace(presets.PRESETS["quick"], tau=1, fusion=(1, 0, 0)).tau == 1
 
 
 def test_a_changed_preset_is_checked_and_holds_tuples():

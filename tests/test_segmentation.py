@@ -1,14 +1,17 @@
 """Stage 2: output sizes, four branches in closed form, ignore without gradient, masks resized by
 nearest neighbour."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from protolib import segmentation
+from protolib.presets import PRESETS
 
-BACKBONE = "tf_efficientnet_lite0"
+P = replace(PRESETS["quick"], size=64, stage2_size=64)  # nothing is enlarged
 
 
 class Constant(nn.Module):
@@ -24,7 +27,7 @@ class Constant(nn.Module):
 def with_branches(rates: tuple[int, ...], C: int = 2) -> segmentation.DeepLabV2:
     """A net on constant features whose branch i has weight i + 1 on channel 0, 0 on channel 1, and
     bias class / 4."""
-    net = segmentation.DeepLabV2(BACKBONE, 16, C, rates)
+    net = segmentation.DeepLabV2(replace(P, stage2_rates=rates), C)
     net.net, net.branches = (
         Constant(),
         nn.ModuleList(nn.Conv2d(2, C, 3, padding=r, dilation=r) for r in rates),
@@ -38,12 +41,37 @@ def with_branches(rates: tuple[int, ...], C: int = 2) -> segmentation.DeepLabV2:
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 130)])
 def test_the_output_has_the_size_of_the_image_whatever_it_is(size):
-    net = segmentation.DeepLabV2(BACKBONE, 16, 3, (1, 2)).eval()
+    net = segmentation.DeepLabV2(replace(P, stage2_rates=(1, 2)), 3).eval()
     with torch.no_grad():
         assert net(torch.rand(1, 3, *size)).shape == (1, 3, *size)
     scores = segmentation.predict(net, torch.rand(1, 3, *size), tta=True)
     assert scores.shape == (1, 3, *size)
     torch.testing.assert_close(scores.sum(1), torch.ones(1, *size), rtol=0, atol=1e-5)
+
+
+def test_small_patches_are_enlarged_for_the_backbone_and_their_logits_come_back_to_size():
+    seen = []
+    net = segmentation.DeepLabV2(replace(P, stage2_size=96), 3).eval()
+    net.net.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[2:]))
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+        assert net(torch.rand(1, 3, 32, 50)).shape == (1, 3, 32, 50)
+    assert [tuple(size) for size in seen] == [(96, 96), (48, 75)]  # half again as long
+
+
+def test_stage_2_trains_by_its_own_settings_without_warm_up():
+    p = replace(P, stage2_epochs=7, stage2_lr=0.3, lr_power=2.0, warmup=1.0)
+    found = segmentation.stage2(p)
+    assert (found.epochs, found.lr, found.lr_power, found.warmup) == (7, 0.3, 1.0, 0.0)
+    assert replace(found, epochs=p.epochs, lr=p.lr, lr_power=2.0, warmup=1.0) == p
+
+
+def test_the_backbone_is_stage_2_s_own_where_one_is_named():
+    same, own = (
+        segmentation.DeepLabV2(replace(P, stage2_backbone=name), 2) for name in ("", "mit_test")
+    )
+    assert same.net.channels[-1] == 320 and own.net.channels == (8, 16, 24, 32)
+    assert [b.weight.shape[1] for b in own.branches] == [32] * len(P.stage2_rates)
 
 
 def test_four_branches_are_summed_each_with_its_own_dilation():

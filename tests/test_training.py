@@ -4,6 +4,8 @@ two processes."""
 import math
 import os
 import socket
+from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pandas as pd
@@ -15,9 +17,10 @@ from torch.utils.data import Dataset
 
 from protolib import training
 from protolib.losses import cam_loss
-from protolib.presets import PRESETS
+from protolib.presets import PRESETS, Preset
+from protolib.training import Place, fit, poly_lr, seed_of
 
-SETTINGS = dict(epochs=3, batch=4, lr=0.01, weight_decay=0.1, seed=5, device="cpu", key="a")
+P = replace(PRESETS["quick"], epochs=3, batch=4, lr=0.01, weight_decay=0.1)
 
 
 class Squares(Dataset):
@@ -71,9 +74,11 @@ def losses(history: pd.DataFrame) -> list:
     return history.drop(columns="seconds").to_numpy().tolist()
 
 
-def trained(folder, net=None, **more) -> tuple[nn.Module, pd.DataFrame]:
+def trained(
+    folder, net=None, p: Preset = P, key: str = "a", seed: int = 5, **more
+) -> tuple[nn.Module, pd.DataFrame]:
     net = net or Tiny()
-    return net, training.fit(net, Squares(), tiny_loss, folder, **(SETTINGS | more))
+    return net, fit(net, Squares(), tiny_loss, p, Place(folder, key, seed), **more)
 
 
 def test_dihedral_is_numpys_flip_and_rot90():
@@ -104,37 +109,42 @@ def test_image_and_mask_turn_together():
 
 
 def test_poly_lr_falls_on_a_straight_line():
-    assert [training.poly_lr(i, 4, 0.8) for i in range(4)] == pytest.approx(
-        [0.8, 0.6, 0.4, 0.2], abs=1e-15
-    )
+    p = replace(P, lr=0.8)
+    found = [poly_lr(i, 4, p) for i in range(4)]
+    assert found == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=1e-15)
 
 
 def test_poly_lr_warms_up_and_stays_past_its_end():
-    rates = [training.poly_lr(i, 8, 0.8, power=2, warmup=4, ratio=0.1) for i in range(10)]
-    risen = [
-        0.8 * share for share in (0.1, 0.325, 0.55, 0.775)
-    ]  # from a tenth, a quarter of the way each step
+    p = replace(P, epochs=4, lr=0.8, lr_power=2, warmup=2, warmup_ratio=0.1)
+    rates = [poly_lr(i, 8, p) for i in range(10)]  # two steps an epoch, so four of warm-up
+    # from a tenth, a quarter of the way each step
+    risen = [0.8 * share for share in (0.1, 0.325, 0.55, 0.775)]
     fallen = [0.8 * (1 - k / 8) ** 2 for k in (0, 1, 2, 3, 3, 3)]
     assert rates == pytest.approx(risen + fallen, abs=1e-15)
 
 
-def test_every_epoch_of_every_seed_has_its_own_seed():
-    seeds = {training.epoch_seed(seed, epoch) for seed in range(20) for epoch in range(20)}
-    assert len(seeds) == 400 and 0 <= min(seeds) and max(seeds) < 2**31
+def test_every_epoch_of_every_seed_and_every_purpose_has_its_own_seed():
+    purposes = [("epoch", e) for e in range(20)] + [
+        ("poses", e, rank) for e in range(20) for rank in (0, 1)
+    ]
+    purposes += [("weights of stage 1",), ("weights of stage 2",), ("learned prototypes",)]
+    seeds = {seed_of(seed, *purpose) for seed in range(20) for purpose in purposes}
+    assert len(seeds) == 20 * len(purposes) and 0 <= min(seeds) and max(seeds) < 2**31
+    assert seed_of(1, "epoch", 12) != seed_of(1, "epoch1", 2)  # the words do not run together
+    # the first 31 bits of the hash, the same on every machine
+    assert seed_of(0, "epoch", 0) == int(sha256(b"0/epoch/0").hexdigest()[:8], 16) // 2
 
 
 def test_steps_are_adamw_under_the_falling_learning_rate(tmp_path):
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.5)
     lr, decay, b1, b2 = 0.1, 0.2, 0.9, 0.999
-    settings = dict(epochs=2, batch=5, lr=lr, weight_decay=decay, seed=0, device="cpu")
-    training.fit(
-        net,
-        Squares(),
-        lambda n, batch: {"loss": 3 * n(torch.ones(1, 1)).sum()},
-        tmp_path,
-        **settings,
-    )
+    p = replace(P, epochs=2, batch=5, lr=lr, weight_decay=decay)
+
+    def loss(net, batch):
+        return {"loss": 3 * net(torch.ones(1, 1)).sum()}
+
+    fit(net, Squares(), loss, p, Place(tmp_path, "", 0))
     w, m, v = 0.5, 0.0, 0.0
     for step in range(4):  # two epochs of two batches; the gradient is 3 at every step
         rate = lr * (1 - step / 4)
@@ -170,12 +180,10 @@ def test_history_holds_the_mean_of_each_loss(tmp_path):
         return {"loss": net(batch["image"]).sum() * 0 + seen[-1], "index": seen[-1]}
 
     calls = []
-    history = training.fit(
-        Tiny(), Squares(), loss, tmp_path, **(SETTINGS | {"epochs": 2}), on_epoch=calls.append
-    )
-    assert (
-        len(seen) == 4
-    )  # ten patches in batches of four: the last two are dropped, two batches in each epoch
+    p, place = replace(P, epochs=2), Place(tmp_path, "a", 5)
+    history = fit(Tiny(), Squares(), loss, p, place, on_epoch=calls.append)
+    # ten patches in batches of four: the last two are dropped, two batches in each epoch
+    assert len(seen) == 4
     assert history["epoch"].tolist() == [1, 2]
     assert history["index"].tolist() == pytest.approx(
         [float(sum(seen[:2])) / 2, float(sum(seen[2:])) / 2]
@@ -195,6 +203,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert not same_weights(a, c)
 
 
+def test_no_draw_depends_on_what_was_drawn_before(tmp_path):
+    torch.manual_seed(1)
+    first, history = trained(tmp_path / "a")
+    torch.manual_seed(2)
+    torch.rand(7)
+    np.random.rand(7)
+    second, again = trained(tmp_path / "b")
+    assert same_weights(first, second) and losses(history) == losses(again)
+
+
 @pytest.mark.parametrize("stop", ["after the first epoch", "in the second epoch"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, stop):
     whole, history = trained(tmp_path / "whole")
@@ -211,7 +229,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, s
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.fit(Tiny(), Squares(), loss, tmp_path / "cut", **SETTINGS, on_epoch=on_epoch)
+        fit(Tiny(), Squares(), loss, P, Place(tmp_path / "cut", "a", 5), on_epoch=on_epoch)
     epochs = []
     torch.manual_seed(99)  # another process draws from another state
     resumed, again = trained(tmp_path / "cut", net=Tiny(seed=1), on_epoch=epochs.append)
@@ -228,7 +246,7 @@ def test_a_finished_run_is_loaded_and_trained_no_more(tmp_path):
 
 def test_a_checkpoint_of_another_key_is_not_continued(tmp_path):
     fresh, _ = trained(tmp_path / "fresh", key="b")
-    trained(tmp_path / "used", net=Tiny(seed=1), epochs=1, key="a")
+    trained(tmp_path / "used", net=Tiny(seed=1), p=replace(P, epochs=1), key="a")
     other, history = trained(tmp_path / "used", key="b")
     assert history["epoch"].tolist() == [1, 2, 3] and same_weights(fresh, other)
 
@@ -242,7 +260,7 @@ def test_a_loss_that_is_no_number_stops_names_and_keeps_its_batch(tmp_path):
     with pytest.raises(
         FloatingPointError, match="loss is nan .*patch .*lower the learning rate"
     ) as error:
-        training.fit(net, Squares(), loss, tmp_path, **(SETTINGS | {"batch": 2}))
+        fit(net, Squares(), loss, replace(P, batch=2), Place(tmp_path, "a", 5))
     assert "patch 7" in str(error.value)
     kept = torch.load(tmp_path / "non_finite_batch.pt", weights_only=True)
     assert 7 in kept["index"] and torch.equal(kept["image"], Squares().images[kept["index"]])
@@ -251,7 +269,7 @@ def test_a_loss_that_is_no_number_stops_names_and_keeps_its_batch(tmp_path):
 
 
 class Linear(nn.Module):
-    """A classifier with the methods that training.cam_loss asks of ClassNet; a colour looks the
+    """A classifier with the methods that losses.cam_loss asks of ClassNet; a colour looks the
     same in every pose."""
 
     def __init__(self):
@@ -263,7 +281,7 @@ class Linear(nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         return [self.head(images)]
 
-    def logits(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def logits(self, maps: list[torch.Tensor], merge: str) -> torch.Tensor:
         return torch.stack([m.mean((2, 3)) for m in maps])
 
 
@@ -281,11 +299,10 @@ def _train_as(rank: int, port: int, folder) -> None:
 
     def loss(net, batch):
         seen.append(batch["index"].tolist())
-        return cam_loss(net, batch, preset=PRESETS["quick"])
+        return cam_loss(net, batch, PRESETS["quick"])
 
-    history = training.fit(
-        net, Squares(constant=True), loss, folder, **SETTINGS | {"batch": 2, "epochs": 2}
-    )
+    p = replace(P, batch=2, epochs=2)
+    history = fit(net, Squares(constant=True), loss, p, Place(folder, "a", 5))
     torch.save(
         {"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt"
     )
@@ -311,10 +328,10 @@ def test_two_processes_share_the_batches_and_end_with_one_set_of_weights(tmp_pat
     )  # no patch twice an epoch
     # the same by hand: AdamW on the joined batches
     net, patches = Linear(), Squares(constant=True)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=SETTINGS["weight_decay"])
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=P.weight_decay)
     for step, rows in enumerate(joined):
         batch = torch.utils.data.default_collate([patches[i] for i in rows])
-        optimizer.param_groups[0]["lr"] = SETTINGS["lr"] * (1 - step / 4)
+        optimizer.param_groups[0]["lr"] = P.lr * (1 - step / 4)
         optimizer.zero_grad()
         logits = net(batch["image"] / 255)[0].mean((2, 3))  # (B, 2)
         nn.functional.binary_cross_entropy_with_logits(logits, batch["label"]).backward()
@@ -332,13 +349,9 @@ def test_the_bar_speaks_once_a_second(tmp_path, monkeypatch):
             return super().display(*args, **kwargs)
 
     monkeypatch.setattr(training, "tqdm", Bar)
-    training.fit(
-        Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS
-    )  # six steps in far less than a second
+    trained(tmp_path)  # six steps in far less than a second
     # at the start and at the end: a notebook's client that reads late keeps 1000 messages, and
     # nbval reads late
     assert spoken == [0, 6]
-    training.fit(
-        Tiny(), Squares(), tiny_loss, tmp_path, **SETTINGS
-    )  # all is loaded: nothing to say
+    trained(tmp_path)  # all is loaded: nothing to say
     assert spoken == [0, 6]

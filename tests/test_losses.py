@@ -1,0 +1,271 @@
+"""What each method minimises: hand-made cases of each part, the weights of the parts, and who
+learns from them."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from protolib.bank import Bank, Space
+from protolib.classnet import ClassNet
+from protolib.losses import (
+    cam_loss,
+    classification_loss,
+    diversity_loss,
+    lpd_loss,
+    match_maps,
+    pbip_loss,
+    unwrap,
+)
+from protolib.maps import fuse
+from protolib.matching import matching_loss
+from protolib.nets import encoders
+from protolib.presets import PRESETS, changed
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_classification_loss_equals_numpy_with_exp_and_log_as_printed():
+    logits, labels = (
+        random(3, 4, 2).double(),
+        torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]]).double(),
+    )
+    p, y = 1 / (1 + np.exp(-logits.numpy())), labels.numpy()
+    wanted = sum(-(y * np.log(q) + (1 - y) * np.log(1 - q)).mean() for q in p)
+    assert classification_loss(logits, labels, (1.0,) * 3).item() == pytest.approx(
+        wanted, rel=1e-12
+    )
+    weighted = classification_loss(torch.zeros(3, 4, 2), labels.float(), (0.0, 0.5, 2.0)).item()
+    assert weighted == pytest.approx(2.5 * math.log(2), rel=1e-6)
+
+
+def test_equal_maps_are_wholly_alike_and_disjoint_ones_not():
+    same = torch.tensor([[0.0, 1.0, 2.0, 3.0]]).view(1, 1, 2, 2).repeat(1, 2, 1, 1)
+    assert diversity_loss(same, K=2).item() == pytest.approx(1)
+    apart = torch.tensor([[9.0, -9.0], [-9.0, 9.0]]).view(1, 2, 1, 2)
+    assert diversity_loss(apart, K=2).item() == pytest.approx(math.exp(-36), rel=1e-3, abs=0)
+    a, b = np.array([0.5, 0.5]), np.array([0.2, 0.8])
+    jeffreys = ((a - b) * (np.log(a) - np.log(b))).sum()
+    pair = torch.tensor(np.log([a, b])).view(1, 2, 1, 2)
+    assert diversity_loss(pair, K=2).item() == pytest.approx(math.exp(-jeffreys), rel=1e-12)
+    assert diversity_loss(pair, K=1).item() == 0
+
+
+def test_a_network_in_a_wrapper_and_a_bare_one_unwrap_to_the_same():
+    net = nn.Linear(1, 1)
+    assert unwrap(SimpleNamespace(module=net)) is net and unwrap(net) is net
+
+
+# The losses of the methods
+
+
+def a_bank(prototypes: np.ndarray, K: int) -> Bank:
+    """A bank of these prototypes (S, D) in the encoder's own space."""
+    S, D = prototypes.shape
+    nothing = np.zeros(0, int)
+    space = Space(np.zeros(D, np.float32), np.ones(D, np.float32))
+    names = tuple("ABCD"[: S // K])
+    return Bank(names, K, "centre", prototypes, space, nothing, nothing, ((),) * S)
+
+
+class Fixed(nn.Module):
+    """A network whose maps are given, of two levels and two classes of two sub-classes, with a
+    projection that is a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.asked = (2, 2), []
+        self.levels = nn.ParameterList([2 * random(3, 4, n, n, seed=n) for n in (8, 4)])
+        self.heads = nn.ModuleList([nn.Module() for _ in range(2)])
+        for head in self.heads:
+            head.project = nn.Linear(6, 6, bias=False)
+            head.project.weight.data = random(6, 6, seed=7)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.levels)
+
+    def class_maps(self, maps, merge):
+        self.asked.append(merge)
+        return ClassNet.class_maps(self, maps, merge)
+
+    def logits(self, maps, merge):
+        self.asked.append(merge)
+        pooled = [m.mean((2, 3)) for m in ClassNet.class_maps(self, maps, merge)]
+        return torch.stack(pooled)  # (L, B, C)
+
+
+class Mosaic:
+    """An encoder that looks at colours: maps of two levels, (B, 3, 8, 8) and (B, 3, 4, 4)."""
+
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [F.adaptive_avg_pool2d(images, n) for n in (8, 4)]
+
+
+P = replace(
+    PRESETS["smoke"],
+    K=2,
+    levels=(0, 1),
+    fusion=(0.3, 0.7),
+    level_weights=(1.0, 0.5),
+    merge="softmax",
+    alpha=0.8,
+    beta=0.25,
+    penalty=0.0,
+)
+LABELS = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+BATCH = {
+    "image": torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(3)),
+    "label": LABELS,
+    "step": 0,
+}
+PROTOTYPES = F.normalize(random(4, 6, seed=5), dim=1).numpy()
+
+
+def found_by(p, net=None):
+    net = net or Fixed()
+    return pbip_loss(net, BATCH, p, a_bank(PROTOTYPES, 2), Mosaic()), net
+
+
+def test_the_loss_of_a_cam_is_the_classification_loss_under_the_merge_of_training():
+    net = Fixed()
+    p = replace(P, merge="mean", merge_test="softmax")
+    found = cam_loss(net, BATCH, p)
+    wanted = classification_loss(net.logits(net(None), "mean"), LABELS, (1.0, 0.5))
+    assert list(found) == ["loss"] and found["loss"].equal(wanted) and set(net.asked) == {"mean"}
+
+
+def test_alpha_and_beta_weigh_the_two_parts():
+    found, net = found_by(P)
+    assert set(net.asked) == {"softmax"}
+    classified = cam_loss(net, BATCH, P)["loss"]
+    maps = list(net.levels)
+    fused = fuse(net.class_maps(maps, "softmax"), (0.3, 0.7), (8, 8))
+    seen, prototypes = Mosaic().maps(BATCH["image"]), torch.from_numpy(PROTOTYPES)
+    matched = matching_loss(seen, fused, LABELS, prototypes, lambda x: F.normalize(x, dim=1), P)
+    torch.testing.assert_close(found["classification"], classified)
+    torch.testing.assert_close(found["matching"], matched)
+    torch.testing.assert_close(found["loss"], 0.8 * classified + 0.25 * matched)
+    without, _ = found_by(replace(P, beta=0.0))
+    torch.testing.assert_close(without["loss"], 0.8 * classified)
+
+
+def test_the_penalty_is_the_mean_of_the_deepest_maps_and_is_paid_for_high_ones():
+    plain, net = found_by(P)
+    penalised, _ = found_by(replace(P, penalty=0.1))
+    mean = net.levels[-1].mean()
+    torch.testing.assert_close(penalised["matching"], plain["matching"] + 0.1 * mean)
+    torch.testing.assert_close(penalised["loss"], plain["loss"] + 0.25 * 0.1 * mean)
+    # so its descent lowers every position alike
+    steep, _ = found_by(replace(P, penalty=1e4), net)
+    (grad,) = torch.autograd.grad(steep["matching"], [net.levels[-1]])
+    assert (grad > 0).all()
+
+
+def test_the_last_level_alone_is_matched_where_the_preset_says_so():
+    found, net = found_by(replace(P, match_maps="last"))
+    grads = torch.autograd.grad(found["matching"], list(net.levels), allow_unused=True)
+    assert grads[0] is None and grads[1].abs().sum() > 0
+    found, net = found_by(P)  # both levels, by the weights of the fusion
+    grads = torch.autograd.grad(found["matching"], list(net.levels))
+    assert all(grad.abs().sum() > 0 for grad in grads)
+
+
+def test_the_projection_learns_by_the_features_and_not_by_moving_the_prototypes():
+    net, p, bank = Fixed(), replace(P, space="projected"), a_bank(PROTOTYPES, 2)
+    match_maps(net, BATCH, list(net.levels), p, bank, Mosaic()).backward()
+    project = net.heads[-1].project
+    assert project.weight.grad.abs().sum() > 0 and net.heads[0].project.weight.grad is None
+    # the same gradient as where the projected prototypes are constants
+    prototypes = F.normalize(project(torch.from_numpy(PROTOTYPES)), dim=1)
+    fused = fuse(net.class_maps(list(net.levels), p.merge), p.fusion, (8, 8))
+    grads = []
+    for targets in (prototypes.detach(), prototypes):
+        loss = matching_loss(
+            Mosaic().maps(BATCH["image"]),
+            fused,
+            LABELS,
+            targets,
+            lambda part: F.normalize(project(bank.normalize(part)), dim=1),
+            p,
+        )
+        grads += torch.autograd.grad(loss, project.weight, retain_graph=True)
+    torch.testing.assert_close(project.weight.grad, grads[0])
+    assert not torch.allclose(grads[0], grads[1])  # or the comparison would say nothing
+
+
+def test_the_diversity_of_learned_prototypes_sets_in_at_its_step():
+    net = Fixed()
+    p = replace(P, prototypes="learnable", beta=0.0, diversity=0.5, diversity_after=10)
+    early, late = (lpd_loss(net, BATCH | {"step": step}, p) for step in (9, 10))
+    alike = torch.stack([diversity_loss(m, 2) for m in net.levels]).mean()
+    classified = cam_loss(net, BATCH, p)["loss"]
+    for found in (early, late):
+        torch.testing.assert_close(found["classification"], classified)
+        torch.testing.assert_close(found["diversity"], alike)
+    torch.testing.assert_close(early["loss"], classified)
+    torch.testing.assert_close(late["loss"], classified + 0.5 * alike)
+
+
+LOOKS = {
+    "masked pooling": {},
+    "masked images": {"look": "masked_image"},
+    "positions": {"look": "positions"},
+    "projected": {"space": "projected"},
+    "as released": {
+        "look": "masked_image",
+        "pairs": "subclasses",
+        "match_maps": "last",
+        "span": "raw",
+        "threshold": "image",
+        "fill": "minmax",
+        "negatives": "all",
+        "pooling": "batch",
+    },
+}
+
+
+@pytest.mark.parametrize("settings", LOOKS.values(), ids=LOOKS)
+def test_only_network_and_projection_learn_from_the_loss(settings):
+    encoder = encoders.load("lite0")
+    p = changed(PRESETS["smoke"], settings)
+    S, g = 2 * p.K, torch.Generator().manual_seed(0)
+    prototypes = F.normalize(torch.randn(S, encoder.D, generator=g), dim=1).numpy()
+    bank = a_bank(prototypes.copy(), p.K)
+    prompts = torch.from_numpy(bank.prototypes)
+    net = ClassNet(p, 2, prompts)
+    batch = {
+        "image": torch.rand(2, 3, 64, 64, generator=g),
+        "label": torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
+    }
+    weights = {k: v.clone() for k, v in encoder.state_dict().items()}
+    pbip_loss(net, batch, p, bank, encoder)["matching"].backward()
+    assert all(v.grad is None and not v.requires_grad for v in encoder.parameters())
+    assert all(v.equal(weights[k]) for k, v in encoder.state_dict().items())  # batch statistics too
+    assert net.prototypes.grad is None and not net.prototypes.requires_grad
+    for head in net.heads[-1:] if p.match_maps == "last" else net.heads:
+        assert (
+            head.project[0].weight.grad.abs().sum() > 0
+            and head.project[2].weight.grad.abs().sum() > 0
+        )
+    assert net.net.net.conv_stem.weight.grad.abs().sum() > 0
+    np.testing.assert_array_equal(bank.prototypes, prototypes)
+
+
+def test_every_public_name_says_where_it_is_shown():
+    public = (
+        classification_loss,
+        diversity_loss,
+        unwrap,
+        cam_loss,
+        lpd_loss,
+        pbip_loss,
+        match_maps,
+    )
+    assert all("otebook 0" in f.__doc__ for f in public)
