@@ -260,7 +260,7 @@ def test_pairs_and_the_prototypes_they_are_compared_with(v):
     # K plays no part where all other prototypes are negatives: the file has S of them in all
     p = replace(RELEASED, K=2)
     labels = chosen.unflatten(1, (-1, p.K)).any(2)  # (B, C)
-    positives, negatives = matching.sides(chosen, labels, p)
+    positives, negatives = matching.sides(chosen.nonzero(as_tuple=True), labels, p)
     equal(torch.stack([prototypes[row] for row in positives])[:, 0], tensor(v["out_fg_text"]))
     equal(torch.stack([prototypes[row] for row in negatives]), tensor(v["out_bg_text"]))
     # features enter as they are: the loss of the rows that the released code puts side by side is
@@ -280,7 +280,8 @@ def test_with_no_pair_selected_the_released_code_crashes_and_the_loss_here_is_0(
         torch.rand(2, 6, 4, 4, requires_grad=True),
         torch.eye(6),
     )
-    pictures, full = matching.cut_out(images, maps, torch.zeros(2, 6, dtype=bool), RELEASED)
+    none = torch.zeros(2, 6, dtype=bool)
+    pictures, full = matching.cut_out(images, maps, none.nonzero(as_tuple=True), RELEASED)
     assert pictures.shape == (0, 3, 16, 16) and full.shape == (0,)
     loss = matching.matching_loss(
         images,
@@ -350,7 +351,9 @@ def test_the_threshold_that_all_maps_of_an_image_share(v):
 @cases("masking")
 def test_foreground_and_background_pictures(v):
     images, maps, (image, unit) = tensor(v["inputs"]), tensor(v["cam"]), v["pair_index"].T
-    pictures, full = matching.cut_out(images, maps, tensor(v["labels"]) > 0, RELEASED)
+    pictures, full = matching.cut_out(
+        images, maps, (tensor(v["labels"]) > 0).nonzero(as_tuple=True), RELEASED
+    )
     assert full.all() and len(pictures) == 2 * len(image)
     close(pictures, np.concatenate([v["masked_fg"], v["masked_bg"]]))
     up = fuse([maps], (1.0,), images.shape[2:], RELEASED.align_corners)
@@ -374,7 +377,9 @@ def test_gradients_pass_through_the_pictures_and_not_the_threshold(v):
     if "cot_fg" not in v:
         pytest.skip("this file has no gradients")
     images, maps = (tensor(v[name]).requires_grad_() for name in ("inputs", "cam"))
-    pictures, _ = matching.cut_out(images, maps, tensor(v["labels"]) > 0, RELEASED)
+    pictures, _ = matching.cut_out(
+        images, maps, (tensor(v["labels"]) > 0).nonzero(as_tuple=True), RELEASED
+    )
     (pictures * tensor(np.concatenate([v["cot_fg"], v["cot_bg"]]))).sum().backward()
     close(maps.grad, v["grad_cam"], rtol=1e-3)
     close(images.grad, v["grad_inputs"], rtol=1e-3)

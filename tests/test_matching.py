@@ -35,6 +35,12 @@ P = replace(
 )
 
 
+def pairs_of(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs of a table (B, U) bool, row by row."""
+    image, unit = chosen.nonzero(as_tuple=True)
+    return image, unit
+
+
 def circle(*degrees: float) -> torch.Tensor:
     """Unit vectors at these angles: (n, 2) float64."""
     angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
@@ -44,7 +50,7 @@ def circle(*degrees: float) -> torch.Tensor:
 def matching_terms(fg, bg, prototypes, classes, K, tau):
     """The kernel for pairs of an image and its one class."""
     chosen = F.one_hot(classes, len(prototypes) // K) > 0  # (P, C)
-    masks = sides(chosen, chosen.long(), replace(P, K=K))
+    masks = sides(pairs_of(chosen), chosen.long(), replace(P, K=K))
     return matching.matching_terms(fg, bg, prototypes, *masks, tau)
 
 
@@ -421,7 +427,7 @@ def sides_of(unit: int, labels: list[int], **settings) -> list[list[int]]:
     p = replace(P, K=2, **settings)
     U = len(labels) * (2 if p.pairs == "subclasses" else 1)
     chosen = torch.arange(U)[None] == unit
-    masks = sides(chosen, torch.tensor([labels]), p)
+    masks = sides(pairs_of(chosen), torch.tensor([labels]), p)
     return [mask[0].nonzero().flatten().tolist() for mask in masks]
 
 
@@ -437,7 +443,7 @@ def test_positives_and_negatives_of_pairs_of_classes_and_of_sub_classes():
 def test_negatives_of_present_classes_are_those_that_the_image_shows():
     # two images of three classes of two sub-classes: the first shows classes 0 and 2, the second 1
     labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
-    positives, negatives = sides(labels > 0, labels, replace(P, K=2, negatives="present"))
+    positives, negatives = sides(pairs_of(labels > 0), labels, replace(P, K=2, negatives="present"))
     # the pairs row by row: (0, class 0), (0, class 2), (1, class 1)
     assert positives.int().tolist() == [
         [1, 1, 0, 0, 0, 0],
@@ -598,14 +604,13 @@ def test_pooled_parts_equal_a_walk_over_pairs_levels_and_positions():
     levels, maps, labels, _ = pooled_case()
     shares, chosen = maps.sigmoid(), labels > 0
     shares[1, labels[1].argmax()] = 0  # an empty foreground
-    parts, full = matching.pool_parts(levels, shares, chosen, POOLED)
+    parts, full = matching.pool_parts(levels, shares, pairs_of(chosen), POOLED)
     wanted, there = [], []
     for side in (shares, 1 - shares):
         for b, c in chosen.nonzero().tolist():
             there.append(side[b, c].max().item() > 0)
-            if there[-1]:
-                features = [level[b].numpy() for level in levels]
-                wanted.append(slow_pooled(features, side[b, c].numpy()))
+            features = [level[b].numpy() for level in levels]
+            wanted.append(slow_pooled(features, side[b, c].numpy()) if there[-1] else parts[0] * 0)
     assert full.tolist() == there and not all(there)
     np.testing.assert_allclose(parts, np.stack(wanted), rtol=0, atol=1e-12)
 
@@ -624,7 +629,7 @@ def test_masked_pooling_with_a_cut_map_cuts_the_features_as_it_would_the_picture
     maps = torch.tensor([[[[1.0, 0.4, 0.0]], [[0.0, 0.6, 1.0]]]])
     chosen = torch.tensor([[True, False]])
     p = replace(POOLED, threshold="map", delta=0.5)
-    parts, full = matching.pool_parts(levels, maps, chosen, p)
+    parts, full = matching.pool_parts(levels, maps, pairs_of(chosen), p)
     # foreground: the first position alone; background: .6 of the second and all of the third
     torch.testing.assert_close(parts, torch.tensor([[1.0, 0.0], [1 / 1.6, 0.6 / 1.6]]))
     assert full.tolist() == [True, True]
