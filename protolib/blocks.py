@@ -13,8 +13,10 @@ TERMINAL = 100  # columns
 NUMBER = re.compile(r"[+-]?\.?\d.*|–|")  # also a number with its ±, a dash or nothing
 # Everywhere: \ | < * $ ~, an entity, a link, and _ unless letters or digits stand on both sides.
 MARK = re.compile(r"[\\|<*$~]|&(?=#?\w+;)|\](?=[(\[])|(?<![^\W_])_|_(?![^\W_])")
-# At the start of a line: headings, lists, quotes and rules.
-START = re.compile(r"^(?=(#+|[+-])(\s|$)|>|(=+|-+)\s*$)|^\d+(?=[.)](\s|$))")
+# At the start of a line: a heading, a list, a rule or a quote.
+START = re.compile(r"^(\d*)(?=[#+=-]+(?: |$)|(?<=\d)[.)](?: |$)|>)")
+# No line of a terminal begins with one of them either.
+GLUED = re.compile(r" (?=(?:[#+=-]+|\d+[.)]|>\S*)(?: |$))")
 
 
 class Heading(NamedTuple):
@@ -78,14 +80,18 @@ def _escaped(text: str) -> str:
 
 
 def _wrapped(text: str, width: int | None, prefix: str = "") -> str:
-    lines = [_escaped(text)]
-    if width:
-        room = width - len(prefix)
-        lines = textwrap.wrap(lines[0], room, break_long_words=False, break_on_hyphens=False) or [
-            ""
-        ]
-    lines = [START.sub(r"\g<0>\\", line) for line in lines]
-    return prefix + ("\n" + " " * len(prefix)).join(lines)
+    line = START.sub(r"\1\\", _escaped(text))
+    if not width:
+        return prefix + line
+    lines = textwrap.wrap(
+        GLUED.sub("\0", line),
+        width,
+        initial_indent=prefix,
+        subsequent_indent=" " * len(prefix),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _tables(table: Table, width: int | None) -> Iterator[str]:

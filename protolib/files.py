@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 # What `expect` takes for each kind, and its name in a message.
-KINDS = {
+KINDS: dict[Any, tuple[Any, str]] = {
     str: (str, "a text"),
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),

@@ -75,7 +75,7 @@ def run(name: str, share: float, seed: int, slides: Sequence[str], fold: str = "
     """One run with its slides, and the scores that follow from them."""
     shares = {"predicted": share, "oracle": share + 8}
     matrices = {
-        slide: {how: matrix(of, f"{name} {seed} {slide}") for how, of in shares.items()}
+        slide: {how: matrix(of, f"{name} {seed} {slide[1:]}") for how, of in shares.items()}
         for slide in slides
     }
     scores = {}

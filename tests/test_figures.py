@@ -72,8 +72,8 @@ def test_other_data_have_a_panel_that_says_so(results):
         },
     }
     scores = [
-        100 * c["scores"]["predicted"]["miou"]
-        for c in ledger.cells_of(results["mosaic"], "figure4", "clustering, 100 images")
+        100 * c.scores["predicted"]["miou"]
+        for c in ledger.seeds_of(results["mosaic"], "figure4", "clustering, 100 images")
     ]
     mean, std = statistics.mean(scores), statistics.stdev(scores)
     assert bars(second.containers[1])[1] == pytest.approx([mean - std, mean + std], rel=1e-12)

@@ -8,6 +8,7 @@ import sys
 import fake_results
 import pytest
 
+from protolib import blocks
 from protolib.__main__ import main
 from protolib.study import figures, html, ledger
 from protolib.study import report as words
@@ -46,7 +47,7 @@ def test_without_results_the_paper_is_shown(project, capsys):
 def test_a_malformed_file_is_refused(project, capsys):
     (project / "results" / "a.json").write_text("{}")
     assert report() == 2
-    assert capsys.readouterr().err.startswith("protolib: a.json: label is missing")
+    assert capsys.readouterr().err.startswith("protolib: a.json: missing label, official")
 
 
 def test_page_and_json_are_of_the_ledger_not_of_a_run(project, capsys):
@@ -70,12 +71,9 @@ def test_page_says_what_the_text_says_and_needs_nothing_else(project, capsys):
         .replace("&gt;", ">")
         .replace("&#x27;", "'")
     )
-    wanted = re.sub(
-        r"^[#-] |^## |^\|[-:|]+\|$|\|",
-        " ",
-        words.text(ledger.read(project / "results")),
-        flags=re.M,
-    )
+    sections = words.sections(ledger.read(project / "results")).values()
+    every = [block for section in sections for part in section.values() for block in part]
+    wanted = re.sub(r"^[#-] |^## |^\|[-:|]+\|$|\|", " ", blocks.markdown(every), flags=re.M)
     assert shown.replace(figures.CAPTION, "").split() == wanted.split()
 
 
@@ -106,8 +104,8 @@ def test_no_report_loads_torch_and_only_the_page_loads_matplotlib(project):
         from protolib.__main__ import main
         for option in ([], ["--json"], ["--html", "ledger.html"]):
             main(["report", "--notebooks", "notebooks", *option])
-            loaded = [name for name in ("torch", "papermill", "scipy.stats", "matplotlib") if name in sys.modules]
-            print(loaded, file=sys.stderr)
+            slow = ("torch", "papermill", "scipy.stats", "matplotlib")
+            print([name for name in slow if name in sys.modules], file=sys.stderr)
         """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n[]\n['matplotlib']\n"

@@ -29,6 +29,7 @@ def test_every_table_has_all_its_rows():
         "table6": 6,
         "figure3": 20,
         "figure4": 8,
+        "ours": 0,
     }
     # 40 rows, 4 of them without FwIoU and bIoU; 20 pairs, 2 of them not run; 5 K on 4 data sets; 6
     # prompts, 5 scores
@@ -57,7 +58,7 @@ def test_names_of_rows():
     assert {
         name: list(table.rows)
         for name, table in paper.TABLES.items()
-        if name not in ("table1", "table2")
+        if name not in ("table1", "table2", "ours")
     } == {
         "table3": [
             f"{encoder}, {backbone}"
@@ -97,6 +98,54 @@ def test_names_of_rows():
     )
 
 
+def test_rows_of_ours_have_no_value_and_no_double():
+    ours = {name: table.ours for name, table in paper.TABLES.items() if table.ours}
+    assert ours == {
+        "table1": (
+            "CAM",
+            "Nearest prototype, nothing trained",
+            "Prototypes, no matching loss",
+            "PBIP, masked images",
+            "PBIP, stage 1",
+            "Full supervision",
+        ),
+        "ours": (
+            "full",
+            "without masked pooling",
+            "without WCCN",
+            "negatives of all classes",
+            "dense",
+            "no matching loss",
+        ),
+    }
+    assert not {(v.table, v.row) for v in paper.VALUES} & {
+        (name, row) for name, rows in ours.items() for row in rows
+    }
+    assert paper.TABLES["ours"][:7] == (
+        "ours",
+        "What makes masked pooling work",
+        "%",
+        "stage 1",
+        "ours",
+        False,
+        ("miou", "fwiou", "biou", "dice"),
+    )
+
+
+def test_claims_of_ours_are_asked_of_any_data():
+    ours = [claim for claim in paper.CLAIMS if claim.ours]
+    assert {(claim.dataset, claim.metric) for claim in ours} == {("", "miou")}
+    full, *others = paper.TABLES["ours"].ours
+    asked = [(c.better, c.than) for c in ours if c.table == "ours"]
+    assert asked == [(full, other) for other in others]
+    assert [(c.better, c.than) for c in ours if c.table == "table1"] == [
+        ("PBIP, stage 1", "Nearest prototype, nothing trained"),
+        ("PBIP, stage 1", "Prototypes, no matching loss"),
+        ("PBIP, stage 1", "PBIP, masked images"),
+        ("PBIP", "PBIP, stage 1"),
+    ]
+
+
 def test_what_a_table_is_about():
     assert paper.TABLES["table2"] == (
         "table2",
@@ -107,6 +156,7 @@ def test_what_a_table_is_about():
         False,
         ("miou", "fwiou", "biou", "dice"),
         ("CLS", "CLS + FGS", "CLS + BGS", "FGS + BGS", "CLS + FGS + BGS"),
+        (),
     )
     assert [name for name, table in paper.TABLES.items() if table.read_off] == [
         "figure3",
@@ -115,7 +165,9 @@ def test_what_a_table_is_about():
     assert {
         name: table.stage for name, table in paper.TABLES.items() if table.stage != "stage 1"
     } == {"table1": "stage 2", "table6": "zero-shot"}
-    for name, table in paper.TABLES.items():
+    of_paper = {name: table for name, table in paper.TABLES.items() if table.source != "ours"}
+    assert list(of_paper) == list(paper.TABLES)[:-1]
+    for name, table in of_paper.items():
         assert (
             table.name == name
             and table.title
@@ -242,7 +294,8 @@ def test_a_score_that_stands_in_two_places_is_the_same():
 
 
 def test_claims_hold_in_the_papers_own_numbers():
-    assert Counter(claim.table for claim in paper.CLAIMS) == {
+    of_paper = [claim for claim in paper.CLAIMS if not claim.ours]
+    assert Counter(claim.table for claim in of_paper) == {
         "table1": 3,
         "table2": 4,
         "table3": 2,
@@ -252,7 +305,7 @@ def test_claims_hold_in_the_papers_own_numbers():
         "figure3": 4,
         "figure4": 2,
     }
-    for claim in paper.CLAIMS:
+    for claim in of_paper:
         better, than = (
             of(claim.table, claim.metric)[claim.dataset, row] for row in (claim.better, claim.than)
         )
@@ -410,8 +463,8 @@ def test_contradictions_by_their_numbers():
 def test_contradictions_in_words():
     sentences = dict(paper.contradictions())
     assert sentences["Three sub-classes do not gain everywhere"] == (
-        "In table4, K = 3 gains +0.98 (bcss-wsss), -0.04 (luad-histoseg), +1.95 (gcss), +0.04 (bcss) mIoU over K = 1; "
-        "the std of these rows is 0.4 to 1.2."
+        "In table4, K = 3 gains +0.98 (bcss-wsss), -0.04 (luad-histoseg), +1.95 (gcss), "
+        "+0.04 (bcss) mIoU over K = 1; the std of these rows is 0.4 to 1.2."
     )
     assert re.findall(r"(\S+) in (\w+) on (\S+)", sentences["PBIP does not lead everywhere"]) == [
         ("Proto2Seg", "bIoU", "luad-histoseg"),
@@ -429,7 +482,7 @@ def test_contradictions_are_computed(monkeypatch):
     )
 
 
-def test_a_row_of_every_kind_of_cell():
+def test_a_row_of_every_kind_of_entry():
     table, values = paper._table(
         "t",
         HEAD
@@ -438,7 +491,7 @@ def test_a_row_of_every_kind_of_cell():
             "gcss bcss": {"a": "1.5 2.5±.5 - 3.0[2.0..4.0]", "b": "1.0(typo?) - - 9.5"},
         },
     )
-    assert table == ("t", "A", "%", "stage 1", "me", False, ("miou", "dice"), ("a", "b"))
+    assert table == ("t", "A", "%", "stage 1", "me", False, ("miou", "dice"), ("a", "b"), ())
     assert values == [
         ("t", "a", "gcss", "miou", 1.5, None, None, None, ""),
         ("t", "a", "gcss", "dice", 2.5, 0.5, None, None, ""),
@@ -451,28 +504,26 @@ def test_a_row_of_every_kind_of_cell():
 @pytest.mark.parametrize(
     "entries, message",
     [
-        ({"bcss": {"a": "1.0"}}, r"\[t.bcss\], row 'a': found '1.0'; expected 2 cells"),
-        ({"bcss": {"a": "1.0 2.0 3.0"}}, "row 'a': found '1.0 2.0 3.0'; expected 2 cells"),
+        ({"bcss": {"a": "1.0"}}, r"\[t.bcss\], row 'a': found '1.0'; expected 2 entries"),
+        ({"bcss": {"a": "1.0 2.0 3.0"}}, "row 'a': found '1.0 2.0 3.0'; expected 2 entries"),
         (
             {"bcss gcss": {"a": "1.0 2.0"}},
-            r"\[t.bcss gcss\], row 'a': found '1.0 2.0'; expected 4 cells",
+            r"\[t.bcss gcss\], row 'a': found '1.0 2.0'; expected 4 entries",
         ),
         ({"bcss": {"a": "1.0 2.0 ±.5"}}, r"row 'a': found '1.0 2.0 ±.5'"),
         ({"bcss": {"a": "1.0 2.0+-.5"}}, r"row 'a': found '1.0 2.0\+-.5'"),
         ({"bcss": {"a": "1.0 2"}}, "row 'a': found '1.0 2'"),
         ({"bcss": {"a": "1.0 2.0[1.0]"}}, "row 'a': found"),
-        ({"bcss": {"a": 1.0}}, "row 'a': found 1.0; expected 2 cells"),
+        ({"bcss": {"a": 1.0}}, "row 'a': found 1.0; expected 2 entries"),
         (
             {"bcss": {"a": "- -"}, "bcs": {"a": "- -"}},
-            r"\[t\], beside data sets: keys missing: \[\], unknown: \['bcs'\]",
+            r"\[t\]: missing nothing; unknown bcs; expected title, unit",
         ),
-        (
-            {"tilte": "A"},
-            r"\[t\], beside data sets: keys missing: \[\], unknown: \['tilte'\]; keys: title, unit",
-        ),
+        ({"tilte": "A"}, r"\[t\]: missing nothing; unknown tilte; expected title, unit"),
+        ({"unit": 3}, r"\[t\]: unit is 3; expected a text"),
         (
             {"bcss": {"a": "- -"}, "notes": {"b": "n"}},
-            r"\[t\] notes: keys missing: \[\], unknown: \['b'\]; keys: a",
+            r"\[t\] notes: missing nothing; unknown b; expected a",
         ),
     ],
 )
@@ -482,14 +533,12 @@ def test_malformed_tables_are_named(entries, message):
 
 
 def test_a_table_without_its_unit_is_refused():
-    with pytest.raises(
-        ValueError, match=r"\[t\], beside data sets: keys missing: \['unit'\], unknown: \[\]"
-    ):
+    with pytest.raises(ValueError, match=r"\[t\]: missing unit; unknown nothing"):
         paper._table("t", {key: entry for key, entry in HEAD.items() if key != "unit"})
 
 
 def claim(line):
-    return paper._claims({"table2": [line]})
+    return list(paper._claims("table2", line))
 
 
 @pytest.mark.parametrize(
@@ -498,28 +547,34 @@ def claim(line):
         (
             claim,
             ["CLS", "CSL", "miou", "bcss-wsss", "x"],
-            r"\[claims\] table2: found \['CLS', 'CSL'.*two rows with a value; none at table2 / CSL / bcss-wsss / miou",
+            r"\[claims\] table2: found \['CLS', 'CSL'.*two rows with a value; "
+            "none at table2 / CSL / bcss-wsss / miou",
         ),
         (claim, ["CLS", "CLS + FGS", "miou", "gcss", "x"], "none at table2 / CLS / gcss / miou"),
         (
             claim,
             ["CLS", "CLS + FGS", "miou"],
-            r"\[claims\] table2: found \['CLS'.*expected \[str, str, str, str, str\]",
+            r"\[claims\] table2: found \['CLS'.*expected \[better, than, metric, datasets, text\]",
+        ),
+        (
+            claim,
+            ["CLS", "PBIP", "miou", "ours", "x"],
+            r"\[claims\] table2: found 'PBIP'; expected one of CLS, CLS \+ FGS",
         ),
         (
             paper._rerun,
             ["me", "stage 1", "bcss", "66.74", [], ""],
-            r"\[others\] reruns: found \['me'.*expected \[str, str, str, float, list, str\]",
+            r"\[others\] reruns: miou is '66.74'; expected a number",
         ),
         (
             paper._peer,
             ["X", 2022, 2, "62.55", "b", ""],
-            r"\[others\] peers, row 'X': found '62.55'; expected 2 cells",
+            r"\[others\] peers, row 'X': found '62.55'; expected 2 entries",
         ),
         (
             paper._peer,
             ["X", 2022, 2, "62.55 -", "b"],
-            r"\[others\] peers: found \['X'.*\[str, int, int, str, str, str\]",
+            r"\[others\] peers: found \['X'.*\[method, year, stages, miou, backbone, note\]",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Run records: what is written, what is refused, and every character of the tables."""
+"""Run records: what is written, what is refused, and every word of their tables."""
 
 import json
 import math
@@ -9,27 +9,26 @@ import numpy as np
 import pytest
 
 from protolib import results
-from protolib.files import read_json, write_json, write_npz, write_text
-from protolib.results import record, summarise, table
-
-PREDICTED = "predicted image labels, ignore pixels dropped"
-ORACLE = "oracle image labels, ignore pixels dropped"
+from protolib.files import expect, read_json, write_json, write_npz, write_text
+from protolib.metrics import ORACLE, Scorer
+from protolib.results import record, table
 
 
-def block(miou: float, protocol: str = PREDICTED) -> dict:
+def block(miou: float, image_labels: str = "predicted") -> dict:
     return {
         "miou": miou,
         "fwiou": 0.5,
         "biou": 0.25,
         "dice": 0.75,
         "iou": [miou, math.nan],
-        "protocol": protocol,
+        "image_labels": image_labels,
+        "ignore": "dropped",
     }
 
 
 def run(seed: int = 0, **change) -> dict:
     methods = {
-        name: block(miou + seed / 100) | {"oracle": block(miou + 0.1, ORACLE)}
+        name: block(miou + seed / 100) | {"oracle": block(miou + 0.1, "oracle")}
         for name, miou in (("pbip_stage1", 0.6), ("cam", 0.5))
     }
     return {
@@ -70,20 +69,20 @@ def test_write_and_read_back(tmp_path):
 
 
 def test_a_list_of_json_gets_one_line_an_entry(tmp_path):
-    value = {"label": "µ", "cells": [{"a": [1, 2], "b": math.nan}, {"cells": []}], "n": 1}
-    write_json(tmp_path / "x.json", value, lines="cells")
+    value = {"label": "µ", "runs": [{"a": [1, 2], "b": math.nan}, {"runs": []}], "n": 1}
+    write_json(tmp_path / "x.json", value, lines="runs")
     assert (tmp_path / "x.json").read_text("utf-8").splitlines() == [
         "{",
         ' "label": "µ",',
-        ' "cells": [',
+        ' "runs": [',
         '  {"a": [1, 2], "b": null},',
-        '  {"cells": []}',
+        '  {"runs": []}',
         " ],",
         ' "n": 1',
         "}",
     ]
-    write_json(tmp_path / "y.json", {"cells": []}, lines="cells")
-    assert read_json(tmp_path / "y.json") == {"cells": []}
+    write_json(tmp_path / "y.json", {"runs": []}, lines="runs")
+    assert read_json(tmp_path / "y.json") == {"runs": []}
 
 
 @pytest.mark.parametrize("value, error", [(math.inf, ValueError), (object(), TypeError)])
@@ -102,6 +101,46 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
     assert (path.read_text(), os.listdir(tmp_path)) == ("old", ["a.txt"])
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"a": "x", "n": 3}, None),
+        ({"a": "x", "n": np.int64(3), "more": 1}, None),
+        ({"a": "x", "n": 3, "b": np.float32(0.5)}, None),
+        ([], r"f: found \[\]; expected keys a, n"),
+        ({"a": "x"}, "f: missing n; unknown nothing; expected a, n"),
+        ({"a": 1, "n": 3}, "f: a is 1; expected a text"),
+        ({"a": "x", "n": 3.5}, "f: n is 3.5; expected a whole number"),
+        ({"a": "x", "n": True}, "f: n is True; expected a whole number"),
+    ],
+)
+def test_expect(values, words):
+    if words is None:
+        expect("f", values, {"a": str, "n": int})
+        return
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        expect("f", values, {"a": str, "n": int})
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"a": {}}, None),
+        ({"a": {}, "b": None}, None),
+        ({"a": {}, "b": 1}, None),
+        ({"a": {}, "c": 1}, "f: missing nothing; unknown c; expected a, b"),
+        ({"a": {}, "b": "1"}, "f: b is '1'; expected a number or null"),
+        ({"a": [], "b": 1}, r"f: a is \[\]; expected an object"),
+    ],
+)
+def test_expect_with_optional_keys_refuses_others(values, words):
+    if words is None:
+        expect("f", values, {"a": dict}, {"b": (float, None)})
+        return
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        expect("f", values, {"a": dict}, {"b": (float, None)})
 
 
 def test_npz_comes_back_and_is_the_same_twice(tmp_path):
@@ -176,20 +215,13 @@ def test_record_survives_the_file(tmp_path):
 
 
 def test_record_takes_what_the_scorer_returns():
-    from protolib.metrics import ORACLE as oracle
-    from protolib.metrics import Scorer
-
     mask = np.array([[[0, 1], [1, 1]]])
-    blocks = []
-    for scorer in (Scorer(2), Scorer(2, oracle)):
+    scorers = (Scorer(2), Scorer(2, ORACLE))
+    for scorer in scorers:
         scorer.update(mask, mask)
-        blocks.append(scorer.result())
-    found = record(**run(methods={"cam": blocks[0] | {"oracle": blocks[1]}}))
-    one = dict(miou=1.0, fwiou=1.0, biou=1.0, dice=1.0, accuracy=1.0, iou=[1.0, 1.0])
-    assert found["methods"]["cam"] == one | {
-        "protocol": PREDICTED,
-        "oracle": one | {"protocol": ORACLE},
-    }
+    first, second = (scorer.result() for scorer in scorers)
+    found = record(**run(methods={"cam": first | {"oracle": second}}))
+    assert found["methods"]["cam"] == first | {"oracle": second}
 
 
 @pytest.mark.parametrize(
@@ -197,19 +229,22 @@ def test_record_takes_what_the_scorer_returns():
     [
         ("preset", None, "run record: missing preset; unknown nothing"),
         ("notes", "x", "run record: missing nothing; unknown notes"),
-        ("dataset", "", "dataset is ''; expected a text"),
-        ("seed", True, "seed is True; expected an int"),
-        ("seed", 1.5, "seed is 1.5; expected an int"),
+        ("dataset", "", "dataset is ''; expected a text that is not empty"),
+        ("seed", True, "seed is True; expected a whole number"),
+        ("seed", 1.5, "seed is 1.5; expected a whole number"),
         (
             "methods",
             {},
-            "no method; expected some of cam, prototypes, pbip_stage1, pbip_stage2, full_supervision",
+            "no method; expected some of cam, nearest_prototype, prototypes, pbip_masked_image, "
+            "pbip_stage1, pbip_stage2, full_supervision",
         ),
         ("methods/pbip", {}, "unknown method pbip; expected some of cam"),
         ("methods/cam/biou", None, "cam: missing biou; unknown nothing"),
         ("methods/cam/oracle", None, "cam: missing oracle"),
         ("methods/cam/oracle/iou", None, "cam oracle: missing iou"),
+        ("methods/cam/oracle/title", "x", "cam oracle: missing nothing; unknown title"),
         ("methods/cam/f1", 0.5, "cam: missing nothing; unknown f1"),
+        ("methods/cam/miou", "x", "cam: miou is 'x'; expected a number or null"),
         (
             "methods/cam/miou",
             63.1,
@@ -217,22 +252,15 @@ def test_record_takes_what_the_scorer_returns():
         ),
         ("methods/cam/iou", [0.5, -1], "cam: iou 1 is -1"),
         ("methods/cam/iou", [0.5], r"'iou' has \[1, 2\] classes"),
+        ("methods/cam/image_labels", "fair", "cam: image_labels = 'fair' is unknown; expected one"),
+        ("methods/cam/ignore", "kept", "cam: ignore = 'kept' is unknown; expected one of dropped"),
+        ("methods/cam/image_labels", "oracle", "expected oracle image labels in the second only"),
         (
-            "methods/cam/protocol",
-            "fair",
-            "cam: protocol 'fair' is unknown; expected .*" + PREDICTED,
+            "methods/cam/oracle/image_labels",
+            "predicted",
+            "protocols 'predicted image labels, ignore pixels dropped' and, under oracle, 'predict",
         ),
-        ("methods/cam/protocol", ORACLE, "expected oracle image labels in the second only"),
-        (
-            "methods/cam/oracle/protocol",
-            PREDICTED,
-            "expected oracle image labels in the second only",
-        ),
-        (
-            "methods/cam/oracle/protocol",
-            ORACLE.replace("dropped", "counted"),
-            "one rule for ignore pixels",
-        ),
+        ("methods/cam/oracle/ignore", "counted", "one rule for ignore pixels"),
         ("seconds/cam", -1.0, "seconds of cam is -1.0; expected a finite number from 0 to inf"),
         ("peak_rss_mb", math.inf, "peak_rss_mb is inf"),
     ],
@@ -243,99 +271,49 @@ def test_record_refuses(path, value, words):
 
 
 def test_table_to_the_letter():
-    assert (
-        table(record(**run()), classes=("TUM", "STR"))
-        == """\
-Data set phantom, preset quick, 1 seed (0). bIoU: band of 0.02 of the image diagonal.
-
-Protocol: predicted image labels, ignore pixels dropped.
-
-| method | mIoU (%) | FwIoU (%) | bIoU (%) | Dice (%) | IoU TUM (%) | IoU STR (%) |
-|---|---:|---:|---:|---:|---:|---:|
-| CAM | 50.0 | 50.0 | 25.0 | 75.0 | 50.0 | – |
-| PBIP stage 1 | 60.0 | 50.0 | 25.0 | 75.0 | 60.0 | – |
-"""
+    made = table(record(**run()), classes=("TUM", "STR"))
+    assert made.heads == [
+        "method",
+        "mIoU (%)",
+        "FwIoU (%)",
+        "bIoU (%)",
+        "Dice (%)",
+        "IoU TUM (%)",
+        "IoU STR (%)",
+    ]
+    assert made.rows == [
+        ["CAM", "50.0", "50.0", "25.0", "75.0", "50.0", "–"],
+        ["PBIP stage 1", "60.0", "50.0", "25.0", "75.0", "60.0", "–"],
+    ]
+    assert made.caption == (
+        "Data set phantom, preset quick, seed 0. bIoU: band of 0.02 of the image diagonal.",
+        "Protocol: predicted image labels, ignore pixels dropped.",
     )
 
 
 def test_table_of_a_file_and_under_oracle(tmp_path):
     write_json(tmp_path / "results.json", record(**run()))
-    lines = table(read_json(tmp_path / "results.json"), oracle=True).splitlines()
-    assert lines[2] == "Protocol: oracle image labels, ignore pixels dropped."
-    assert lines[4].endswith("| IoU class 0 (%) | IoU class 1 (%) |")
-    assert lines[6] == "| CAM | 60.0 | 50.0 | 25.0 | 75.0 | 60.0 | – |"
+    made = table(read_json(tmp_path / "results.json"), oracle=True)
+    assert made.caption[1] == "Protocol: oracle image labels, ignore pixels dropped."
+    assert made.heads[-2:] == ["IoU class 0 (%)", "IoU class 1 (%)"]
+    assert made.rows[0] == ["CAM", "60.0", "50.0", "25.0", "75.0", "60.0", "–"]
 
 
 def test_table_names_every_protocol_when_methods_differ():
-    mixed = changed("methods/pbip_stage1/protocol", "no image labels, ignore pixels dropped")
-    assert table(record(**mixed)).splitlines()[2] == (
+    mixed = changed("methods/pbip_stage1/image_labels", "none")
+    assert table(record(**mixed)).caption[1] == (
         "Protocol: predicted image labels, ignore pixels dropped (CAM). "
         "no image labels, ignore pixels dropped (PBIP stage 1)."
     )
 
 
+@pytest.mark.parametrize("oracle", [False, True])
+def test_a_method_may_have_a_title_of_its_own(oracle):
+    titled = changed("methods/pbip_stage1/title", "LPD")
+    made = table(record(**titled), oracle=oracle)
+    assert [row[0] for row in made.rows] == ["CAM", "LPD"]
+
+
 def test_table_refuses_names_that_do_not_fit():
     with pytest.raises(ValueError, match="1 class names for 2 classes"):
         table(record(**run()), classes=("TUM",))
-
-
-def test_summary_by_hand():
-    found = summarise([run(2), run(0), run(4, device="cuda")])
-    assert (found["seeds"], found["device"], found["protolib"]) == ([0, 2, 4], "cpu, cuda", "0.1.0")
-    cam = found["methods"]["cam"]
-    # .50, .52, .54: mean .52, sample variance (.02^2 + 0 + .02^2) / 2
-    assert cam["miou"] == {
-        "mean": pytest.approx(0.52, rel=1e-14),
-        "std": pytest.approx(0.02, rel=1e-12),
-    }
-    assert cam["fwiou"] == {"mean": 0.5, "std": 0.0}
-    assert cam["iou"][0] == cam["miou"] and math.isnan(cam["iou"][1]["mean"])
-    assert (cam["protocol"], cam["oracle"]["protocol"]) == (PREDICTED, ORACLE)
-    assert cam["oracle"]["miou"]["mean"] == pytest.approx(0.6, rel=1e-14)
-    lines = table(found).splitlines()
-    assert lines[0].startswith("Data set phantom, preset quick, mean ± std over 3 seeds (0, 2, 4).")
-    assert (
-        lines[6] == "| CAM | 52.0 ± 2.0 | 50.0 ± 0.0 | 25.0 ± 0.0 | 75.0 ± 0.0 | 52.0 ± 2.0 | – |"
-    )
-
-
-@pytest.mark.filterwarnings("error")
-def test_summary_of_one_seed_has_no_std(tmp_path):
-    found = summarise([run(3)])
-    assert math.isnan(found["methods"]["cam"]["miou"]["std"])
-    write_json(tmp_path / "summary.json", found)
-    for summary in (found, read_json(tmp_path / "summary.json")):
-        lines = table(summary).splitlines()
-        assert lines[0].startswith("Data set phantom, preset quick, 1 seed (3).")
-        assert lines[6] == "| CAM | 53.0 | 50.0 | 25.0 | 75.0 | 53.0 | – |"
-
-
-def test_a_class_missing_in_one_seed_is_missing_in_the_summary():
-    other = run(1)
-    other["methods"]["cam"]["iou"] = [math.nan, 0.5]
-    assert all(
-        math.isnan(v)
-        for entry in summarise([run(0), other])["methods"]["cam"]["iou"]
-        for v in entry.values()
-    )
-
-
-def test_summary_refuses_to_mix():
-    other_protocol, fewer, third = run(1), run(1), run(1)
-    for name in ("cam", "pbip_stage1"):
-        other_protocol["methods"][name]["protocol"] = "no image labels, ignore pixels dropped"
-        for part in (third["methods"][name], third["methods"][name]["oracle"]):
-            part["iou"] = [0.1, 0.2, 0.3]
-    del fewer["methods"]["cam"]
-    for second, words in (
-        (run(1, preset="smoke"), r"mixed presets: quick \| smoke"),
-        (run(1, dataset="mosaic"), r"mixed data sets: mosaic \| phantom"),
-        (other_protocol, "mixed protocols: cam: no image labels"),
-        (fewer, r"mixed methods: cam, pbip_stage1 \| pbip_stage1"),
-        (third, r"mixed numbers of classes: 2 \| 3"),
-        (run(0), r"seeds \[0, 0\] hold one twice"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            summarise([run(0), second])
-    with pytest.raises(ValueError, match="no record"):
-        summarise([])

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from protolib import files, results
+from protolib import blocks, files, results
 from protolib.__main__ import main
 from protolib.metrics import DEFAULT, ORACLE
 from protolib.study import html, runner
@@ -29,7 +29,8 @@ SCORES = {
     "biou": 0.25,
     "dice": 0.625,
     "iou": [0.75, None, 0.25, 0.5],
-    "protocol": str(DEFAULT),
+    "image_labels": "predicted",
+    "ignore": "dropped",
 }
 RESULTS = {
     "preset": "smoke",
@@ -37,7 +38,7 @@ RESULTS = {
     "seed": 3,
     "device": "cpu",
     "protolib": "0.1.0",
-    "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "protocol": str(ORACLE)}}},
+    "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "image_labels": "oracle"}}},
     "seconds": {},
     "peak_rss_mb": None,
 }
@@ -128,9 +129,9 @@ def test_the_whole_story(two, monkeypatch, capfd):
         and err == ""
     )
     found = json.loads((run / "results.json").read_text())
-    assert table == [
-        line for line in results.table(found, ("TUM", "STR", "LYM", "NEC")).splitlines() if line
-    ]
+    made = results.table(found, ("TUM", "STR", "LYM", "NEC"))
+    shown = blocks.markdown([made], width=blocks.TERMINAL)
+    assert table == [line for line in shown.splitlines() if line]
     assert found["seconds"] == {
         name: entry["seconds"] for name, entry in record(run)["notebooks"].items()
     }
@@ -400,7 +401,7 @@ class Reader(HTMLParser):
 
 def test_report_writes_one_page_that_needs_nothing_else(finished, capsys):
     assert protolib("report", finished.name) == 0
-    assert "| CAM | 50.0 |" in capsys.readouterr().out
+    assert "| CAM    |     50.0 |" in capsys.readouterr().out
     text = (finished / "report.html").read_text("utf-8")
     seen = Reader(text)
     image = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"

@@ -25,7 +25,7 @@ CAPTION = (
     "image labels."
 )
 # for each figure, the sweeps that share a panel and what is swept there
-PANELS = {
+PANELS: dict[str, dict[tuple[str, ...], str]] = {
     "table4": {("K",): "K, sub-classes per class"},
     "figure3": {
         ("beta/alpha",): r"$\beta / \alpha$ (values evenly spaced)",

@@ -66,7 +66,8 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
     """
     path, file = run_dir / "report.html", run_dir / "results.json"
     record = files.read_json(file) if file.is_file() else {}
-    run, scores = "", [Paragraph("The notebooks of this run wrote no scores.")]
+    run = ""
+    scores: list[Block] = [Paragraph("The notebooks of this run wrote no scores.")]
     if record:
         said = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}."
         run = said.format_map(record)
@@ -90,16 +91,15 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
     caption)}. Raises ValueError for a figure of no table.
     """
     sections, figures = report.sections(found), figures or {}
+    head = sections.pop("head")
     if unknown := [name for name in figures if name not in sections]:
         raise ValueError(f"page: figure of {unknown[0]!r}; expected one of {', '.join(sections)}")
-    head = sections.pop("head")
     body = [written(head["text"])]
     for name, parts in sections.items():
         body.append(written(chain.from_iterable(parts.values())))
         if name in figures:
             body.append(_figure(*figures[name]))
-    [title] = head["title"]
-    return PAGE.substitute(title=escape(title.text), body="\n".join(body))
+    return PAGE.substitute(title=escape(report.TITLE), body="\n".join(body))
 
 
 def written(some: Iterable[Block]) -> str:

@@ -374,7 +374,8 @@ def _checked(file: str, result: Any) -> dict:
     for table, names in result["tables"].items():
         files.expect(f"{file}, {table}", names, dict.fromkeys(names, str))
     runs = [_run(file, run, result["classes"], folds) for run in result["runs"]]
-    _check_ones(file, runs)
+    _check_places(file, runs)
+    _check_ways(file, runs)
     _check_slides(file, runs)
     return result | {"runs": runs}
 
@@ -457,20 +458,15 @@ def _curve(where: str, curve: Any, C: int) -> dict[str, np.ndarray]:
     }
 
 
-def _check_ones(file: str, runs: Sequence[Mapping]) -> None:
-    """Refuse a run that is there twice, and runs of one name that differ in more than seed and
-    fold."""
-    places = set()
-    ways: dict[str, dict[str, list[int]]] = {}
-    forms: dict[str, tuple] = {}
+def _check_places(file: str, runs: Sequence[Mapping]) -> None:
+    """Refuse a run that is there twice, or of another form than with other seeds and folds."""
+    places, forms = set(), {}
     for run in runs:
         place = run["run"], run["seed"], run["fold"]
         if place in places:
             of_fold = f", fold {place[2]}" * bool(place[2])
             raise ValueError(f"{file}: {place[0]!r} is there twice with seed {place[1]}{of_fold}")
         places.add(place)
-        way = json.dumps([run[key] for key in ONE], sort_keys=True)
-        ways.setdefault(run["run"], {}).setdefault(way, []).append(run["seed"])
         protocols = {
             how: (block.get("image_labels"), block.get("ignore"))
             for how, block in run["scores"].items()
@@ -480,15 +476,25 @@ def _check_ones(file: str, runs: Sequence[Mapping]) -> None:
             raise ValueError(
                 f"{file}, {run['run_id']}: protocols or epochs are not those of the run's others"
             )
-    for run, of in ways.items():
-        if len(of) > 1:
-            apart = zip(*map(json.loads, of))
-            differ = [key for key, values in zip(ONE, apart) if any(v != values[0] for v in values)]
-            seeds = " | ".join(", ".join(map(str, dict.fromkeys(found))) for found in of.values())
-            raise ValueError(
-                f"{file}: {run!r} was made in {len(of)} ways, by seed {seeds}, which differ in "
-                f"{', '.join(differ)}: a mean must not mix them. Delete the lines of the older ones"
-            )
+
+
+def _check_ways(file: str, runs: Sequence[Mapping]) -> None:
+    """Refuse runs of one name that differ in more than seed and fold."""
+    ways: dict[str, dict[str, list[int]]] = {}
+    for run in runs:
+        way = json.dumps([run[key] for key in ONE], sort_keys=True)
+        ways.setdefault(run["run"], {}).setdefault(way, []).append(run["seed"])
+    for name_of_run, seeds_by_way in ways.items():
+        if len(seeds_by_way) == 1:
+            continue
+        values = [json.loads(way) for way in seeds_by_way]
+        differ = [key for i, key in enumerate(ONE) if any(v[i] != values[0][i] for v in values)]
+        seeds = [", ".join(map(str, dict.fromkeys(found))) for found in seeds_by_way.values()]
+        raise ValueError(
+            f"{file}: {name_of_run!r} was made in {len(values)} ways, by seed {' | '.join(seeds)}, "
+            f"which differ in {', '.join(differ)}: a mean must not mix them. Delete the lines of "
+            "the older ones"
+        )
 
 
 def _check_slides(file: str, runs: Sequence[Mapping]) -> None:

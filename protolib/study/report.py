@@ -12,6 +12,7 @@ from protolib.blocks import Block, Heading, Items, Paragraph, Table
 from protolib.metrics import SCORES, Protocol
 from protolib.study import compare, ledger, paper
 
+TITLE = "The paper's tables, ours beside them"
 SAY = (
     "Ours is the mean ± standard deviation (of a sample) over seeds; blank = not run; hours are of "
     "training, all seeds together. A conclusion is supported where the 95 % intervals of our "
@@ -82,13 +83,10 @@ def _finding(table: paper.Table, result: Mapping, claim: paper.Claim) -> Finding
     if why := _not_over_slides(ours, theirs, protocol):
         return judged._replace(why=why)
     ignore = ours[0].scores[protocol]["ignore"]
-    matrices = (_matrices(of, protocol) for of in (ours, theirs))
-    low, high = (scale * end for end in compare.over_slides(*matrices, ignore))
-    return judged._replace(
-        verdict=compare.verdict(found, (low, high)),
-        slides=(low, high),
-        n_slides=len(ours[0].slides),
-    )
+    a, b = _matrices(ours, protocol), _matrices(theirs, protocol)
+    low, high = (scale * end for end in compare.over_slides(a, b, ignore))
+    verdict = compare.verdict(found, (low, high))
+    return judged._replace(verdict=verdict, slides=(low, high), n_slides=len(ours[0].slides))
 
 
 def _printed_difference(claim: paper.Claim) -> float | None:
@@ -172,17 +170,19 @@ def sections(results: Sequence[Mapping]) -> dict[str, dict[str, list[Block]]]:
     numbers on data that was not run). Notebook 07.
     """
     entries = ledger.rows(results)
-    title = Heading("The paper's tables, ours beside them", level=1)
-    head = {"title": [title], "text": [Paragraph(SAY if results else EMPTY)]}
-    tables = {table.name: _section(table, results, entries) for table in paper.TABLES.values()}
     itself = Items([f"{topic}. {sentence}" for topic, sentence in paper.contradictions()])
-    named = {
-        "others": ("What others report", _others()),
-        "window": ("Where a faithful stage 1 should lie, mIoU (%)", [_window(results)]),
-        "itself": ("Where the paper disagrees with itself", [itself]),
+    window = Heading("Where a faithful stage 1 should lie, mIoU (%)")
+    disagrees = Heading("Where the paper disagrees with itself")
+    return {
+        "head": {
+            "title": [Heading(TITLE, level=1)],
+            "text": [Paragraph(SAY if results else EMPTY)],
+        },
+        **{table.name: _section(table, results, entries) for table in paper.TABLES.values()},
+        "others": {"title": [Heading("What others report")], "text": _others()},
+        "window": {"title": [window], "text": [_window(results)]},
+        "itself": {"title": [disagrees], "text": [itself]},
     }
-    rest = {name: {"title": [Heading(said)], "text": of} for name, (said, of) in named.items()}
-    return {"head": head} | tables | rest
 
 
 def title(table: paper.Table) -> str:
