@@ -221,7 +221,7 @@ def candidates(
         else dataset.labels
     )
     patch, owner = np.nonzero(shown)
-    clear = white_share(dataset.images[patch]) <= white_limit
+    clear = white_share(dataset.images, patch) <= white_limit
     for c, name in enumerate(dataset.spec.classes):
         n, left = int((owner == c).sum()), int((clear & (owner == c)).sum())
         if n < K:

@@ -161,8 +161,7 @@ def _is_pattern(pattern: str) -> bool:
     return True
 
 
-KEYS = {"name": str, "classes": list, "titles": list, "palette": list}
-KEYS |= {"codes": dict}
+KEYS = {"name": str, "classes": list, "titles": list, "palette": list, "codes": dict}
 MORE_KEYS = {
     "spelling": str,
     "slide": str,

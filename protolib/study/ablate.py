@@ -72,6 +72,7 @@ def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int
         for fold, root in zip(folds, plan.roots)
         for seed in plan.seeds
     }
+    check_classes(opened)
     label, official = pooled_name(list(opened.values()), plan.roots)
     stem = re.sub(r"[^\w.-]+", "-", f"{label}-{plan.preset}")
     folder, file = home / stem, notebooks.parent / "results" / f"{stem}.json"
@@ -80,7 +81,8 @@ def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int
         with FileLock(folder / ".lock", timeout=0):
             book = Results(file, opened, label, official)
             todo = _todo(book, plan.tables, opened)
-            return _execute(book, notebooks / NOTEBOOK, folder, todo, _devices(device, jobs))
+            devices = _devices(next(iter(opened.values())).device, jobs)
+            return _execute(book, notebooks / NOTEBOOK, folder, todo, devices)
     except Timeout:
         raise ValueError(
             f"another command is at work on {stem}: wait for it, or stop it; this one would go on "
@@ -101,6 +103,14 @@ def fold_names(roots: Sequence[str]) -> list[str]:
     return names
 
 
+def check_classes(opened: dict[tuple[str, int], Run]) -> None:
+    """Raises ValueError for folds of different classes: their slides could not be pooled."""
+    found = {fold: run.spec.classes for (fold, _), run in opened.items()}
+    if len(set(found.values())) > 1:
+        said = "; ".join(f"{fold}: {', '.join(names)}" for fold, names in found.items())
+        raise ValueError(f"folds need the same classes in the same order, these have {said}")
+
+
 def pooled_name(opened: Sequence[Run], roots: Sequence[str]) -> tuple[str, bool]:
     """What the data is called in the results, and whether it is a published set in full: folds
     share what their folders' names begin with."""
@@ -117,11 +127,8 @@ class Results:
     def __init__(self, file: Path, opened: dict[tuple[str, int], Run], label: str, official: bool):
         old = files.read_json(file) if file.exists() else {}
         one, folds = next(iter(opened.values())), list(dict.fromkeys(fold for fold, _ in opened))
-        if old and sorted(old["folds"]) != sorted(folds):
-            raise ValueError(
-                f"{file.name} holds the folds {old['folds']}, these are {folds}: a mean must not "
-                "mix them; give the same folders, or move the file away"
-            )
+        if old:
+            _check_book(file.name, old, folds)
         self.file, self.lock = file, Lock()
         self.runs = {(r["run"], r["fold"], r["seed"]): r for r in old.get("runs", [])}
         self.head = {
@@ -168,6 +175,21 @@ class Results:
         self.file.parent.mkdir(exist_ok=True)
         ordered = [self.runs[place] for place in sorted(self.runs)]
         files.write_json(self.file, self.head | {"runs": ordered}, lines="runs")
+
+
+def _check_book(file: str, old: dict, folds: Sequence[str]) -> None:
+    """Refuse a result file that new runs may not join."""
+    files.expect(file, old, {"folds": list, "runs": list})
+    if sorted(old["folds"]) != sorted(folds):
+        raise ValueError(
+            f"{file} holds the folds {old['folds']}, these are {folds}: a mean must not "
+            "mix them; give the same folders, or move the file away"
+        )
+    if "made_by" in old:
+        raise ValueError(
+            f"{file} was made by commit {old['made_by']}: a table must not mix its runs with "
+            "today's; move the file away"
+        )
 
 
 def _todo(book: Results, tables: Sequence[str], opened: dict[tuple[str, int], Run]) -> list[Task]:
@@ -290,6 +312,7 @@ def _one(book: Results, notebook: Path, folder: Path, free: queue.SimpleQueue, t
             "key": task.key,
             "base": task.base,
             "run_id": f"{folder.name}/{name}",
+            # key and base as the kernel had them: code or data may be others since we were started
             **files.read_json(own / MADE),
             "hours": round((time.monotonic() - began) / 3600, 4),
         }

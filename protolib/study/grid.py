@@ -19,11 +19,22 @@ from protolib.keys import CODE
 from protolib.nets import weights
 from protolib.presets import Preset
 
-ROWS: dict[str, dict[str, dict]] = tomllib.loads(
-    Path(__file__).with_name("grid.toml").read_text("utf-8")
-)
-ZERO_SHOT = "nearest prototype, main class of each test patch"
 UNTRAINED = ("zero_shot", "nearest_prototype")
+
+
+def _rows(table: Mapping[str, dict]) -> Mapping[str, dict]:
+    """What each row of a table of grid.toml changes; encoders and backbones are multiplied."""
+    if table.keys() != {"encoders", "backbones"}:
+        return table
+    return {
+        f"{encoder}, {backbone}": change | more
+        for encoder, change in table["encoders"].items()
+        for backbone, more in table["backbones"].items()
+    }
+
+
+_GRID = tomllib.loads(Path(__file__).with_name("grid.toml").read_text("utf-8"))
+ROWS = {name: _rows(table) for name, table in _GRID.items()}
 
 
 class Experiment(NamedTuple):
@@ -101,9 +112,12 @@ def identity(run: Run, experiment: Experiment) -> tuple[str, str]:
     run: of the preset that the experiment changes.
     """
     own = run.variant(presets.changed(run.preset, experiment.settings), run.folder)
-    step = "zero_shot" if experiment.method == "zero_shot" else "counts"
-    asked = step, experiment.method, "test"
-    return own.key(*asked), own.base(*asked)
+    return _identity(own, experiment.method)
+
+
+def _identity(run: Run, method: str) -> tuple[str, str]:
+    asked = "zero_shot" if method == "zero_shot" else "counts", method, "test"
+    return run.key(*asked), run.base(*asked)
 
 
 def named(run: Run) -> tuple[str, bool]:
@@ -124,10 +138,13 @@ def named(run: Run) -> tuple[str, bool]:
 
 
 def measure(run: Run, method: str) -> dict:
-    """What a run adds to the results: scores, counts by slide, curve, seconds, and where it ran.
-    Notebook 07."""
+    """What a run adds to the results: scores, counts by slide, curve, seconds, key and base, and
+    where it ran. Notebook 07."""
+    key, base = _identity(run, method)
     made = _zero_shot(run) if method == "zero_shot" else _segmented(run, method)
     return made | {
+        "key": key,
+        "base": base,
         "peak_rss_mb": round(results.peak_rss_mb()),
         "device": run.device,
         "threads": torch.get_num_threads(),
@@ -167,5 +184,5 @@ def _zero_shot(run: Run) -> dict:
 
     truth, said = run.zero_shot()
     per_class = f1_score(truth, said, labels=range(run.spec.C), average=None, zero_division=np.nan)
-    f1 = {"f1": float(np.nanmean(per_class)), "per_class": per_class, "protocol": ZERO_SHOT}
+    f1 = {"f1": float(np.nanmean(per_class)), "per_class": per_class}
     return {"scores": {"f1": f1}, "seconds": 0.0}

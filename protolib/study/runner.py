@@ -25,7 +25,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from protolib import __version__, files, keys, presets, results
+from protolib import __version__, blocks, files, keys, presets, results
 from protolib.data import specs
 from protolib.study import html
 
@@ -117,7 +117,8 @@ def report(run_dir: Path) -> int:
             **files.read_json(path) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]}
         )
         files.write_json(path, scores)
-        print("", results.table(scores, record["classes"]), sep="\n")
+        table = results.table(scores, record["classes"])
+        print("", blocks.markdown([table], width=blocks.TERMINAL), sep="\n")
     else:
         print("no results.json: the notebooks of this run wrote no scores")
     print(f"report: {short(html.write(run_dir, record['titles']))}")
@@ -205,8 +206,8 @@ def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict
 
 
 def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -> Path:
-    told = settings["preset"], settings["dataset"], str(settings["seed"])
-    name = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}", *told])
+    what = "-".join(str(settings[name]) for name in ("preset", "dataset", "seed"))
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
     names = [run_dir] if run_dir else [runs / name, *(runs / f"{name}-{i}" for i in range(2, 100))]
     for folder in names:
         if not folder.exists() or (run_dir and folder.is_dir() and not any(folder.iterdir())):
