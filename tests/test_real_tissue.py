@@ -59,7 +59,7 @@ def test_mosaic_runs_from_patches_to_scores(mosaic, tmp_path):
     record = run.record()
     assert list(record["methods"]) == list(results.METHODS)
     assert run.masked_split().patches.split == "val"  # BCSS-WSSS publishes no training masks
-    assert run.masks("pbip_stage2", "test").shape == (13, 224, 224)
+    assert run.masks("pbip_stage2", "test", range(13)).shape == (13, 224, 224)
     # one epoch of 78 patches: far from trained, yet with the image label given every method must
     # beat a constant guess
     assert record["methods"]["pbip_stage1"]["oracle"]["miou"] > 0.25

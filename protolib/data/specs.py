@@ -181,11 +181,12 @@ def _spec(table: dict, where: str) -> DatasetSpec:
     """Turn one TOML table into a DatasetSpec, with every wrong key named."""
     files.expect(where, table, KEYS, MORE_KEYS)
     for colour in table["palette"]:
-        if not isinstance(colour, list):
+        if not isinstance(colour, list) or not all(isinstance(v, int) for v in colour):
             raise ValueError(f"{where}: palette holds {colour!r}; expected [r, g, b]")
-    for code in table["codes"]:
-        if not code.isdecimal():
-            raise ValueError(f"{where}: codes has the key {code!r}; expected a mask value 0..255")
+    files.expect(f"{where}, codes", table["codes"], dict.fromkeys(table["codes"], int))
+    for code in (*table["codes"], *table.get("ignored", ())):
+        if not str(code).isdecimal():
+            raise ValueError(f"{where}: {code!r} in codes or ignored; expected a mask value 0..255")
     for split, n in table.get("counts", {}).items():
         if split not in SPLITS or not isinstance(n, list):
             raise ValueError(
