@@ -201,7 +201,9 @@ class Run:
     def _features_key(self, encoder: str, split: str) -> str:
         pooled = "pooled" if self.preset.look != "masked_image" else "whole"
         rests = pooled, encoder, encoders.identity(encoder), self._prints(split)
-        return self._hash("features", READS["features"], *rests, code=("data", "nets"))
+        # of the encoder that is asked for, which may be the clustering's: the other plays no part
+        reads = READS["features"] - {"encoder"}
+        return self._hash("features", reads, *rests, code=("data", "nets"))
 
     def _bank_key(self) -> str:
         p = self.preset
@@ -219,7 +221,8 @@ class Run:
             return self._hash(method, READS["network"] | {"cam_levels"}, *rests)
         reads = READS["network"] | READS["levels"] | READS["prototypes"]
         if p.prototypes == "learnable":
-            return self._hash(method, reads | READS["diversity"], *rests)
+            reads |= READS["diversity"] if method == "pbip_stage1" else set()
+            return self._hash(method, reads, *rests)
         if method == "pbip_stage1":
             reads |= READS["matching"] | READS["features"]
             rests.append(encoders.identity(p.encoder))
