@@ -1,45 +1,65 @@
-"""The grid's command on a stub of cell.ipynb: what is run, what is skipped, what is left after
-kills, and what the data is called."""
+"""The grid's command, mostly on a stub of one_run.ipynb: what is run, what is skipped, what is left
+after kills, and what the data is called."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 from filelock import FileLock
 
-from protolib import files, presets
+from protolib import experiment, files, presets
 from protolib.__main__ import TABLES, main
 from protolib.data import phantom, specs
-from protolib.study import ablate, grid
+from protolib.study import ablate, grid, ledger
 
 pytestmark = pytest.mark.slow
 NAMES = ("preset", "dataset", "data_root", "run_dir", "device", "method", "cache")
 PARAMETERS = "\n".join([f"{name} = ''" for name in NAMES] + ["seed = 0", "settings = {}"])
-STUB = """
-import json, os
+# leaves made-up scores, and slides that bear the name of the fold
+STUB = f"""
+import json, os, sys
 from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import fake_results
+from protolib import files
 own = Path(run_dir)
-with open(own / "count.txt", "a") as count: count.write("x")
-if settings.get("threshold") == os.environ.get("BREAK", "-"): raise RuntimeError("the disk is full")
+with open(own / "count.txt", "a") as count:
+    count.write("x")
+if settings.get("threshold") == os.environ.get("BREAK", "-"):
+    raise RuntimeError("the disk is full")
 (own / "pbip_stage1").mkdir(exist_ok=True)
 left = sorted(p.name for p in own.iterdir() if p.is_dir())
 (own / "pbip_stage1" / "checkpoint.pt").write_text("large")
-value = (len(method) + len(settings) + seed) / 20
-(own / "cell.json").write_text(json.dumps({"scores": {"predicted": {"miou": value}}, "seconds": 1.5, "device": device,
-                                           "code": os.environ.get("CODE", "a"), "left": left, "threads": int(os.environ["OMP_NUM_THREADS"]), "given": [preset, dataset, method, settings, seed]}))
+slides = [f"S{{Path(data_root).name}} {{i}}" for i in range(2)]
+made = fake_results.run(f"{{method}} {{len(settings)}}", 60, seed, slides)
+kept = {{name: made[name] for name in ("scores", "slides", "curve", "torch", "machine")}}
+kept["scores"]["predicted"]["miou"] = (len(method) + len(settings) + seed) / 20
+given = [preset, dataset, method, settings, seed]
+files.write_json(own / "made.json", kept | {{
+    "seconds": 1.5, "device": device, "code": os.environ.get("CODE", "a"), "left": left,
+    "threads": int(os.environ["OMP_NUM_THREADS"]), "given": given, "data_root": data_root,
+}} | json.loads(os.environ.get("SAYS", "{{}}")))
 """
+FULL, CONVOLUTION, MAP = (
+    "pbip_stage1",
+    "pbip_stage1 similarity=convolution threshold=map",
+    "pbip_stage1 threshold=map",
+)
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project whose cell.ipynb only notes that it was run; three cells in table 5, one of them
-    shared by table 2."""
+    """A project whose one_run.ipynb only notes that it was run; three experiments in table 5, one
+    of them shared by table 2."""
     (tmp_path / "notebooks").mkdir()
     v4 = nbformat.v4
     cells = [
@@ -49,121 +69,116 @@ def project(tmp_path, monkeypatch):
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(
         v4.new_notebook(cells=cells, metadata={"kernelspec": spec}),
-        tmp_path / "notebooks" / "cell.ipynb",
+        tmp_path / "notebooks" / "one_run.ipynb",
     )
-    monkeypatch.chdir(tmp_path)
-    for name in ("JUPYTER_PATH", "OMP_NUM_THREADS"):  # set by the command: put back after the test
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    enter(tmp_path, monkeypatch)
     return tmp_path
 
 
+def enter(folder, monkeypatch):
+    """Go there; what the command sets in the environment is put back after the test."""
+    monkeypatch.chdir(folder)
+    for name in ("JUPYTER_PATH", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
 def command(*more):
-    return [
-        "ablate",
-        *more,
-        "--preset",
-        "smoke",
-        "--device",
-        "cpu",
-        "--jobs",
-        "2",
-        "--notebooks",
-        "notebooks",
-    ]
+    asked = ["--preset", "smoke", "--device", "cpu", "--jobs", "2", "--notebooks", "notebooks"]
+    return ["ablate", *more, *asked]
 
 
 def runs_of(project):
-    """How often each cell and seed was begun."""
+    """How often each experiment was begun with each seed."""
     return {
         f"{p.parent.parent.name}, {p.parent.name}": len(p.read_text())
         for p in project.rglob("count.txt")
     }
 
 
-def results_of(project):
-    return json.loads((project / "results" / "phantom-smoke.json").read_text())
+def results_of(project, name="phantom"):
+    return json.loads((project / "results" / f"{name}-smoke.json").read_text())
 
 
-def test_every_cell_is_run_once_for_all_its_tables_and_its_numbers_kept(project, capsys):
+def test_every_run_is_made_once_for_all_its_tables_and_its_numbers_kept(project, capsys):
     assert main(command("table5", "--seeds", "0,1")) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "6 cells, 0 done before" and out[-2:] == [
+    assert out[:2] == ["6 runs, 0 done before", "2 at a time, 1 thread each"]
+    assert out[-2:] == [
         "results: results/phantom-smoke.json",
         "tables: python -m protolib report",
     ]
-    assert sorted(line.split()[0] for line in out[1:-2]) == [f"{n}/6" for n in range(1, 7)]
+    assert sorted(line.split()[0] for line in out[2:-2]) == [f"{n}/6" for n in range(1, 7)]
     found = results_of(project)
-    assert (found["label"], found["official"], found["patches"]) == (
-        "phantom",
-        False,
-        {"train": 96, "val": 16, "test": 24},
-    )
-    assert found["tables"]["table5"] == {
-        "SIM": "pbip_stage1 threshold=none",
-        "AT": "pbip_stage1 similarity=convolution",
-        "SIM + AT": "pbip_stage1",
-    }
-    assert [(c["cell"], c["seed"], c["scores"]["predicted"]["miou"]) for c in found["cells"]] == [
-        ("pbip_stage1", 0, 0.55),
-        ("pbip_stage1", 1, 0.6),
-        ("pbip_stage1 similarity=convolution", 0, 0.6),
-        ("pbip_stage1 similarity=convolution", 1, 0.65),
-        ("pbip_stage1 threshold=none", 0, 0.6),
-        ("pbip_stage1 threshold=none", 1, 0.65),
+    assert (found["label"], found["official"], found["folds"]) == ("phantom", False, [""])
+    assert found["patches"] == {"": {"train": 96, "val": 16, "test": 24}}
+    assert found["tables"]["table5"] == {"SIM": FULL, "AT": CONVOLUTION, "SIM + AT": MAP}
+    assert [(r["run"], r["seed"], r["scores"]["predicted"]["miou"]) for r in found["runs"]] == [
+        (FULL, 0, 0.55),
+        (FULL, 1, 0.6),
+        (CONVOLUTION, 0, 0.65),
+        (CONVOLUTION, 1, 0.7),
+        (MAP, 0, 0.6),
+        (MAP, 1, 0.65),
     ]
-    assert found["cells"][-1]["given"] == [
+    assert found["runs"][-1]["given"] == [
         "smoke",
         "phantom",
         "pbip_stage1",
-        {"threshold": "none"},
+        {"threshold": "map"},
         1,
     ]
-    assert {(c["threads"], c["device"]) for c in found["cells"]} == {(1, "cpu")} and found["cells"][
-        0
-    ]["hours"] > 0
+    assert {(r["threads"], r["device"]) for r in found["runs"]} == {(1, "cpu")}
+    assert found["runs"][0]["hours"] > 0
+    assert found["runs"][0]["run_id"] == "phantom-smoke/pbip_stage1/seed 0"
     own = project / "runs" / "ablations" / "phantom-smoke" / "pbip_stage1" / "seed 0"
     assert sorted(p.name for p in own.iterdir()) == [
-        "cell.ipynb",
-        "cell.json",
         "count.txt",
+        "made.json",
+        "one_run.ipynb",
     ]  # weights are not kept
 
     assert main(command("table2", "table5", "--seeds", "0")) == 0
-    assert capsys.readouterr().out.startswith("7 cells, 3 done before")
-    assert set(runs_of(project).values()) == {1} and len(results_of(project)["cells"]) == 10
-    assert (
-        len((project / "results" / "phantom-smoke.json").read_text().splitlines()) < 400
-    )  # a cell is a line
+    assert capsys.readouterr().out.startswith("7 runs, 3 done before")
+    assert set(runs_of(project).values()) == {1} and len(results_of(project)["runs"]) == 10
+    # a run is a line
+    assert len((project / "results" / "phantom-smoke.json").read_text().splitlines()) < 400
+    [read] = ledger.read(project / "results")
+    assert [seed.scores["predicted"]["miou"] for seed in ledger.seeds_of(read, "table5", "AT")] == [
+        0.65,
+        0.7,
+    ]
 
 
-def test_killed_three_times_it_goes_on_and_runs_no_finished_cell_again(project):
+@pytest.mark.slow
+def test_killed_three_times_it_goes_on_and_makes_no_finished_run_again(project):
     wanted = [sys.executable, "-m", "protolib", *command("table5", "--seeds", "0,1,2")]
-    for finished in (1, 2, 2):  # the n-th line of a finished cell, then SIGKILL
+    for finished in (1, 2, 2):  # the n-th line of a finished run, then SIGKILL
         with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
             lines = (line for line in process.stdout if "miou" in line)
             for _ in range(finished):
                 next(lines)
             process.kill()
-        before = {(c["cell"], c["seed"]) for c in results_of(project)["cells"]}
+        before = {(r["run"], r["seed"]) for r in results_of(project)["runs"]}
     assert len(before) >= 5
     begun = runs_of(project)
     done = subprocess.run(wanted, capture_output=True, text=True)
-    assert done.returncode == 0 and f"9 cells, {len(before)} done before" in done.stdout
-    assert len(results_of(project)["cells"]) == 9
+    assert done.returncode == 0 and f"9 runs, {len(before)} done before" in done.stdout
+    assert len(results_of(project)["runs"]) == 9
     after = runs_of(project)
     assert all(
-        after[f"{cell}, seed {seed}"] == begun[f"{cell}, seed {seed}"] for cell, seed in before
+        after[f"{name}, seed {seed}"] == begun[f"{name}, seed {seed}"] for name, seed in before
     )
-    assert (
-        max(after.values()) <= 4 and sum(after.values()) <= 9 + 3 * 2
-    )  # at most the two in flight, each time
+    # at most the two in flight, each time
+    assert max(after.values()) <= 4 and sum(after.values()) <= 9 + 3 * 2
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_at_once_with_all_that_was_started(project):
     wanted = [sys.executable, "-m", "protolib", *command("table5", "--seeds", "0,1,2")]
-    heed = lambda: signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell in the background hands on an ignored one
+
+    def heed():  # a shell in the background hands on an ignored one
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with subprocess.Popen(
         wanted, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     ) as process:
@@ -171,89 +186,233 @@ def test_an_interrupt_ends_at_once_with_all_that_was_started(project):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted; the same command goes on" in err
-    assert 1 <= len(results_of(project)["cells"]) < 9
+    assert 1 <= len(results_of(project)["runs"]) < 9
 
 
-def test_a_cell_that_fails_is_named_and_the_others_go_on(project, monkeypatch, capsys):
-    monkeypatch.setenv("BREAK", "none")
+def test_a_run_that_fails_is_named_and_the_others_go_on(project, monkeypatch, capsys):
+    # AT has the same threshold as SIM + AT, so two of the three fail
+    monkeypatch.setenv("BREAK", "map")
     assert main(command("table5", "--seeds", "0")) == 1
     err = capsys.readouterr().err
-    assert (
-        "failed: cell.ipynb: cell In [3] failed" in err and "RuntimeError: the disk is full" in err
-    )
-    assert [c["cell"] for c in results_of(project)["cells"]] == [
-        "pbip_stage1",
-        "pbip_stage1 similarity=convolution",
-    ]
+    assert err.count("failed: one_run.ipynb: cell In [3] failed") == 2
+    assert "RuntimeError: the disk is full" in err
+    assert [r["run"] for r in results_of(project)["runs"]] == [FULL]
     monkeypatch.setenv("BREAK", "no")
-    assert main(command("table5", "--seeds", "0")) == 0 and len(results_of(project)["cells"]) == 3
+    assert main(command("table5", "--seeds", "0")) == 0 and len(results_of(project)["runs"]) == 3
 
 
-def test_a_cell_of_other_code_is_run_again_and_what_cannot_run_is_noted(
+def test_a_run_of_other_code_is_made_again_and_what_cannot_run_is_noted(
     project, monkeypatch, capsys
 ):
     assert main(command("table5", "--seeds", "0")) == 0
-    monkeypatch.setattr(grid, "CODE", "other")
+    monkeypatch.setitem(experiment.CODE, "nets", "other")
     monkeypatch.setattr(
-        grid, "refusal", lambda p, cell, pure: "too few" if "threshold" in cell.settings else ""
+        grid, "refusal", lambda p, asked, pure: "too few" if asked.name == MAP else ""
     )
     assert main(command("table5", "--seeds", "0")) == 0
-    assert "not run, 1 cell: too few\n2 cells, 0 done before" in capsys.readouterr().out
+    assert "not run, 1 experiment: too few\n2 runs, 0 done before" in capsys.readouterr().out
     assert runs_of(project) == {
-        "pbip_stage1, seed 0": 2,
-        "pbip_stage1 similarity=convolution, seed 0": 2,
-        "pbip_stage1 threshold=none, seed 0": 1,
+        f"{FULL}, seed 0": 2,
+        f"{CONVOLUTION}, seed 0": 2,
+        f"{MAP}, seed 0": 1,
     }
-    assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
-    assert (
-        main(command("table4", "--seeds", "0")) == 0
-    )  # another table: what is known of this one stays
-    assert results_of(project)["not_run"] == {"pbip_stage1 threshold=none": "too few"}
+    assert results_of(project)["not_run"] == {MAP: "too few"}
+    # another table: what is known of this one stays
+    assert main(command("table4", "--seeds", "0")) == 0
+    assert results_of(project)["not_run"] == {MAP: "too few"}
 
 
-def test_a_cell_that_was_killed_keeps_its_training_but_builds_its_bank_again(project):
+def test_a_run_that_was_killed_goes_on_with_what_it_has_made(project):
     own = project / "runs" / "ablations" / "phantom-smoke" / "pbip_stage1" / "seed 0"
-    for step in ("bank", "prototypes"):  # left by a kill
+    for step in ("bank", "prototypes"):  # left by a kill; a step that is not whole has no key
         (own / step).mkdir(parents=True)
     assert main(command("table5", "--seeds", "0")) == 0
-    assert results_of(project)["cells"][0]["left"] == ["pbip_stage1", "prototypes"]
+    assert results_of(project)["runs"][0]["left"] == ["bank", "pbip_stage1", "prototypes"]
 
 
 def test_a_mean_never_mixes_the_seeds_of_two_codes(project, monkeypatch):
     assert main(command("table5", "--seeds", "0,1")) == 0
-    monkeypatch.setattr(grid, "CODE", "other")
+    monkeypatch.setitem(experiment.CODE, "", "other")
     monkeypatch.setenv("CODE", "b")
     assert main(command("table5", "--seeds", "1")) == 0
-    assert {(c["seed"], c["code"]) for c in results_of(project)["cells"]} == {(1, "b")} and len(
-        results_of(project)["cells"]
-    ) == 3
+    found = results_of(project)["runs"]
+    assert {(r["seed"], r["code"]) for r in found} == {(1, "b")} and len(found) == 3
+    assert len(ledger.read(project / "results")) == 1  # the ledger takes it
 
 
-def test_refused_before_any_work(project, capsys):
-    assert main(["ablate", "table5", "--preset", "quik", "--notebooks", "notebooks"]) == 2
-    assert "preset 'quik' is not known" in capsys.readouterr().err
-    assert (
-        main(
-            [
-                "ablate",
-                "table5",
-                "--dataset",
-                "bcss-wsss",
-                "--data",
-                "nowhere",
-                "--notebooks",
-                "notebooks",
-            ]
-        )
-        == 2
+def test_what_is_there_is_told_by_its_key_alone(project, capsys):
+    assert main(command("table5", "--seeds", "0")) == 0
+    file = project / "results" / "phantom-smoke.json"
+    found = results_of(project)
+    found["runs"][1]["key"] = "of other pixels"
+    file.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert main(command("table5", "--seeds", "0")) == 0
+    assert capsys.readouterr().out.startswith("3 runs, 2 done before")
+    assert runs_of(project)[f"{CONVOLUTION}, seed 0"] == 2
+    assert results_of(project)["runs"][1]["key"] != "of other pixels"
+
+
+def test_the_key_is_the_kernels_own(project, monkeypatch, capsys):
+    # the code was edited after the grid had begun: the kernel that started then has another key
+    monkeypatch.setenv("SAYS", '{"key": "of the edited code", "base": "its base"}')
+    assert main(command("table5", "--seeds", "0")) == 0
+    assert {(r["key"], r["base"]) for r in results_of(project)["runs"]} == {
+        ("of the edited code", "its base")
+    }
+    monkeypatch.setenv("SAYS", "{}")
+    capsys.readouterr()
+    assert main(command("table5", "--seeds", "0")) == 0
+    assert capsys.readouterr().out.startswith("3 runs, 0 done before")
+
+
+def book(tmp_path, folds=("",)):
+    run = experiment.Run(
+        replace(presets.preset("smoke"), patches=(8, 2, 2)), run_dir=tmp_path, device="cpu"
     )
-    assert "0 of " in capsys.readouterr().err
+    opened = {(fold, seed): run for fold in folds for seed in (0, 1)}
+    return ablate.Results(tmp_path / "results" / "x-smoke.json", opened, "x", False)
+
+
+def made(name, seed=0, fold="", base="b"):
+    return {"run": name, "seed": seed, "fold": fold, "base": base, "key": f"{base} {seed}"}
+
+
+def test_runs_of_another_base_go_when_a_new_one_comes(tmp_path):
+    results = book(tmp_path, ("one", "two"))
+    for fold in ("one", "two"):
+        for seed in (0, 1):
+            results.add(made("cam", seed, fold))
+            results.add(made("pbip_stage1", seed, fold))
+    results.add(made("cam", 1, "two", base="new"))
+    kept = files.read_json(results.file)["runs"]
+    places = [(r["run"], r["fold"], r["seed"], r["base"]) for r in kept]
+    assert places == [
+        ("cam", "two", 1, "new"),
+        *(("pbip_stage1", fold, seed, "b") for fold in ("one", "two") for seed in (0, 1)),
+    ]
+    assert book(tmp_path, ("one", "two")).runs == results.runs  # read again as it was written
+
+
+def test_a_file_that_is_none_of_todays_is_refused_and_left(tmp_path):
+    file = tmp_path / "results" / "x-smoke.json"
+    cases = [
+        ({"label": "x", "cells": []}, "x-smoke.json: missing folds, runs"),
+        ({"folds": [""], "runs": [], "made_by": "e6b49dd"}, "was made by commit e6b49dd"),
+        ({"folds": ["one", "two"], "runs": []}, r"holds the folds \['one', 'two'\], these are"),
+    ]
+    for contents, message in cases:
+        files.write_json(file, contents)
+        before = file.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            book(tmp_path)
+        assert file.read_bytes() == before
+
+
+@pytest.fixture
+def folds(project):
+    """Two folders of the same data set, drawn from two seeds."""
+    for seed in (1, 2):
+        counts = {"train": 48 + seed, "val": 2, "test": 4}
+        phantom.write_folder(project / f"mosaic-{seed}", counts, size=64, seed=seed)
+    return project
+
+
+def of_folds(*names, dataset="bcss-wsss"):
+    data = [part for name in names for part in ("--data", name)]
+    return command("table5", "--seeds", "0", "--dataset", dataset, *data)
+
+
+def test_folds_are_runs_of_one_file_that_the_ledger_pools(folds, capsys):
+    assert main(of_folds("mosaic-1", "mosaic-2")) == 0
+    assert capsys.readouterr().out.startswith("6 runs, 0 done before")
+    assert [path.name for path in (folds / "results").iterdir()] == ["mosaic-smoke.json"]
+    found = results_of(folds, "mosaic")
+    assert (found["label"], found["official"]) == ("mosaic", False)
+    assert found["folds"] == ["mosaic-1", "mosaic-2"]
+    assert found["patches"] == {
+        f"mosaic-{seed}": {"train": 48 + seed, "val": 2, "test": 4} for seed in (1, 2)
+    }
+    of_full = [r for r in found["runs"] if r["run"] == FULL]
+    assert [(r["fold"], r["data_root"]) for r in of_full] == [
+        (name, str(folds / name)) for name in ("mosaic-1", "mosaic-2")
+    ]
+    assert of_full[1]["run_id"] == "mosaic-smoke/pbip_stage1/mosaic-2/seed 0"
+    assert len({r["key"] for r in of_full}) == 2 and len({r["base"] for r in of_full}) == 1
+
+    [read] = ledger.read(folds / "results")
+    [pooled] = ledger.seeds_of(read, "table5", "SIM")
+    assert sorted(pooled.slides) == [f"Smosaic-{seed} {i}" for seed in (1, 2) for i in (0, 1)]
+    total = sum(
+        np.array(slide["oracle"]["matrix"]) for r in of_full for slide in r["slides"].values()
+    )
+    union = total.sum(0)[:4] + total[:4].sum(1) - np.diag(total)[:4] - total[4, :4]
+    iou = np.diag(total)[:4] / union  # ignore pixels dropped
+    assert pooled.scores["oracle"]["miou"] == pytest.approx(iou.mean(), abs=1e-12)
+
+    assert main(of_folds("mosaic-2", "mosaic-1")) == 0  # in any order
+    assert capsys.readouterr().out.startswith("6 runs, 6 done before")
+
+
+def test_folds_that_cannot_be_pooled_are_refused(folds, capsys):
+    (folds / "results").mkdir()
+    files.write_json(folds / "results" / "mosaic-smoke.json", {"folds": ["mosaic-1"], "runs": []})
+    assert main(of_folds("mosaic-1", "mosaic-2")) == 2
+    assert capsys.readouterr().err == (
+        "protolib: mosaic-smoke.json holds the folds ['mosaic-1'], these are "
+        "['mosaic-1', 'mosaic-2']: a mean must not mix them; give the same folders, or move the "
+        "file away\n"
+    )
+    shutil.copytree("mosaic-1", "other/mosaic-1")
+    assert main(of_folds("mosaic-1", "other/mosaic-1")) == 2
+    assert capsys.readouterr().err == (
+        "protolib: folds need folders of different names, these are mosaic-1, mosaic-1\n"
+    )
+    for name, classes in (("mosaic-1", '"A", "B", "C", "D"'), ("mosaic-2", '"B", "A", "C", "D"')):
+        Path(name, "dataset.toml").write_text(
+            f'name = "mine"\nclasses = [{classes}]\ntitles = ["a", "b", "c", "d"]\n'
+            "palette = [[1, 0, 0], [2, 0, 0], [3, 0, 0], [4, 0, 0], [5, 0, 0]]\n"
+            "codes = { 0 = 0, 1 = 1, 2 = 2, 3 = 3 }\n"
+        )
+    assert main(of_folds("mosaic-1", "mosaic-2", dataset="custom")) == 2
+    assert capsys.readouterr().err == (
+        "protolib: folds need the same classes in the same order, these have "
+        "mosaic-1: A, B, C, D; mosaic-2: B, A, C, D\n"
+    )
+    assert not runs_of(folds)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--preset", "quik"], "preset 'quik' is not known"),
+        (["--dataset", "bcss-wsss", "--data", "nowhere"], "0 of "),
+        (["--jobs", "-1"], "--jobs -1: give 0 (as many as there is room for) or more\n"),
+        (["--device", "tpu"], "device 'tpu' is not here; choose auto or one of cpu\n"),
+        (["--device", "cuda"], "device 'cuda' is not here; choose auto or one of cpu\n"),
+        (["--device", "mps"], "device 'mps' is not here; choose auto or one of cpu\n"),
+    ],
+)
+def test_refused_before_any_work(project, monkeypatch, capsys, more, message):
+    monkeypatch.setattr(experiment.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(experiment.torch.backends.mps, "is_available", lambda: False)
+    assert main([*command("table5"), *more]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("protolib: ") and message in err and out == ""
+    assert not (project / "results").exists() and not (project / "runs").exists()
+
+
+def test_a_grid_that_another_command_makes_is_left_to_it(project, capsys):
     folder = project / "runs" / "ablations" / "phantom-smoke"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         assert main(command("table5", "--seeds", "0")) == 2
     assert "another command is at work on phantom-smoke: wait for it" in capsys.readouterr().err
-    assert not (project / "results").exists() and list(TABLES) == list(grid.ROWS)
+    assert not (project / "results").exists()
+
+
+def test_the_tables_of_the_command_line_are_those_of_the_grid():
+    assert list(TABLES) == list(grid.ROWS)
 
 
 def test_data_is_called_by_its_folder_unless_it_is_the_published_set_in_full(tmp_path, monkeypatch):
@@ -277,18 +436,42 @@ def test_data_is_called_by_its_folder_unless_it_is_the_published_set_in_full(tmp
     assert grid.named(cut) == ("bcss cut by protolib", False)
 
 
-def test_as_many_cells_at_a_time_as_there_is_room_for(monkeypatch):
+def test_folds_are_called_by_what_their_names_share():
+    def pooled(*roots):
+        return ablate.pooled_name([], roots)
+
+    assert pooled("/data/mosaic-1", "/data/mosaic-2") == ("mosaic", False)
+    assert pooled("/data/mosaic_fold0", "/data/mosaic_fold1") == ("mosaic_fold", False)
+    assert pooled("/data/mosaic/a", "/data/mosaic/b") == ("mosaic", False)  # nothing: their folder
+
+
+def test_as_many_runs_at_a_time_as_there_is_room_for(monkeypatch):
     monkeypatch.setattr(ablate.os, "sched_getaffinity", lambda _: range(16), raising=False)
-    monkeypatch.setattr(ablate.psutil, "virtual_memory", lambda: SimpleNamespace(available=13e9))
-    monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 0)
-    assert ablate._devices("auto", 0) == ["cpu"] * 3 and ablate._devices("cpu", 7) == ["cpu"] * 7
+    monkeypatch.setattr(ablate.psutil, "virtual_memory", lambda: SimpleNamespace(available=10e9))
+    assert ablate._devices("cpu", 0) == ["cpu"] * 3 and ablate._devices("cpu", 7) == ["cpu"] * 7
+    assert ablate._devices("mps", 0) == ["mps"]
     monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 2)
-    assert ablate._devices("auto", 0) == ["cuda:0", "cuda:1"] and ablate._devices("cuda", 3) == [
-        "cuda:0",
-        "cuda:1",
-        "cuda:0",
-    ]
+    assert ablate._devices("cuda", 0) == ["cuda:0", "cuda:1"]
+    assert ablate._devices("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert ablate._devices("cuda:1", 2) == ["cuda:1", "cuda:1"]
     assert ablate._devices("cpu", 0) == ["cpu"] * 3
+    monkeypatch.setattr(ablate.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    assert ablate._devices("cpu", 0) == ["cpu"]
+
+
+def test_auto_is_the_device_that_a_run_takes(project, monkeypatch):
+    taken = []
+    monkeypatch.setattr(ablate, "_execute", lambda *given: taken.append(given[-1]) or 0)
+    auto = [*command("table5", "--seeds", "0"), "--device", "auto"]
+    monkeypatch.setattr(experiment.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(experiment.torch.backends.mps, "is_available", lambda: True)
+    assert main(auto) == 0
+    monkeypatch.setattr(experiment.torch.backends.mps, "is_available", lambda: False)
+    assert main(auto) == 0
+    monkeypatch.setattr(experiment.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(experiment.torch.cuda, "device_count", lambda: 2)
+    assert main(auto) == 0
+    assert taken == [["mps", "mps"], ["cpu", "cpu"], ["cuda:0", "cuda:1"]]
 
 
 def test_results_survive_a_broken_write(project, monkeypatch):
@@ -299,6 +482,31 @@ def test_results_survive_a_broken_write(project, monkeypatch):
     )
     with pytest.raises(OSError, match="no space left"):
         main(command("table5", "--seeds", "0"))
-    assert (project / "results" / "phantom-smoke.json").read_bytes() == before and presets.PRESETS[
-        "smoke"
-    ].name == "smoke"
+    assert (project / "results" / "phantom-smoke.json").read_bytes() == before
+    assert presets.PRESETS["smoke"].name == "smoke"
+
+
+@pytest.mark.slow
+def test_parallel_and_serial_runs_give_the_same_numbers(tmp_path, monkeypatch, root):
+    rows = {"table1": {"CAM": {"method": "cam"}, "PBIP, stage 1": {}}}
+    monkeypatch.setattr(grid, "ROWS", rows)
+    plan = ablate.Plan(["table1"], "smoke", "phantom", [""], [0])
+    found = []
+    for jobs in (1, 2):
+        notebooks = tmp_path / f"jobs {jobs}" / "notebooks"
+        notebooks.mkdir(parents=True)
+        shutil.copy(root / "notebooks" / "one_run.ipynb", notebooks)
+        enter(notebooks, monkeypatch)
+        assert ablate.run(notebooks, plan, "cpu", jobs) == 0
+        [read] = ledger.read(notebooks.parent / "results")
+        assert ledger.seeds_of(read, "table1", "PBIP, stage 1")
+        found.append(results_of(notebooks.parent)["runs"])
+    assert [r["run"] for r in found[0]] == ["cam", "pbip_stage1"]
+    clock = ("seconds", "hours", "peak_rss_mb")  # the rest is equal to the last digit
+    serial, parallel = (
+        [{name: of[name] for name in of if name not in clock} for of in runs] for runs in found
+    )
+    assert serial == parallel
+    opened = experiment.Run("smoke", run_dir=tmp_path / "by hand", device="cpu")
+    wanted = grid.tables(opened.preset)["table1"].values()
+    assert [(r["key"], r["base"]) for r in serial] == [grid.identity(opened, e) for e in wanted]

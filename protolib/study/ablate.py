@@ -263,10 +263,11 @@ def _execute(
 
 
 def _devices(device: str, jobs: int) -> list[str]:
-    """One entry for each run that goes on at a time."""
-    if device in ("auto", "cuda") and (gpus := torch.cuda.device_count()):
+    """One entry for each run that goes on at a time; "cuda" stands for all GPUs in turn."""
+    if device == "cuda":
+        gpus = torch.cuda.device_count()
         return [f"cuda:{i % gpus}" for i in range(jobs or gpus)]
-    if device not in ("auto", "cpu"):
+    if device != "cpu":
         return [device] * (jobs or 1)
     room = int(psutil.virtual_memory().available // MEMORY)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
