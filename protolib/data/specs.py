@@ -5,7 +5,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -294,7 +294,7 @@ def told(pattern: str, name: str) -> str:
     return found.group() if found else ""
 
 
-def shared(names: dict[str, Iterable[str]]) -> dict[str, list[str]]:
+def shared(names: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """The slides or patients that stand in two splits: a score on such a split is too good.
 
     names: split -> what its file names tell, "" where they do not. Returns "train/test" -> sorted

@@ -29,7 +29,7 @@ class Paired(NamedTuple):
     d: float  # Cohen's d_z: the difference in standard deviations of the differences
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> Paired:
     """Compare two methods over the same seeds by the paired t-test, with interval and effect size.
 
     ours, theirs: n scores each, in the same order of seeds. One pair has a difference and nothing
