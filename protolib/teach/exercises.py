@@ -16,8 +16,8 @@ from protolib.study import compare
 
 
 def check_image_label(mine: Callable) -> bool:
-    """Whether mine(mask, C) is the image-level label that a mask implies: one 0 or 1 per class.
-    Notebook 00.
+    """Whether mine(mask, C) is the image-level label that a mask implies: one 0 or 1 per
+    class. Notebook 00.
 
     mine: mask (H, W) uint8, 0..C-1 or ignore C, and C -> (C,) 0 or 1. A class counts if any pixel
     has it.
@@ -81,8 +81,7 @@ def check_white_share(mine: Callable) -> bool:
 
 
 def check_cosine_distance(mine: Callable) -> bool:
-    """Whether mine(a, b) is 1 - cosine of every row of a with every row of b. Eq. (1);
-    notebook 02.
+    """Whether mine(a, b) is 1 - cosine of every row of a with every row of b. Eq. (1); notebook 02.
 
     mine: arrays (n, D) and (K, D) float, rows of any length but 0 -> (n, K) float in [0, 2].
     """
@@ -336,8 +335,8 @@ def check_present_classes(mine: Callable) -> bool:
 
 
 def check_iou_from_confusion(mine: Callable) -> bool:
-    """Whether mine(matrix) is the IoU of each class with ignore dropped, as in metrics.scores.
-    Notebook 06.
+    """Whether mine(matrix) is the IoU of each class with ignore dropped, as in
+    metrics.scores. Notebook 06.
 
     mine: (C + 1, C + 1) int64, rows truth, columns prediction, index C = ignore -> (C,) float, NaN
     for a class that is in neither truth nor prediction.
