@@ -486,8 +486,8 @@ def _judge(
 
 def _of_stub(error: Exception) -> bool:
     """Whether an error is the bare `raise NotImplementedError` of a stub, in the learner's own
-    module: torch raises it too, with words of its own, for dtypes that an operation does not
-    take."""
+    module: torch raises it too, with words where an operation does not take a dtype, in a module
+    of its own where a method is left open."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = {frame.f_globals.get("__name__") for frame in frames} - {__name__}
     return isinstance(error, NotImplementedError) and not error.args and len(modules) == 1
