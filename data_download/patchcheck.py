@@ -103,12 +103,13 @@ def _look(
 ) -> str:
     """Judge an image by its pixels; gives their SHA-256, "" where all are alike: glass may well be
     there twice."""
-    if image.mode != "RGB" and not (image.mode == "RGBA" and image.getextrema()[3] == (255, 255)):
+    opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
+    if image.mode != "RGB" and not opaque:
         faults.append(Fault("mode", path, f"mode {image.mode}, expected RGB"))
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     classes = masked or any(label or ())
-    if all(low == high for low, high in rgb.getextrema()):
-        colour = rgb.getpixel((0, 0))
+    if alike := rgb.getcolors(1):  # None where there is more than one colour
+        colour = alike[0][1]
         # glass without a class is in order
         if classes or not regions.white_share(np.full((1, 1, 1, 3), colour))[0]:
             faults.append(Fault("blank", path, f"every pixel is {colour}"))
@@ -169,8 +170,8 @@ def _count_pixels(
         )
         return None
     counts = np.zeros(spec.C + 1)
-    for n, colour in found:
-        counts[spec.palette.index(colour)] += n
+    for n, known_colour in found:
+        counts[spec.palette.index(known_colour)] += n
     return counts
 
 

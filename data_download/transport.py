@@ -259,7 +259,7 @@ def _title(text: str) -> str:
 
 def _reason(error: Exception) -> str:
     """The innermost cause in a few words: libraries wrap it three times over."""
-    seen = [error]
+    seen: list[BaseException] = [error]
     while (
         inner := seen[-1].__cause__
         or seen[-1].__context__

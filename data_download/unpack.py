@@ -12,17 +12,21 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from data_download.part import CHUNK
 from data_download.registry import Refused, inside
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
 OTHERS = {b"Rar!\x1a\x07": "RAR", b"7z\xbc\xaf\x27\x1c": "7-Zip"}
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+OPENERS: dict[bytes, Callable] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 BY_HAND = "if you trust it, unpack it yourself and give the folder with --from-local"
 
 
@@ -162,7 +166,7 @@ class _Gate:
                 "room or choose another folder with --to"
             )
 
-    def write(self, source: BinaryIO, path: Path, size: int) -> None:
+    def write(self, source: IO[bytes], path: Path, size: int) -> None:
         """Copy `size` bytes, not one more than the entry announced."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "xb") as target:
@@ -241,7 +245,8 @@ def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
                     info.name, info.size, info.isreg() and not info.issparse(), info.isdir()
                 )
                 meter.allow(info.size)
-                file.members.clear()  # tarfile keeps every header it has read
+                # tarfile keeps every header it has read, in a list that its types do not name
+                file.members.clear()  # type: ignore[attr-defined]
                 if info.isdir():
                     path.mkdir(parents=True, exist_ok=True)
                     continue
@@ -255,7 +260,7 @@ class _Meter(io.RawIOBase):
     """Lets a tar read no more than the entry at hand announces and a header's worth: headers, too,
     can be bombs."""
 
-    def __init__(self, source: BinaryIO, gate: _Gate):
+    def __init__(self, source: IO[bytes], gate: _Gate):
         super().__init__()
         self._source, self._gate = source, gate
         self._left = 0

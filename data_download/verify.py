@@ -138,18 +138,18 @@ def _verify_patches(
         split: sum(pair.split == split and pair.image is not None for pair in pairs)
         for split in SPLITS
     }
-    promised = {split: (n,) for split, n in promised.items()} or (
-        {} if spec.name in specs.SPECS else spec.counts
-    )
+    # a count in the folder's own dataset.toml is a promise, one of the paper is not
+    own = {} if spec.name in specs.SPECS else spec.counts
+    expected = {split: (n,) for split, n in promised.items()} or own
     rows += [
         Row("count", split, split, f"{counts[split]} patches, expected {_either(n)}")
-        for split, n in promised.items()
+        for split, n in expected.items()
         if counts[split] not in n
     ]
     notes = [
         f"{split} has {counts[split]} patches, published are {_either(n)}"
         for split, n in spec.counts.items()
-        if split not in promised and counts[split] not in n
+        if split not in expected and counts[split] not in n
     ]
     classless = [pair.name for pair, one in zip(pairs, seen) if one.classless]
     notes += (
@@ -326,7 +326,7 @@ def _read_region(spec: DatasetSpec, folder: Path, pair: Pair) -> tuple[list[Row]
         for code, n in enumerate(np.bincount(codes.ravel()))
         if n and code not in known
     ]
-    return rows, hashlib.sha256(pixels).hexdigest()
+    return rows, hashlib.sha256(pixels.data).hexdigest()
 
 
 def _quarantine(report: Report) -> None:

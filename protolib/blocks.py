@@ -20,11 +20,15 @@ GLUED = re.compile(r" (?=(?:[#+=-]+|\d+[.)]|>\S*)(?: |$))")
 
 
 class Heading(NamedTuple):
+    """A title; level 1 is the page's own."""
+
     text: str
     level: int = 2
 
 
 class Paragraph(NamedTuple):
+    """One text; a warning is marked as such."""
+
     text: str
     warning: bool = False
 
@@ -53,7 +57,7 @@ def numeric(table: Table) -> list[bool]:
 
 
 def markdown(blocks: Iterable[Block], width: int | None = None) -> str:
-    """Blocks as Markdown, an empty line between two of them. Notebooks 06 and 07.
+    """Blocks as Markdown, an empty line between two of them. Notebook 07.
 
     width: columns of a terminal. Paragraphs and items are wrapped there, and a table that is wider
     is written as several, each beginning with its first column again. None: nothing is broken.

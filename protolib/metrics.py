@@ -75,9 +75,9 @@ def confusion(truth, prediction, C: int) -> np.ndarray:
 
     truth, prediction: integer arrays or tensors of one shape. Returns (C+1, C+1) int64: rows truth,
     columns prediction, index C = ignore. A true value outside 0..C (255, say) is ignored under
-    either protocol: it is in no row, as in the released code. A prediction may be C ("none of the
-    classes": a miss where the truth is a class). Raises ValueError for other predictions, unequal
-    shapes and numbers that are not integers. Notebook 06.
+    either protocol: it is in no row, as in the released code. A prediction may be C
+    ("none of the classes": a miss where the truth is a class). Raises ValueError for other
+    predictions, unequal shapes and numbers that are not integers. Notebook 06.
     """
     truth, prediction = _masks(truth, prediction, C)
     pairs = np.zeros((C + 2, C + 2), np.int64)

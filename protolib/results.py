@@ -58,12 +58,12 @@ def record(**values: Any) -> dict:
 
     preset, dataset, device, protolib (its version): text. seed: int. seconds {step: seconds}.
     peak_rss_mb: MB, may be NaN. methods: {key of METHODS: {"miou", "fwiou", "biou", "dice", "iou"
-    (list of C), "image_labels", "ignore" (see metrics.Protocol), "oracle": {the same}}}; a run may
-    hold only some of the methods. Scores are fractions in [0, 1] or NaN (None is taken for NaN).
-    "accuracy", "classes_scored" and, for a method that METHODS names wrongly, "title" may stand
-    beside them. Returns a new dict with keys and methods in a fixed order. Raises ValueError naming
-    what is unknown, missing or out of range. `record(**read_json(path))` checks a file. Notebook
-    06.
+    (list of C), "image_labels", "ignore" (see metrics.Protocol), "oracle": {the same}}}; a run
+    may hold only some of the methods. Scores are fractions in [0, 1] or NaN (None is taken for
+    NaN). "accuracy", "classes_scored" and, for a method that METHODS names wrongly, "title" may
+    stand beside them. Returns a new dict with keys and methods in a fixed order. Raises
+    ValueError naming what is unknown, missing or out of range. `record(**read_json(path))` checks
+    a file. Notebook 06.
     """
     files.expect("run record", values, RECORD, optional={})
     for key, kind in RECORD.items():

@@ -7,6 +7,8 @@ draws, the second computes. Gradients are closed forms, derived by hand. test_go
 formulas against the golden vectors too.
 """
 
+import itertools
+
 import numpy as np
 
 ALPHA, TAU = 0.5, 0.07
@@ -396,14 +398,15 @@ def draw_kmeans(rng, n: int, d: int, k: int, max_iter: int, unit_rows: bool = Tr
 
 def kmeans(X, k, max_iter, init_index, **_) -> dict:
     centers = X[init_index]
-    for step in range(1, int(max_iter) + 1):
+    for step in itertools.count(1):
         # one product after the other: equal centres must give equal numbers, and the first of them
         # wins
         similarities = np.array([[(unit(x) * unit(c)).sum() for c in centers] for x in X])
         labels, before = similarities.argmax(1), centers
         means = [X[labels == j].mean(0) if (labels == j).any() else None for j in range(k)]
         centers = np.array([c if m is None else unit(m) for c, m in zip(before, means)])
-        if (np.abs(before - centers) <= 1e-8 + 1e-5 * np.abs(centers)).all():
+        still = (np.abs(before - centers) <= 1e-8 + 1e-5 * np.abs(centers)).all()
+        if still or step == max_iter:
             break
     return {"labels": labels, "similarities": similarities, "centers": centers, "n_iter": step}
 

@@ -2,6 +2,7 @@
 one."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -300,6 +301,33 @@ def test_any_other_answer_is_met_with_words_and_never_with_an_exception(check, c
     for mine, start in answers.items():
         assert check(mine) is False
         assert capsys.readouterr().out.startswith(start)
+
+
+def unsolved_in_a_library(scores, share):
+    """The second kind: a bare error as a stub raises, but from a method that torch left open."""
+    return torch.distributions.Distribution(validate_args=False).mean
+
+
+@pytest.mark.parametrize(
+    "mine, words",
+    [
+        (lambda s, a: (s.argmax(1) == 1).mean((1, 2)) >= a, "infer output dtype"),
+        (lambda s, a: s.argmax(1).softmax(1) >= a, "not implemented for 'Long'"),
+        (unsolved_in_a_library, ""),
+    ],
+    ids=["mean of bool", "softmax of int64", "bare"],
+)
+def test_an_error_of_torch_is_no_stub(mine, words, capsys):
+    assert exercises.check_present_classes(mine) is False
+    said = capsys.readouterr().out
+    assert said.startswith("not yet: your function stopped with NotImplementedError: ")
+    assert words in said
+
+
+def test_a_stub_is_known_however_it_is_called(capsys):
+    for mine in (partial(stub), lambda *given: stub(*given)):
+        assert exercises.check_present_classes(mine) is False
+        assert capsys.readouterr().out.startswith("not solved yet: a pixel's winner is")
 
 
 def test_a_foreign_answer_is_told_its_shape_or_its_worst_value(capsys):

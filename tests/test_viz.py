@@ -153,10 +153,9 @@ def test_play_draws_again_when_a_control_moves():
 
 
 def test_show_source_is_the_source():
-    assert viz.show_source(bank.white_share, bank.lloyd).data.startswith(
-        "def white_share(images: np.ndarray)"
-    )
-    assert "\n\ndef lloyd(" in viz.show_source(bank.white_share, bank.lloyd).data
+    shown = viz.show_source(bank.seed_centres, bank.lloyd).data
+    assert shown.startswith("def seed_centres(X: np.ndarray, K: int, ")
+    assert "\n\ndef lloyd(" in shown
 
 
 def test_save_leaves_picture_and_caption_and_nothing_else(tmp_path):

@@ -83,8 +83,8 @@ class PatchDataset(Dataset):
         return PatchDataset, (self.spec, self.split, self.folder)
 
     def single_class(self) -> np.ndarray:
-        """Indices (m,) int64 of the patches whose image label has exactly one class (Sec. 3.2).
-        Notebook 02."""
+        """Indices (m,) int64 of the patches whose image label has exactly one class
+        (Sec. 3.2). Notebook 02."""
         return np.flatnonzero(self.labels.sum(1) == 1)
 
 
@@ -353,8 +353,8 @@ def split_overlap(*datasets: PatchDataset) -> Overlap:
 
 
 def count_report(*datasets: PatchDataset) -> str:
-    """Say how many patches each split has, beside the published counts; a difference is no error.
-    Notebook 01."""
+    """Say how many patches each split has, beside the published counts; a difference is no
+    error. Notebook 01."""
     parts = []
     for d in datasets:
         published = d.spec.counts.get(d.split, ())

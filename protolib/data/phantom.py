@@ -1,5 +1,5 @@
-"""The phantom: H&E-like tissue drawn from a seed, with known masks and known sub-types.
-Notebook 01.
+"""The phantom: H&E-like tissue drawn from a seed, with known masks and known
+sub-types. Notebook 01.
 
 tissue.py draws the amounts of stain; here stand the plan of a split, the regions of a patch, and
 the slides, each with its own stain. The scale is fixed, 0.5 um per pixel: a smaller patch is a
@@ -73,10 +73,9 @@ class Phantom(NamedTuple):
 
 def optical_density(amounts: np.ndarray, stains: np.ndarray = STAINS) -> np.ndarray:
     """Mix hematoxylin and eosin by optical density, -log10 of the share of light let through.
-    Notebook 01.
 
-    amounts: (..., 2), hematoxylin first; stains: (2, 3) vectors in R, G, B. Returns (..., 3), 0 =
-    clear glass.
+    amounts: (..., 2), hematoxylin first; stains: (2, 3) vectors in R, G, B. Returns (..., 3),
+    0 = clear glass.
     """
     return amounts[..., :1] * stains[0] + amounts[..., 1:] * stains[1]
 
@@ -158,8 +157,8 @@ def develop(rng, amounts: np.ndarray, seed: int, split: str, slide: int) -> np.n
 def patch(
     index: int, split: str, size: int, drawing: Drawing
 ) -> tuple[int, np.ndarray, np.ndarray]:
-    """Patch `index` of a split: slide number, image (H, W, 3) uint8, sub-type map (H, W) uint8.
-    Notebook 01."""
+    """Patch `index` of a split: slide number, image (H, W, 3) uint8, sub-type map (H, W)
+    uint8. Notebook 01."""
     rng = generator(drawing.seed, split, PATCH, index)
     slide, kinds = int(rng.integers(SLIDES[split])), plan(rng, split, index, drawing)
     areas = regions(rng, size, kinds, whiteness(rng, len(kinds)))

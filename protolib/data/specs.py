@@ -5,7 +5,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -70,7 +70,7 @@ class DatasetSpec:
     """What the names, labels and masks of one data set mean; a `dataset.toml` has these keys, the
     first five required.
 
-    Raises ValueError where the keys contradict each other. Notebook 01.
+    Raises ValueError where the keys contradict each other.
     """
 
     name: str  # letters, digits, "-", "_", "."
@@ -266,9 +266,9 @@ def _label_text(name: str) -> str:
 def parse_label(name: str, C: int) -> tuple[int, ...]:
     """Read the image-level label, C digits of 0 or 1, from the last bracket group of a file name.
 
-    Both published spellings: `x+0[1101].png` and `x-[1 0 0 1].png`; folders before the name are not
-    looked at. Raises ValueError without such a group, or with another number of digits.
-    Notebook 01.
+    Both published spellings: `x+0[1101].png` and `x-[1 0 0 1].png`; folders before the name
+    are not looked at. Raises ValueError without such a group, or with another number of
+    digits. Notebook 01.
     """
     label = tuple(int(digit) for digit in _label_text(name).replace(" ", ""))
     if len(label) != C:
@@ -294,7 +294,7 @@ def told(pattern: str, name: str) -> str:
     return found.group() if found else ""
 
 
-def shared(names: dict[str, Iterable[str]]) -> dict[str, list[str]]:
+def shared(names: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """The slides or patients that stand in two splits: a score on such a split is too good.
 
     names: split -> what its file names tell, "" where they do not. Returns "train/test" -> sorted
@@ -315,7 +315,7 @@ class Layout(NamedTuple):
 
 def stamp(layout: Layout) -> str:
     """Hash of the names, sizes and times of a split's files: they tell files apart in milliseconds;
-    reading all would cost as much as decoding. Notebook 01."""
+    reading all would cost as much as decoding."""
     stats = []
     for path in layout.images + (layout.masks or []):
         of = path.stat()

@@ -126,6 +126,7 @@ class Cells(NamedTuple):
     vesicular: np.ndarray
 
     def where(self, keep: np.ndarray) -> "Cells":
+        """Those that `keep`, (n,) bool, names."""
         return Cells(*(column[keep] for column in self))
 
     def on(self, plane: np.ndarray) -> np.ndarray:
@@ -135,7 +136,7 @@ class Cells(NamedTuple):
 
 
 def looks(heterogeneity: float, similarity: float) -> np.ndarray:
-    """Give the table of looks (C, K, 22) under the two dials. Notebook 01.
+    """Give the table of looks (C, K, 22) under the two dials.
 
     Dials in [0, 1]. Heterogeneity h moves each row away from the mean of its class by a factor
     sqrt(2 h), so 0 makes the sub-types one and 0.5 is the table, but never beyond what some row

@@ -86,7 +86,6 @@ NVLABS_RENAME = (
 
 class Backbone(nn.Module):
     """A feature pyramid: images (B, 3, H, W) float in [0, 1] -> list of L maps (B, C_i, h_i, w_i).
-    Notebook 04.
 
     The finest map comes first. channels: C_i; strides: px a position; info: what it was loaded
     from, None for random weights. `prepare` normalises by the mean and std of those weights,
@@ -105,12 +104,12 @@ class Backbone(nn.Module):
             self.register_buffer(part, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(images - mean) / std, channel by channel: (B, 3, H, W) float, same shape. Notebook
-        04."""
+        """(images - mean) / std, channel by channel: (B, 3, H, W) float, same
+        shape. Notebooks 03 and 06."""
         return (images - self.mean) / self.std
 
     def pyramid(self, prepared: Tensor) -> list[Tensor]:
-        """The maps of prepared images, finest first. Notebook 04.
+        """The maps of prepared images, finest first.
 
         Raises ValueError that says why for a height or width that a model of timm cannot take.
         """
@@ -123,11 +122,10 @@ class Backbone(nn.Module):
 
 
 class MiT(nn.Module):
-    """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3;
-    notebook 04.
+    """The Mix Transformer of SegFormer, by transformers. Xie et al., NeurIPS 2021; paper, Sec. 3.3.
 
-    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code (56, 28,
-    14, 14 at 224 px).
+    stride 32: steps of 4, 2, 2, 2, as published; 16: 4, 2, 2, 1, as in the released code
+    (56, 28, 14, 14 at 224 px).
     """
 
     def __init__(self, stride: int, hidden_sizes, depths, num_attention_heads):
@@ -214,7 +212,7 @@ class WideBlock(nn.Module):
 
 
 class ResNet38d(nn.Module):
-    """The wide ResNet-38, dilated to stride 8, of the weakly supervised literature. Notebook 04.
+    """The wide ResNet-38, dilated to stride 8, of the weakly supervised literature.
 
     Wu et al., arXiv 1611.10080 (model A1); dilated by Ahn and Kwak, CVPR 2018. Maps: what enters
     blocks 3 to 6, and the last one. Its batch norms train like any other here; AffinityNet keeps
@@ -268,8 +266,7 @@ class ResNet38d(nn.Module):
 
 
 class TransUNet(nn.Module):
-    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its positions. Notebook
-    04.
+    """The encoder of TransUNet: ResNet-50 up to stride 16, then ViT-B on its positions.
 
     Chen et al., arXiv 2102.04306. Maps: stem, three residual stages, and the tokens of the
     transformer laid out as a map; no decoder.
@@ -317,6 +314,7 @@ class ShiftedProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of x and of weight, from that of the output (B, C, H, W)."""
         x, weight = ctx.saved_tensors
         # convolved with the weights turned by half a circle, what went out comes back in
         grad_x = depthwise(grad, weight.flip(2, 3), ctx.dilation)
@@ -331,6 +329,8 @@ class ShiftedProducts(torch.autograd.Function):
 
 
 def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Each channel of x (B, C, H, W) convolved with its own weight (C, 1, k, k), k odd, padded to
+    x's shape."""
     padding = weight.shape[2] // 2 * dilation
     return F.conv2d(x, weight, None, 1, padding, dilation, groups=len(weight))
 
@@ -375,6 +375,7 @@ SIDES = (224, 112, 64)  # px of images with which a model of timm is tried befor
 
 
 def ask_timm(name: str, **options) -> Any:
+    """A timm model that gives feature maps, with random weights; raises what timm raises."""
     import timm  # here, as in all of nets: what is not asked for is not waited for
 
     return timm.create_model(name, features_only=True, pretrained=False, **options)
@@ -421,8 +422,7 @@ def timm_strides(name: str) -> tuple[int, ...]:
 
 
 def features(stride: int, name: str, levels: int | None = None, size: int = 0) -> Any:
-    """A timm model that gives its first `levels` feature maps, random weights; see `outline`.
-    Notebook 04."""
+    """A timm model that gives its first `levels` feature maps, random weights; see `outline`."""
     indices, published, options, _ = outline(name, size)
     if stride != published:
         options = options | {"output_stride": stride}
@@ -441,6 +441,7 @@ def features(stride: int, name: str, levels: int | None = None, size: int = 0) -
 
 
 def channels_first(net: nn.Module, inputs: tuple, maps: list[Tensor]) -> list[Tensor]:
+    """The hook that turns the maps of a network that has its channels last."""
     return [m.permute(0, 3, 1, 2) for m in maps]  # (B, h, w, C) -> (B, C, h, w)
 
 
@@ -505,7 +506,7 @@ class Plan:
 
 
 def lite0_file(path: Path | None = None) -> weights.WeightsFile:
-    """The file of EfficientNet-Lite0's ImageNet weights that comes with pip. Notebook 02.
+    """The file of EfficientNet-Lite0's ImageNet weights that comes with pip.
 
     Raises ValueError if its sha256 is not the recorded one, so a foreign or damaged file is never
     run.
@@ -525,7 +526,7 @@ def lite0_file(path: Path | None = None) -> weights.WeightsFile:
 
 
 def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of that file under timm's names. Notebook 02."""
+    """The tensors of that file under timm's names."""
     stage_of = [(s, i) for s, n in enumerate(LITE0_BLOCKS) for i in range(n)]
     named = {}
     for key, value in state.items():
@@ -574,8 +575,8 @@ NETS = {
 def backbone(
     name: str, stride: int, levels: Sequence[int] | None = None, size: int = 0
 ) -> Backbone:
-    """The backbone of that name, a key of NETS or any timm model that has features_only. Notebook
-    04.
+    """The backbone of that name, a key of NETS or any timm model that has
+    features_only. Notebook 05.
 
     stride: px a position of the deepest map; levels: indices of the maps that are read, so that
     nothing deeper than the last of them is there, None = all; size: px of the images, for a timm

@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images as the network wants them: (B, 3, H, W) float in [0, 1], RGB -> (B, 3, size,
-        size). Notebook 02."""
+        size). Notebooks 03 and 06."""
         # no copy without need
         images = self._resized(images if self.order == [0, 1, 2] else images[:, self.order])
         if self.stretch:
@@ -146,8 +146,8 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Features position by position: images (B, 3, H, W) float in [0, 1], RGB -> maps (B, D_i,
-        h_i, w_i) float, finest first; the D_i add up to D.
+        """Features position by position: images (B, 3, H, W) float in [0, 1], RGB -> maps
+        (B, D_i, h_i, w_i) float, finest first; the D_i add up to D.
 
         Of a convolutional network its maps, of a transformer its patch tokens behind the last norm
         and the projection, laid out as a map. Nothing passes a gradient to the images. Raises
@@ -177,14 +177,14 @@ def laid_out(tokens: Tensor) -> Tensor:
 
 
 class PooledMaps(nn.Module):
-    """Global averages of all maps of a pyramid but the first, concatenated: texture and content.
-    Notebook 02."""
+    """Global averages of all maps of a pyramid but the first, concatenated: texture and content."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
 
     def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: L maps, finest first."""
         return self.net(images)[1:]  # the stride-2 map holds little but edges
 
     def forward(self, images: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class PooledMaps(nn.Module):
 
 
 class Swin(nn.Module):
-    """Swin and a projection without bias: the vision tower of MedCLIP, under its names. Wang et
-    al., EMNLP 2022."""
+    """Swin and a projection without bias: the vision tower of MedCLIP, under its names. Wang
+    et al., EMNLP 2022."""
 
     def __init__(self, D: int, **sizes):
         super().__init__()
@@ -203,6 +203,7 @@ class Swin(nn.Module):
         self.projection_head = nn.Linear(self.model.config.hidden_size, D, bias=False)
 
     def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: one map, of projected tokens."""
         # linear without bias: projected tokens have the projected mean as their mean
         return [laid_out(self.projection_head(self.model(images).last_hidden_state))]
 
@@ -218,6 +219,7 @@ class Clip(nn.Module):
         self.model = model
 
     def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: one map, of normalised and projected tokens."""
         out = self.model(images, interpolate_pos_encoding=True)
         tokens = out.last_hidden_state[:, 1:]  # (B, h * w, hidden)
         tokens = self.model.vision_model.post_layernorm(tokens)
@@ -235,6 +237,7 @@ class Dinov2(nn.Module):
         self.model = model
 
     def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: one map, of normalised tokens."""
         return [laid_out(self.model(images).last_hidden_state[:, 1:])]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -249,6 +252,7 @@ class TimmViT(nn.Module):
         self.model = model
 
     def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: one map, of normalised tokens."""
         tokens = self.model.forward_features(images)  # (B, 1 + h * w, D)
         return [laid_out(tokens[:, self.model.num_prefix_tokens :])]
 
@@ -278,8 +282,8 @@ def _side(name: str, size: int, own: int, step: int = 1) -> int:
 
 
 def lite0(size: int) -> Encoder:
-    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4 to 32, D =
-    496, at the patch's own size. Notebook 02."""
+    """The embedded encoder, EfficientNet-Lite0 trained on ImageNet: maps at strides 4 to 32,
+    D = 496, at the patch's own size."""
     size = _side("lite0", size, own=0)
     pyramid = backbones.backbone(backbones.LITE0, stride=32)
     net, D = PooledMaps(pyramid.net), sum(pyramid.channels[1:])
@@ -304,8 +308,8 @@ def medclip(size: int) -> Encoder:
 
 
 def medclip_released(size: int) -> Encoder:
-    """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42, D
-    = 512; item P1.
+    """What the released code runs as MedCLIP: ImageNet's Swin-T and a random projection, seed 42,
+    D = 512; item P1.
 
     It gets B, G, R, each image stretched to [0, 1]; the matching loss stretches its own pictures
     and uses `features` (M14). The projection comes from a generator of our own, so it depends on
@@ -367,8 +371,8 @@ def dinov2(size: int) -> Encoder:
 
 
 def uni(size: int) -> Encoder:
-    """UNI, a ViT-L/16 trained on pathology slides, D = 1024; gated. Chen et al., Nature Medicine
-    30, 2024."""
+    """UNI, a ViT-L/16 trained on pathology slides, D = 1024; gated. Chen et al., Nature
+    Medicine 30, 2024."""
     size = _side("uni", size, UNI_L16["img_size"], UNI_L16["patch_size"])
     import timm
 
@@ -459,8 +463,8 @@ def identity(name: str) -> str:
 
 @torch.no_grad()
 def embed(encoder: Encoder, dataset, batch: int = 64, pooled: bool = False) -> np.ndarray:
-    """Features (n, D) float32 of every patch of a data set, in its order, on the encoder's device.
-    Notebook 02.
+    """Features (n, D) float32 of every patch of a data set, in its order, on the encoder's
+    device. Notebook 02.
 
     pooled: the mean of the maps instead, `Encoder.pooled`: a bank for masked pooling must stand in
     the space in which its loss compares.

@@ -76,7 +76,7 @@ class WeightsFile:
 @dataclass(frozen=True)
 class WeightsInfo:
     """Where a network's weights come from: file, sha256 (hex), licence, what was loaded and what
-    not. Notebook 02."""
+    not."""
 
     source: str
     revision: str

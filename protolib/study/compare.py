@@ -29,14 +29,13 @@ class Paired(NamedTuple):
     d: float  # Cohen's d_z: the difference in standard deviations of the differences
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
+def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> Paired:
     """Compare two methods over the same seeds by the paired t-test, with interval and effect size.
 
     ours, theirs: n scores each, in the same order of seeds. One pair has a difference and nothing
     else: low, high, p and d are NaN. So they are where all differences are equal to the last bits
     (standard deviation 0): then the seed changed nothing, and n runs are one run n times. A NaN
     score makes everything NaN. Raises ValueError where the numbers of scores are 0 or unequal.
-    Notebook 07.
     """
     if len(ours) != len(theirs) or not len(ours):
         raise ValueError(
@@ -83,7 +82,7 @@ def over_slides(
     and all seeds, all patches of a slide together; a method's score is the mean over seeds of the
     mIoU of the pooled pixels. Returns the 2.5 and 97.5 percentiles, fractions; the same seed gives
     the same. Fewer than FEW_SLIDES slides promise too much: `resamples`. Raises ValueError where
-    the shapes differ or hold nothing. Notebook 07.
+    the shapes differ or hold nothing.
     """
     if a.shape != b.shape or a.ndim != 4 or not a.size:
         raise ValueError(
@@ -113,7 +112,6 @@ def verdict(seeds: Paired, slides: tuple[float, float] | None = None) -> str:
 
     seeds: `paired` of a and b; slides: their interval of `over_slides`, None where no slides were
     scored. Supported only if both intervals lie above 0, contradicted only if both lie below.
-    Notebook 07.
     """
     if seeds.n == 1:
         return "not decided: one seed"

@@ -1,5 +1,5 @@
-"""The ledger: each number of the paper beside ours, from the result files that `python -m protolib
-ablate` writes.
+"""The ledger: each number of the paper beside ours, from the result files that
+`python -m protolib ablate` writes.
 
 A result file holds the runs of one data set and preset. A run is a method with its settings; it is
 made once for each seed and fold of the data, and tables share it. The tables of paper.toml and of a
@@ -69,7 +69,7 @@ class Seed(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Mean, lowest and highest over the runs, in this order, after each epoch. Notebook 04."""
+    """Mean, lowest and highest over the runs, in this order, after each epoch."""
 
     seeds: tuple[int, ...]
     loss: np.ndarray  # (3, epochs)
@@ -148,7 +148,6 @@ def seeds_of(result: Mapping, table: str, row: str) -> list[Seed]:
 
     With several folds the slides of all are pooled, each scored once by a network that has not seen
     it. bIoU is the mean over folds where a file keeps no counts of its bands, and so is F1.
-    Notebook 07.
     """
     by_seed = _by_seed(result, table, row)
     return [
@@ -185,10 +184,10 @@ def rows(results: Sequence[Mapping]) -> list[dict[str, Any]]:
     None stands where there is nothing. ours_mean and ours_std (of a sample) are over the seeds,
     None if a seed gave NaN; seeds is their number, folds that of the folds pooled in each.
     image_labels and ignore are the protocol's (metrics.Protocol), None for F1. paper, paper_std,
-    paper_dataset: as printed. difference: ours - paper, where ours is on the same published data in
-    full. reruns: {by whom: mIoU}. hours: of training, all seeds together. made_by: the commit, for
-    a file that older code made. A row of the paper that no file has run stands there once. Notebook
-    07.
+    paper_dataset: as printed. difference: ours - paper, where ours is on the same published data
+    in full. reruns: {by whom: mIoU}. hours: of training, all seeds together. made_by: the
+    commit, for a file that older code made. A row of the paper that no file has run stands there
+    once. Notebook 07.
     """
     found = []
     for table in paper.TABLES.values():
@@ -209,8 +208,8 @@ def rows(results: Sequence[Mapping]) -> list[dict[str, Any]]:
 
 
 def band(results: Sequence[Mapping], run: str, label: str, preset: str) -> Band | None:
-    """Reference curves of a run, by its name, on a data set: is a training like this normal?
-    Notebook 04.
+    """Reference curves of a run, by its name, on a data set: is a training like this
+    normal? Notebook 04.
 
     results: as `read` returns them; label, preset: those of the result file. Lowest and highest are
     of the seeds and folds, no interval of confidence. A class absent from the split is left out in

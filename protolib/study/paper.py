@@ -199,13 +199,13 @@ WINDOW: dict[str, tuple[float, float]] = {
 
 
 def value(table: str, row: str, dataset: str, metric: str) -> Value | None:
-    """What the paper has in that place; None where it has nothing. Notebook 07."""
+    """What the paper has in that place; None where it has nothing."""
     return _BY_PLACE.get((table, row, dataset, metric))
 
 
 def contradictions() -> list[tuple[str, str]]:
-    """Where the paper disagrees with itself or is silent: (title, sentence), the numbers computed.
-    Notebook 07."""
+    """Where the paper disagrees with itself or is silent: (title, sentence), the numbers
+    computed."""
     return [
         ("One model, several scores", _full_model()),
         ("Dice follows from mIoU", _dice()),

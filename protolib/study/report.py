@@ -156,7 +156,7 @@ def text(results: Sequence[Mapping]) -> str:
     """The whole ledger as Markdown for a terminal: tables, conclusions, re-runs by others, peers,
     window, self-contradictions.
 
-    results: as ledger.read returns them; with none, the paper's numbers alone. Notebook 07.
+    results: as ledger.read returns them; with none, the paper's numbers alone.
     """
     parts = chain.from_iterable(section.values() for section in sections(results).values())
     return blocks.markdown(chain.from_iterable(parts), width=blocks.TERMINAL)

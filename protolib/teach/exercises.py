@@ -1,6 +1,7 @@
 """Checks of a learner's own function against the kernel: a fixed input, an answer, and a hint for
 the likely slip."""
 
+import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch.nn.functional as F
 from protolib import bank, matching, metrics, segmentation
 from protolib.data import regions
 from protolib.maps import fuse, gate
+from protolib.presets import changed, preset
 from protolib.study import compare
 
 
 def check_image_label(mine: Callable) -> bool:
-    """Whether mine(mask, C) is the image-level label that a mask implies: one 0 or 1 per class.
-    Notebook 00.
+    """Whether mine(mask, C) is the image-level label that a mask implies: one 0 or 1 per
+    class. Notebook 00.
 
     mine: mask (H, W) uint8, 0..C-1 or ignore C, and C -> (C,) 0 or 1. A class counts if any pixel
     has it.
@@ -42,8 +44,8 @@ def check_image_label(mine: Callable) -> bool:
 
 
 def check_white_share(mine: Callable) -> bool:
-    """Whether mine(images) is the share of white pixels of each patch, as bank.white_share.
-    Notebook 01.
+    """Whether mine(images) is the share of white pixels of each patch, as
+    regions.white_share. Notebook 01.
 
     mine: (n, H, W, 3) uint8 RGB -> (n,) float in [0, 1]. White: optical density below regions.CLEAR
     in every channel.
@@ -72,14 +74,14 @@ def check_white_share(mine: Callable) -> bool:
     ]
     return _judge(
         lambda: mine(images.copy()),
-        bank.white_share(images),
+        regions.white_share(images),
         slips,
         "density = -np.log((images + 1.0) / 256); white = (density < regions.CLEAR).all(-1)",
     )
 
 
 def check_cosine_distance(mine: Callable) -> bool:
-    """Whether mine(a, b) is 1 - cosine of every row of a with every row of b. Eq. (1), notebook 02.
+    """Whether mine(a, b) is 1 - cosine of every row of a with every row of b. Eq. (1); notebook 02.
 
     mine: arrays (n, D) and (K, D) float, rows of any length but 0 -> (n, K) float in [0, 2].
     """
@@ -139,7 +141,8 @@ def check_lloyd_step(mine: Callable) -> bool:
         (np.vstack([wanted[:2], [0, 0]]), "a centre without rows stays where it is"),
         (
             centres,
-            "nothing moved: after the assignment each centre becomes the mean direction of its rows",
+            "nothing moved: after the assignment each centre becomes the mean direction of its "
+            "rows",
         ),
     ]
     return _judge(
@@ -151,14 +154,13 @@ def check_lloyd_step(mine: Callable) -> bool:
 
 
 def check_adaptive_threshold(mine: Callable) -> bool:
-    """Whether mine(maps, delta) is the foreground of each map, as matching.pool_foreground. Eq.
-    (4), notebook 03.
+    """Whether mine(maps, delta) is the foreground of each map, as
+    matching.pool_foreground. Eq. (4), notebook 03.
 
     mine: tensor (P, h, w) float in [0, 1] and delta in (0, 1) -> (P, h, w) bool, or 0 and 1.
     """
-    maps = torch.tensor(
-        [[[0.8, 0.4], [0.2, 0.1]], [[0.25, 0.125], [0.1, 0.01]]]
-    )  # the second map is weak
+    # the second map is weak
+    maps = torch.tensor([[[0.8, 0.4], [0.2, 0.1]], [[0.25, 0.125], [0.1, 0.01]]])  # (2, 2, 2)
     delta = 0.5
     top = maps.amax((1, 2), keepdim=True)
     slips = [
@@ -194,27 +196,28 @@ def check_adaptive_threshold(mine: Callable) -> bool:
 
 
 def check_foreground_loss(mine: Callable) -> bool:
-    """Whether mine(fg, prototypes, cls, K, tau) is L_FGS of a pair, as matching_terms. Eq. (9, 10),
-    notebook 03.
+    """Whether mine(fg, prototypes, cls, K, tau) is L_FGS of a pair, as
+    matching.matching_terms. Eq. (9, 10), notebook 03.
 
     mine: a unit feature (D,), prototypes (S, D) of unit rows, class by class, class index, K,
     temperature -> scalar. Asked for both classes of a small case, and once with a temperature so
     low that exp overflows.
     """
     angles = torch.deg2rad(torch.tensor([0.0, 30.0, 90.0, 170.0, 35.0]))
-    rows = torch.stack(
-        [angles.cos(), angles.sin()], dim=1
-    ).double()  # (5, 2): two prototypes a class, the feature
+    # two prototypes a class, then the feature
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1).double()  # (5, 2)
     prototypes, fg, K = rows[:4], rows[4], 2
     cases = [(0, 0.5), (1, 0.5), (1, 1e-3)]  # class and temperature
+    p = changed(preset("paper_text"), {"K": K, "pairs": "classes", "negatives": "classes"})
 
     def stack(loss: Callable) -> np.ndarray:
         s = (prototypes @ fg).view(2, K)  # (C, K) cosines
         return np.array([float(loss(s[c], s[1 - c], t)) for c, t in cases])
 
     def terms(c: int, tau: float) -> float:
-        own, rival = matching.sides(torch.tensor([c]), len(prototypes), K, "classes", "classes")
-        return float(matching.matching_terms(fg[None], fg[None], prototypes, own, rival, tau)[0])
+        pair = torch.tensor([0]), torch.tensor([c])  # of the only image and class c
+        sides = matching.sides(pair, torch.ones(1, 2), p)
+        return float(matching.matching_terms(fg[None], fg[None], prototypes, *sides, tau)[0])
 
     slips = [
         (
@@ -225,7 +228,8 @@ def check_foreground_loss(mine: Callable) -> bool:
                     ).log()
                 )
             ),
-            "right, until exp overflows at tau = 0.001: -log(e^a / (e^a + e^b)) is softplus(b - a), which cannot",
+            "right, until exp overflows at tau = 0.001: -log(e^a / (e^a + e^b)) is "
+            "softplus(b - a), which cannot",
         ),
         (stack(lambda p, n, t: F.softplus(n.sum() - p.sum())), "divide the similarities by tau"),
         (
@@ -234,7 +238,8 @@ def check_foreground_loss(mine: Callable) -> bool:
         ),
         (
             stack(lambda p, n, t: (torch.cat([p, n]) / t).logsumexp(0) - (p / t).logsumexp(0)),
-            "each exp holds the SUM of the class's cosines; here exp comes first and the sum after it",
+            "each exp holds the SUM of the class's cosines; here exp comes first and the sum after "
+            "it",
         ),
         (
             stack(lambda p, n, t: F.softplus((p.sum() - n.sum()) / t)),
@@ -246,8 +251,8 @@ def check_foreground_loss(mine: Callable) -> bool:
         ),
         (
             stack(lambda p, n, t: F.softplus((n.sum() + p[1:].sum() - p[0]) / t)),
-            "siblings are friends: s_FF adds all K "
-            "prototypes of the own class (the released code differs here)",
+            "siblings are friends: s_FF adds all K prototypes of the own class (the released code "
+            "differs here)",
         ),
     ]
     return _judge(
@@ -259,8 +264,8 @@ def check_foreground_loss(mine: Callable) -> bool:
 
 
 def check_fuse_levels(mine: Callable) -> bool:
-    """Whether mine(class_maps, weights, size) is the weighted sum of all levels, as cams.fuse. Eq.
-    (3), notebook 04.
+    """Whether mine(class_maps, weights, size) is the weighted sum of all levels, as
+    maps.fuse. Eq. (3), notebook 04.
 
     mine: L tensors (B, C, h_i, w_i) float, finest first, L floats, (H, W) px -> (B, C, H, W) float.
     """
@@ -304,9 +309,8 @@ def check_present_classes(mine: Callable) -> bool:
 
     mine: tensor (B, C, H, W) float and a share in (0, 1] -> (B, C) bool, or 0 and 1.
     """
-    winners = torch.tensor(
-        [[[0, 0], [0, 1]], [[2, 2], [1, 1]]]
-    )  # (2, 2, 2): a class wins a quarter, half or more
+    # a class wins a quarter, half or more
+    winners = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])  # (2, 2, 2)
     scores, share = F.one_hot(winners, 3).permute(0, 3, 1, 2) + 0.5, 0.5  # (2, 3, 2, 2)
     area = F.one_hot(winners, 3).float().mean((1, 2))  # (2, 3)
     slips = [
@@ -331,15 +335,14 @@ def check_present_classes(mine: Callable) -> bool:
 
 
 def check_iou_from_confusion(mine: Callable) -> bool:
-    """Whether mine(matrix) is the IoU of each class with ignore dropped, as in metrics.scores.
-    Notebooks 05 and 06.
+    """Whether mine(matrix) is the IoU of each class with ignore dropped, as in
+    metrics.scores. Notebook 06.
 
     mine: (C + 1, C + 1) int64, rows truth, columns prediction, index C = ignore -> (C,) float, NaN
     for a class that is in neither truth nor prediction.
     """
-    matrix = np.array(
-        [[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [4, 5, 0, 0]]
-    )  # the third class is nowhere
+    # the third class is nowhere
+    matrix = np.array([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [4, 5, 0, 0]])
     kept = matrix[:3, :3]
     hits, truth, found = np.diag(kept), kept.sum(1), kept.sum(0)
     with np.errstate(invalid="ignore"):
@@ -349,7 +352,8 @@ def check_iou_from_confusion(mine: Callable) -> bool:
     slips = [
         (
             counted,
-            "the last row holds pixels whose truth is ignore: drop it before you add up the columns",
+            "the last row holds pixels whose truth is ignore: drop it before you add up the "
+            "columns",
         ),
         (recall, "this is the recall, hits / truth; the union is truth + prediction - hits"),
         (
@@ -377,8 +381,8 @@ def check_iou_from_confusion(mine: Callable) -> bool:
 
 
 def check_protocol_gate(mine: Callable) -> bool:
-    """Whether mine(scores, labels) closes the classes a label denies, as metrics.gate, by the
-    argmax. Notebook 06.
+    """Whether mine(scores, labels) closes the classes a label denies, as maps.gate, by the
+    argmax.
 
     mine: tensors (B, C, H, W) float of any sign and (B, C) 0 or 1 -> (B, C, H, W) float. A label
     without any class closes nothing.
@@ -396,7 +400,8 @@ def check_protocol_gate(mine: Callable) -> bool:
         ),
         (
             scores.masked_fill(wide == 0, -torch.inf).argmax(1),
-            "a label without any class closes all, and argmax then says class 0: leave such an image as it is",
+            "a label without any class closes all, and argmax then says class 0: leave such an "
+            "image as it is",
         ),
         (
             scores.argmax(1),
@@ -447,7 +452,8 @@ def check_paired_interval(mine: Callable) -> bool:
         lambda: mine(ours.copy(), theirs.copy()),
         np.array([wanted.low, wanted.high]),
         slips,
-        "d = ours - theirs; mean(d) -+ t * std(d, ddof=1) / sqrt(n), t = scipy.stats.t.ppf(0.975, n - 1)",
+        "d = ours - theirs; mean(d) -+ t * std(d, ddof=1) / sqrt(n), "
+        "t = scipy.stats.t.ppf(0.975, n - 1)",
     )
 
 
@@ -460,13 +466,11 @@ def _judge(
         found = attempt()
         missing = found is None or isinstance(found, list) and any(f is None for f in found)
         found = None if missing else _array(read(found))
-    except NotImplementedError:
-        print(f"not solved yet: {first_hint}")
-        return False
-    except (
-        Exception
-    ) as error:  # whatever a learner's code raises: the notebook goes on, with the message
-        print(f"not yet: your function stopped with {type(error).__name__}: {error}")
+    except Exception as error:  # whatever a learner's code raises: the notebook goes on
+        if _of_stub(error):
+            print(f"not solved yet: {first_hint}")
+        else:
+            print(f"not yet: your function stopped with {type(error).__name__}: {error}")
         return False
     if found is None:
         print("not yet: your function gives None; does it end with return?")
@@ -478,6 +482,15 @@ def _judge(
     hints = [hint for value, hint in slips if _same(found, _array(value))]
     print(f"not yet: {hints[0] if hints else _difference(found, wanted)}")
     return False
+
+
+def _of_stub(error: Exception) -> bool:
+    """Whether an error is the bare `raise NotImplementedError` of a stub, in the learner's own
+    module: torch raises it too, with words where an operation does not take a dtype, in a module
+    of its own where a method is left open."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = {frame.f_globals.get("__name__") for frame in frames} - {__name__}
+    return isinstance(error, NotImplementedError) and not error.args and len(modules) == 1
 
 
 def _array(value) -> np.ndarray:

@@ -26,8 +26,8 @@ MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
 def colours(spec: DatasetSpec) -> np.ndarray:
-    """One colour per class in label order and white for ignore: (C + 1, 3) float in [0, 1].
-    Notebook 01."""
+    """One colour per class in label order and white for ignore: (C + 1, 3) float in
+    [0, 1]. Notebook 01."""
     return np.array(
         [to_rgb(OKABE_ITO[c % len(OKABE_ITO)]) for c in range(spec.C)] + [(1.0, 1.0, 1.0)]
     )
@@ -58,8 +58,7 @@ def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
 
 
 def letters(spec: DatasetSpec) -> list[str]:
-    """C short marks: as many first letters as tell the classes apart, "T", but "TE" beside "TA".
-    Notebook 01."""
+    """C short marks: as many first letters as tell the classes apart, "T", but "TE" beside "TA"."""
     longest = max(map(len, spec.classes))
     enough = next(
         (n for n in range(1, longest) if len({c[:n] for c in spec.classes}) == spec.C), longest
@@ -92,8 +91,8 @@ def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
 
 
 def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
-    """A legend of tissue names and colours, and of what white means, below a figure. Notebook
-    01."""
+    """A legend of tissue names and colours, and of what white means, below a
+    figure. Notebook 01."""
     handles = [
         Patch(fc=c, ec="black", label=f"{s}  {t}")
         for s, t, c in zip(spec.classes, spec.titles, colours(spec))
@@ -106,8 +105,8 @@ def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
 
 
 def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np.ndarray]:
-    """A figure of pictures without ticks, `side` inches each, and its axes, always (rows, columns).
-    Notebook 01."""
+    """A figure of pictures without ticks, `side` inches each, and its axes, always
+    (rows, columns). Notebook 01."""
     fig, axes = plt.subplots(
         rows,
         columns,
@@ -122,8 +121,8 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
 
 
 def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
-    """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3) uint8. Notebooks
-    01 and 02."""
+    """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3)
+    uint8. Notebooks 01 and 02."""
     fig, axes = grid(len(rows), max(map(len, rows)), side)
     fig.set_figwidth(fig.get_figwidth() + 1)  # for the names
     for own, patches, name in zip(axes, rows, names):
@@ -143,8 +142,8 @@ def scatter(
     spec: DatasetSpec,
     names: list[str],
 ):
-    """Points coloured by class, their markers by a second group, for instance the cluster.
-    Notebooks 01 and 02.
+    """Points coloured by class, their markers by a second group, for instance the
+    cluster. Notebooks 01 and 02.
 
     points: (n, 2) float; classes, marks: (n,) int from 0; names: of the marks, for the legend.
     """
@@ -174,8 +173,8 @@ def scatter(
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
-    """A square matrix of cosines with its numbers, and lines around blocks of `block` rows.
-    Notebook 02."""
+    """A square matrix of cosines with its numbers, and lines around blocks of `block`
+    rows. Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
     for (row, column), value in np.ndenumerate(matrix):
         text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
@@ -189,8 +188,8 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
 
 
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
-    """Controls over the picture that draw makes of their values, drawn again when one moves.
-    Notebook 01.
+    """Controls over the picture that draw makes of their values, drawn again when one
+    moves. Notebook 01.
 
     draw: takes the values under the controls' names and returns a figure. Not ipywidgets.interact:
     nbclient answers its output area on the socket where it waits for a cell's end, and now and then
@@ -212,8 +211,8 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
 
 
 def show_source(*kernels) -> Code:
-    """The source of functions or classes as coloured code, so that page and library cannot drift.
-    Notebook 02."""
+    """The source of functions or classes as coloured code, so that page and library cannot
+    drift. Notebook 02."""
     return Code(
         "\n\n".join(inspect.getsource(kernel).rstrip() for kernel in kernels), language="python"
     )
@@ -233,8 +232,8 @@ def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
 
 
 class LivePlot:
-    """Loss curves of several trainings side by side, redrawn in place in Jupyter after each epoch.
-    Notebooks 04 and 05.
+    """Loss curves of several trainings side by side, redrawn in place in Jupyter after each
+    epoch. Notebooks 04 and 05.
 
     titles: one panel each. Call it with a title and the history that training.fit hands to
     on_epoch; a call with a finished history draws the same, so one picture stays, whether the
@@ -271,7 +270,7 @@ class LivePlot:
 
     @staticmethod
     def losses(history: pd.DataFrame) -> list[str]:
-        """The columns of a history that hold losses. Notebook 04."""
+        """The columns of a history that hold losses."""
         return [
             name
             for name in history
@@ -303,8 +302,8 @@ def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
 def mask_rows(
     images: np.ndarray, masks: dict[str, np.ndarray], spec: DatasetSpec, names: list[str]
 ) -> Figure:
-    """One row per patch: the image, then its mask under every title, with letters and a legend.
-    Notebook 04.
+    """One row per patch: the image, then its mask under every title, with letters and a
+    legend. Notebook 04.
 
     images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left
     of the rows.
