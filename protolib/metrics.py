@@ -280,6 +280,99 @@ class Scorer:
         return self.counts.scores() | protocol
 
 
+def extent(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """How much of each class a mask covers, and how much of what it covers is right, ignore
+    dropped.
+
+    matrix (C+1, C+1), see `confusion`. Returns "area" = predicted / true pixels, 1 where as much
+    was predicted as there is; "recall" = hits / true pixels; "precision" = hits / predicted pixels;
+    each (C,) float64, NaN where that divides by 0. A CAM that finds only the most telling part of a
+    tissue has an area below 1, a low recall and a high precision. Notebook 04.
+    """
+    judged = np.asarray(matrix)[:-1]  # (C, C+1): true classes
+    hits, true, predicted = np.diag(judged), judged.sum(axis=1), judged.sum(axis=0)[:-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area = np.where(true, predicted / true, np.nan)
+        return {"area": area, "recall": hits / true, "precision": hits / predicted}
+
+
+def reliability(probability, truth, bins: int = 10) -> dict[str, np.ndarray]:
+    """What was said, and what came out: a reliability curve over bins of equal width.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Eq. (2); notebook 06.
+
+    probability: floats in [0, 1] of any shape; truth: 0 or 1 of the same shape, whether what was
+    said is so. Returns "edges" (bins + 1,), and per bin "confidence", the mean probability,
+    "frequency", the share that is true, and "counts", each (bins,); NaN where a bin is empty. A bin
+    holds its right edge; the first one 0 as well. Raises ValueError for other shapes or values.
+    """
+    probability, truth = np.ravel(probability).astype(float), np.ravel(truth).astype(float)
+    if probability.shape != truth.shape:
+        raise ValueError(
+            f"reliability: {probability.size} probabilities and {truth.size} outcomes; "
+            "expected one outcome, 0 or 1, for each probability"
+        )
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError(
+            "reliability: probabilities outside [0, 1]; give the sigmoid or softmax of logits"
+        )
+    if not np.isin(truth, (0, 1)).all():
+        raise ValueError("reliability: outcomes other than 0 and 1; say what is so and what is not")
+    edges = np.linspace(0, 1, bins + 1)
+    which = np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(which, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(which, probability, bins) / counts
+        frequency = np.bincount(which, truth, bins) / counts
+    return {"edges": edges, "confidence": confidence, "frequency": frequency, "counts": counts}
+
+
+def expected_calibration_error(probability, truth, bins: int = 10) -> float:
+    """By how much what is said misses what is so: |frequency - confidence|, the mean over bins
+    weighted by their counts. Guo et al., ICML 2017, Eq. (3); notebook 06.
+
+    Arguments and errors as in `reliability`. Returns a float in [0, 1], NaN of no probability.
+    """
+    curve = reliability(probability, truth, bins)
+    gap = np.abs(curve["frequency"] - curve["confidence"])  # (bins,), NaN where empty
+    return _ratio(np.nansum(gap * curve["counts"]), curve["counts"].sum())
+
+
+def label_f1(logits, labels, cuts=0.0) -> np.ndarray:
+    """F1 of each class's image labels, 2 hits / (said + true): (C,) float64, NaN where a class is
+    neither said nor true. Notebook 06.
+
+    logits (B, C) float, above the cut means present; labels (B, C), 0 or 1; cuts: one, or (C,).
+    """
+    said, true = np.asarray(logits) > np.asarray(cuts), np.asarray(labels) > 0
+    with np.errstate(invalid="ignore"):
+        return 2 * (said & true).sum(axis=0) / (said.sum(axis=0) + true.sum(axis=0))
+
+
+def best_cuts(logits, labels) -> np.ndarray:
+    """The cut of each class that gives its image labels the highest F1: (C,) float64.
+    Notebook 06.
+
+    logits (B, C) float, labels (B, C), 0 or 1, both of validation images. Tried are 0, the usual
+    cut, the middle between any two neighbouring logits, and 1 below the lowest. Of cuts that are as
+    good the one nearest to 0 is taken, so a class that gains nothing, or is in no label, keeps 0.
+    Raises ValueError for other shapes.
+    """
+    logits, labels = np.asarray(logits, float), np.asarray(labels) > 0
+    if logits.ndim != 2 or logits.shape != labels.shape:
+        raise ValueError(
+            f"best_cuts: logits {logits.shape} and labels {labels.shape}; expected (B, C) of both"
+        )
+    cuts = np.zeros(logits.shape[1])
+    for c, (own, true) in enumerate(zip(logits.T, labels.T)):
+        values = np.unique(own)
+        middles = (values[:-1] + values[1:]) / 2
+        tried = np.concatenate([[0.0], middles, values[:1] - 1])  # (T,), the last says all
+        tried = tried[np.abs(tried).argsort(kind="stable")]  # nearest to 0 first: argmax takes it
+        found = label_f1(own[:, None], true[:, None], tried)  # (T,)
+        cuts[c] = tried[np.nan_to_num(found).argmax()]
+    return cuts
+
+
 def _masks(truth, prediction, C: int) -> tuple[np.ndarray, np.ndarray]:
     """Both masks as arrays, once they fit each other and C."""
     truth, prediction = (

@@ -456,3 +456,84 @@ def test_scorer_refuses_nothing_and_keeps_nothing_of_a_refused_batch():
     with pytest.raises(ValueError, match="prediction holds values"):
         scorer.update(TRUTH, PREDICTION + 2)
     assert not scorer.counts.matrix.any() and not scorer.counts.boundary.any()
+
+
+def test_extent_by_hand():
+    # class 0: 8 true, 4 predicted of which 3 hits; class 1: 2 true, 6 predicted, 1 hit;
+    # class 2 is nowhere but in the prediction; what is called C is a miss
+    matrix = np.array([[3, 5, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 2, 4, 9]])
+    found = metrics.extent(matrix)
+    np.testing.assert_allclose(found["area"], [4 / 8, 6 / 2, math.nan])
+    np.testing.assert_allclose(found["recall"], [3 / 8, 1 / 2, math.nan])
+    np.testing.assert_allclose(found["precision"], [3 / 4, 1 / 6, math.nan])
+    called_none = metrics.extent(np.array([[1, 3], [0, 0]]))  # three pixels given to no class
+    np.testing.assert_allclose([called_none[key][0] for key in called_none], [1 / 4, 1 / 4, 1])
+
+
+def test_reliability_by_hand():
+    curve = metrics.reliability([0.0, 0.5, 0.6, 0.9, 1.0], [0, 1, 0, 1, 1], bins=2)
+    np.testing.assert_allclose(curve["edges"], [0, 0.5, 1])
+    np.testing.assert_array_equal(curve["counts"], [2, 3])  # a bin holds its right edge
+    np.testing.assert_allclose(curve["confidence"], [0.25, 2.5 / 3])
+    np.testing.assert_allclose(curve["frequency"], [0.5, 2 / 3])
+    # (2 * .25 + 3 * (2.5 - 2) / 3) / 5
+    error = metrics.expected_calibration_error([0.0, 0.5, 0.6, 0.9, 1.0], [0, 1, 0, 1, 1], bins=2)
+    assert error == pytest.approx(0.2)
+
+
+def test_an_empty_bin_is_nan_and_weighs_nothing():
+    curve = metrics.reliability(np.full((2, 2), 0.95), np.ones((2, 2)))
+    assert np.isnan(curve["confidence"][:9]).all() and curve["counts"].tolist() == [0] * 9 + [4]
+    assert metrics.expected_calibration_error([0.95] * 4, [1] * 4) == pytest.approx(0.05)
+    assert math.isnan(metrics.expected_calibration_error([], []))
+
+
+def test_calibration_error_is_0_for_honest_words_and_grows_with_boasting():
+    rng = np.random.default_rng(0)
+    p = rng.random(200_000)
+    truth = rng.random(p.size) < p
+    assert metrics.expected_calibration_error(p, truth) < 0.005
+    # always sure, right half the time
+    assert metrics.expected_calibration_error(np.ones(4), [0, 1, 0, 1]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("probability", "truth", "says"),
+    [
+        ([0.5], [0, 1], "1 probabilities and 2 outcomes"),
+        ([1.5], [1], "outside"),
+        ([-0.1], [1], "outside"),
+        ([math.nan], [1], "outside"),
+        ([0.5], [2], "other than 0 and 1"),
+    ],
+)
+def test_reliability_refuses_what_is_no_probability_or_outcome(probability, truth, says):
+    with pytest.raises(ValueError, match=says):
+        metrics.reliability(probability, truth)
+
+
+def test_best_cuts_by_hand():
+    logits = np.array([[-1.0, 2.0, -3.0], [-2.0, -2.0, -1.0], [3.0, 1.0, 1.0], [-4.0, -9.0, 2.0]])
+    labels = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    cuts = metrics.best_cuts(logits, labels)
+    # all is right between -2 and -4; all was right at 0; saying all is best where only the lowest
+    # is true
+    np.testing.assert_allclose(cuts, [-3, 0, -4])
+    np.testing.assert_allclose(metrics.label_f1(logits, labels), [2 / 4, 1, 0])
+    np.testing.assert_allclose(metrics.label_f1(logits, labels, cuts), [1, 1, 2 / 5])
+
+
+def test_best_cuts_are_as_good_as_any_of_a_fine_grid():
+    rng = np.random.default_rng(1)
+    labels = rng.random((60, 3)) < 0.4
+    logits = rng.normal(size=(60, 3)) + 1.2 * labels - 0.8
+    found = metrics.label_f1(logits, labels, metrics.best_cuts(logits, labels))
+    swept = [metrics.label_f1(logits, labels, cut) for cut in np.linspace(-5, 5, 2001)]
+    np.testing.assert_allclose(found, np.nanmax(swept, axis=0))
+    assert (found > metrics.label_f1(logits, labels)).all()
+
+
+def test_a_class_without_labels_keeps_its_cut_and_shapes_are_checked():
+    assert metrics.best_cuts([[1.0], [-1.0]], [[0], [0]]).tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"expected \(B, C\) of both"):
+        metrics.best_cuts([1.0, 2.0], [[0], [1]])
