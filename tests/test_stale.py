@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from protolib import bank, experiment, metrics, presets
 from protolib.data import phantom
-from protolib.experiment import READS, Run, code_of
+from protolib.experiment import READS, Run
+from protolib.keys import code_of
 from protolib.nets import backbones, encoders, weights
 from protolib.presets import MATCHING, Preset
 
