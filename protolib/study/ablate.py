@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
 
 def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int:
-    """Make every run of a plan that results/<data>-<preset>.json does not hold yet. Notebook 07.
+    """Make every run of a plan that results/<data>-<preset>.json does not hold yet.
 
     notebooks: the folder of one_run.ipynb; runs/ and results/ stand beside it. jobs: runs at a
     time, 0: one per GPU, or per CPU core and 3 GB of free memory. A run that is done is in the file

@@ -84,7 +84,7 @@ def run(
     story = _story(notebooks)
     runs = notebooks.parent / "runs"
     old = _record_of(find(runs, resume), settings) if resume else None
-    settings = DEFAULTS | (old["parameters"] if old else {}) | settings
+    settings = DEFAULTS | (old["parameters"] if old else {}) | dict(settings)
     spec = _check(settings, story)
     run_dir = find(runs, resume) if resume else _new_folder(runs, run_dir, settings)
     record = {
