@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class Case:
             warnings.simplefilter("ignore")
             self.net = ClassNet(p, C, prompts).to(device)
         space = bank.raw_space(torch.zeros(1, D).numpy())
-        self.bank = bank.Bank(("a",) * C, p.K, "", prompts.numpy(), space, *(None,) * 3)
+        self.bank = full_bank(p, prompts, space)
         set_up(device, p)
         self.optimizer = optimizer_of(self.net, p)
         labels = torch.zeros(batch, C)
@@ -64,6 +65,14 @@ class Case:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+
+
+def full_bank(p: Preset, prompts: Tensor, space: bank.Space) -> bank.Bank:
+    """A bank of these prototypes (S, D) that stands on enough patches to teach."""
+    patches = np.arange(losses.ENOUGH * len(prompts))
+    clusters = patches // losses.ENOUGH
+    names = tuple("abcd")
+    return bank.Bank(names, p.K, "", prompts.numpy(), space, patches, clusters, ())
 
 
 class NaiveCase(Case):

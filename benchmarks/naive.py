@@ -1,4 +1,4 @@
-"""A step of the released training, written naively from its formulas: the other side of every ratio.
+"""A step of the released training, written naively from its formulas: the other side of ratios.
 
 A loop over pairs, each foreground and background picture made and encoded one after the other by
 an encoder whose weights take a gradient, and no step fused with another. The equations are those of

@@ -9,6 +9,7 @@ key is made again; what a step does not read leaves it as it is.
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -186,7 +187,9 @@ class Run:
         return other.key(step, method, split)
 
     def _prints(self, split: str) -> str:
-        return "" if self._blank else self.data(split).fingerprint
+        if self._blank:  # what is asked of the data stays, for it is a setting
+            return f"{self.preset.size} {self.preset.patches}"
+        return self.data(split).fingerprint
 
     @property
     def _seed_key(self) -> str:
@@ -358,6 +361,7 @@ class Run:
         if method == "pbip_stage1" and p.prototypes == "learnable":
             loss = partial(losses.lpd_loss, p=p)
         elif method == "pbip_stage1":
+            self._tell_thin_teacher()
             loss = partial(losses.pbip_loss, p=p, bank=self.bank, encoder=self.encoder)
         else:
             loss = partial(losses.cam_loss, p=p)
@@ -369,6 +373,18 @@ class Run:
         place = Place(self.folder / method, self._network_key(method), self.seed)
         watch = partial(self._on_val, p)
         return net, fit(net, self.data("train"), loss, p, place, watch, on_epoch)
+
+    def _tell_thin_teacher(self) -> None:
+        """Warn where the bank stands on too few pure patches to teach at full weight."""
+        if (share := losses.trust(self.bank, self.preset)) < 1:
+            pure = self.bank.pure()
+            fewest = min(pure, key=lambda name: pure[name])
+            warnings.warn(
+                f"the matching loss counts {share:.0%}: {fewest} has {pure[fewest]} patches of one "
+                f"class alone, {losses.ENOUGH} make a bank that can teach; bring more, or set "
+                "single_class = false",
+                stacklevel=2,
+            )
 
     def _on_val(self, p: Preset, net: ClassNet) -> dict[str, float | str]:
         """IoU of each class on val, one view, predicted labels, ignore dropped: for the history;

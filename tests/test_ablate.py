@@ -486,6 +486,36 @@ def test_results_survive_a_broken_write(project, monkeypatch):
     assert presets.PRESETS["smoke"].name == "smoke"
 
 
+def test_a_disk_that_is_full_fails_each_run_and_loses_none_before(project, monkeypatch, capsys):
+    assert main(command("table5", "--seeds", "0")) == 0
+    kept = results_of(project)["runs"]
+
+    def full(self, made):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ablate.Results, "add", full)
+    assert main(command("table5", "--seeds", "0,1")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"   {n}/3  failed: no space left" for n in (1, 2, 3)
+    ]
+    assert results_of(project)["runs"] == kept
+
+
+def test_data_of_several_seeds_is_searched_once(folds, monkeypatch):
+    searched = []
+    of = ablate.bank.candidates
+
+    def counted(train, *more):
+        searched.append(train)
+        return of(train, *more)
+
+    monkeypatch.setattr(ablate.bank, "candidates", counted)
+    monkeypatch.setattr(ablate, "_execute", lambda *_: 0)
+    seeds = ["--seeds", "0,1,2"]
+    assert main([*of_folds("mosaic-1", "mosaic-2"), *seeds]) == 0 and len(searched) == 2
+    assert main(command("table5", *seeds)) == 0 and len(searched) == 2 + 3  # the phantom's differ
+
+
 @pytest.mark.slow
 def test_parallel_and_serial_runs_give_the_same_numbers(tmp_path, monkeypatch, root):
     rows = {"table1": {"CAM": {"method": "cam"}, "PBIP, stage 1": {}}}

@@ -20,6 +20,7 @@ from protolib.losses import (
     lpd_loss,
     match_maps,
     pbip_loss,
+    trust,
     unwrap,
 )
 from protolib.maps import fuse
@@ -66,13 +67,13 @@ def test_a_network_in_a_wrapper_and_a_bare_one_unwrap_to_the_same():
 # The losses of the methods
 
 
-def a_bank(prototypes: np.ndarray, K: int) -> Bank:
-    """A bank of these prototypes (S, D) in the encoder's own space."""
+def a_bank(prototypes: np.ndarray, K: int, pure: int = 100) -> Bank:
+    """A bank of these prototypes (S, D) in the encoder's own space, on `pure` patches a class."""
     S, D = prototypes.shape
-    nothing = np.zeros(0, int)
+    clusters = np.repeat(np.arange(0, S, K), pure)
     space = Space(np.zeros(D, np.float32), np.ones(D, np.float32))
     names = tuple("ABCD"[: S // K])
-    return Bank(names, K, "centre", prototypes, space, nothing, nothing, ((),) * S)
+    return Bank(names, K, "centre", prototypes, space, clusters, clusters, ((),) * S)
 
 
 class Fixed(nn.Module):
@@ -269,3 +270,17 @@ def test_every_public_name_says_where_it_is_shown():
         match_maps,
     )
     assert all("otebook 0" in f.__doc__ for f in public)
+
+
+@pytest.mark.parametrize("pure, share", [(4, 4 / 30), (29, 29 / 30), (30, 1.0), (400, 1.0)])
+def test_a_bank_on_few_pure_patches_teaches_in_their_proportion(pure, share):
+    bank = a_bank(np.eye(4, dtype=np.float32), K=2, pure=pure)
+    assert trust(bank, PRESETS["quick"]) == pytest.approx(share, rel=1e-12)
+    assert trust(bank, PRESETS["paper_text"]) == 1  # the paper's loss as it stands
+
+
+def test_the_class_with_fewest_pure_patches_decides():
+    bank = a_bank(np.eye(4, dtype=np.float32), K=2)
+    fewer = replace(bank, clusters=np.repeat([0, 2], [90, 6]))
+    assert fewer.pure() == {"A": 90, "B": 6}
+    assert trust(fewer, PRESETS["quick"]) == pytest.approx(0.2, rel=1e-12)

@@ -9,7 +9,7 @@ import fake_results
 import pytest
 
 from protolib import blocks
-from protolib.__main__ import main
+from protolib.__main__ import main, parser
 from protolib.study import figures, html, ledger
 from protolib.study import report as words
 
@@ -96,6 +96,27 @@ def test_page_keeps_empty_cells_and_sets_words_to_the_left():
         '<td class="text">stage 1</td><td class="text">bcss-wsss</td><td>66.74</td><td></td>'
         in made
     )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "--seed", "-1"], "argument --seed: '-1' is no seed; give 0, 1, 2, ..."),
+        (["run", "--seed", "1.5"], "argument --seed: '1.5' is no seed; give 0, 1, 2, ..."),
+        (["ablate", "all", "--seeds", "0,-1"], "argument --seeds: '-1' is no seed; give 0, 1, "),
+        (["ablate", "all", "--seeds", "0,"], "argument --seeds: '' is no seed; give 0, 1, 2, ..."),
+        (["ablate", "all", "--jobs", "1.5"], "argument --jobs: invalid int value: '1.5'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(project, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--notebooks", "notebooks"])
+    out, err = capsys.readouterr()
+    assert message in err.splitlines()[-1] and out == "" and not (project / "runs").exists()
+
+
+def test_a_seed_is_taken_once():
+    assert parser().parse_args(["ablate", "all", "--seeds", "2,0,2"]).seeds == (2, 0)
 
 
 def test_no_report_loads_torch_and_only_the_page_loads_matplotlib(project):

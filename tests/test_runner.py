@@ -14,8 +14,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from protolib import blocks, files, results
+from protolib import blocks, files, keys, results
 from protolib.__main__ import main
+from protolib.data import phantom
 from protolib.metrics import DEFAULT, ORACLE
 from protolib.study import html, runner
 
@@ -37,6 +38,7 @@ RESULTS = {
     "dataset": "phantom",
     "seed": 3,
     "device": "cpu",
+    "threads": 2,
     "protolib": "0.1.0",
     "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "image_labels": "oracle"}}},
     "seconds": {},
@@ -46,8 +48,8 @@ MAKE = f"""
 import json, sys, os
 from pathlib import Path
 run = Path(run_dir)
-(run / "seen.json").write_text(json.dumps({{"K": K, "preset": preset, "python": os.path.abspath(sys.executable),
-                                          "cwd": os.getcwd()}}))
+seen = {{"K": K, "preset": preset, "python": os.path.abspath(sys.executable), "cwd": os.getcwd()}}
+(run / "seen.json").write_text(json.dumps(seen))
 with open(run / "count.txt", "a") as count: count.write("first\\n")
 (run / "figures").mkdir(exist_ok=True)
 (run / "figures" / "00_map.png").write_bytes({PNG!r})
@@ -110,6 +112,7 @@ def test_the_whole_story(two, monkeypatch, capfd):
         '{"argv": ["no-such-python"], "display_name": "other", "language": "python"}'
     )
     monkeypatch.setenv("JUPYTER_PATH", str(two / "other"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
     assert protolib("run", "--preset", "smoke", "--seed", "3", "-p", "K=4") == 0
 
@@ -123,7 +126,10 @@ def test_the_whole_story(two, monkeypatch, capfd):
     }
     out, err = capfd.readouterr()
     first, second, third, *table, last = [line for line in out.splitlines() if line]
-    assert first == f"run: runs/{run.name}" and last == f"report: runs/{run.name}/report.html"
+    assert (
+        first == f"run: runs/{run.name}, 2 threads"
+        and last == f"report: runs/{run.name}/report.html"
+    )
     assert (
         second.split()[::2] == ["00_make", "s", "cells"]
         and third.split()[0] == "01_score"
@@ -163,6 +169,70 @@ def test_resume_executes_only_what_changed(two, capsys):
     assert record(two / "one")["parameters"]["K"] == 5
     (two / "one" / "notebooks" / "00_make.ipynb").unlink()
     assert executed("--resume") == ["first"]
+
+
+TOML = """name = "mine"
+classes = ["TUM", "STR", "LYM", "NEC"]
+titles = ["tumour", "stroma", "lymphocytes", "necrosis"]
+palette = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [153, 0, 255], [255, 255, 255]]
+codes = { 0 = 0, 1 = 1, 2 = 2, 3 = 3 }
+"""
+
+
+def executed_again(two, capsys, *arguments):
+    """The notebooks that --resume runs again."""
+    count = two / "one" / "count.txt"
+    count.unlink()
+    capsys.readouterr()
+    assert protolib("run", "--resume", "one", *arguments) == 0
+    done = count.read_text().split() if count.exists() else []
+    assert capsys.readouterr().out.count("done before") == 2 - len(done)
+    count.touch()
+    return done
+
+
+def test_a_run_goes_on_with_the_data_that_is_there_now(two, capsys):
+    data = two / "set"
+    phantom.write_folder(data, {"train": 4, "val": 2, "test": 2}, size=64)
+    (data / "dataset.toml").write_text(TOML)
+    assert protolib("run", "--dataset", "custom", "--data", "set", "--run-dir", "one") == 0
+    assert executed_again(two, capsys) == []
+
+    (data / "dataset.toml").write_text(TOML.replace("2 = 2, 3 = 3", "2 = 3, 3 = 2"))
+    assert executed_again(two, capsys) == ["first", "second"]
+    assert executed_again(two, capsys) == []
+
+    mask = sorted((data / "val" / "mask").iterdir())[0]
+    before = mask.stat()
+    os.utime(mask, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # mended in place
+    assert executed_again(two, capsys) == ["first", "second"]
+    assert executed_again(two, capsys) == []
+
+    (data / "dataset.toml").write_text(TOML.replace('"tumour"', '"tumor"'))
+    assert executed_again(two, capsys) == ["first", "second"]
+    assert record(two / "one")["titles"][0] == "tumor"
+
+    mask.unlink()
+    assert protolib("run", "--resume", "one") == 2
+    err = capsys.readouterr().err
+    assert "val: 1 images without a mask and 0 masks without an image" in err
+
+
+@pytest.mark.parametrize("folder_of_code", ["", "data", "nets"])
+def test_a_run_goes_on_with_the_code_that_is_there_now(two, capsys, monkeypatch, folder_of_code):
+    assert protolib("run", "--run-dir", "one") == 0
+    assert executed_again(two, capsys) == []
+    monkeypatch.setattr(keys, "CODE", keys.CODE | {folder_of_code: "changed"})
+    assert executed_again(two, capsys) == ["first", "second"]
+    assert executed_again(two, capsys) == []
+
+
+def test_what_notebooks_call_beside_the_kernels_is_code_too(two, capsys, monkeypatch):
+    assert protolib("run", "--run-dir", "one") == 0
+    count = two / "one" / "count.txt"
+    monkeypatch.setattr(keys, "TEACH", ["changed", *keys.TEACH[1:]])
+    assert count.read_text().split() == ["first", "second"]
+    assert executed_again(two, capsys) == ["first", "second"]
 
 
 @pytest.mark.slow
@@ -258,16 +328,25 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     [
         (
             ["-p", "k=4"],
-            "no notebook has a parameter 'k', did you mean 'K'? Known: K; with options of their own: --preset, "
-            "--dataset, --data, --seed, --device, --run-dir",
+            "no notebook has a parameter 'k', did you mean 'K'? Known: K, retrain; with options of "
+            "their own: --preset, --dataset, --data, --seed, --device, --run-dir",
         ),
         (
             ["-p", "epochs=4"],
-            "no notebook has a parameter 'epochs'. Known: K; with options of their own: --preset, "
-            "--dataset, --data, --seed, --device, --run-dir",
+            "no notebook has a parameter 'epochs'. Known: K, retrain; with options of their own: "
+            "--preset, --dataset, --data, --seed, --device, --run-dir",
         ),
         (["-p", "seed=4"], "-p seed=4: 'seed' has an option of its own: --seed 4"),
         (["-p", "K"], "-p K: expected name=value, for example -p K=4"),
+        (["-p", "K=2.5"], "preset quick: K = 2.5; give a whole number\n"),
+        (["-p", "K=-1"], "preset quick: K = -1; give 1 to 100\n"),
+        (["-p", "K=three"], "preset quick: K = 'three'; give a whole number\n"),
+        (["-p", "retrain=no"], "-p retrain=no: give true or false; true deletes trained networks"),
+        (["-p", "retrain=1"], "-p retrain=1: give true or false; true deletes trained networks"),
+        (["--device", "cuda"], "device 'cuda' is not here; choose auto or one of cpu\n"),
+        (["--device", "cuda:0"], "device 'cuda:0' is not here; choose auto or one of cpu\n"),
+        (["--device", "mps"], "device 'mps' is not here; choose auto or one of cpu\n"),
+        (["--device", "tpu"], "device 'tpu' is not here; choose auto or one of cpu\n"),
         (["--preset", "quik"], "preset 'quik' is not known; choose one of "),
         (["--dataset", "bcs"], "dataset 'bcs' is not known. Known: phantom, "),
         (["--dataset", "bcss-wsss", "--data", "nowhere"], "bcss-wsss in "),
@@ -281,7 +360,12 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
         ),
     ],
 )
-def test_refused_before_work(two, capsys, arguments, message):
+def test_refused_before_work(two, monkeypatch, capsys, arguments, message):
+    from torch import backends, cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backends.mps, "is_available", lambda: False)
+    write(two / "notebooks" / "02_train.ipynb", "run_dir = ''\nretrain = False")
     assert protolib("run", *arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"protolib: {message}") and out == "" and not (two / "runs").exists()

@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
 
 def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int:
-    """Make every run of a plan that results/<data>-<preset>.json does not hold yet. Notebook 07.
+    """Make every run of a plan that results/<data>-<preset>.json does not hold yet.
 
     notebooks: the folder of one_run.ipynb; runs/ and results/ stand beside it. jobs: runs at a
     time, 0: one per GPU, or per CPU core and 3 GB of free memory. A run that is done is in the file
@@ -217,8 +217,9 @@ def _todo(book: Results, tables: Sequence[str], opened: dict[tuple[str, int], Ru
 
 def _fewest_pure(p: presets.Preset, opened: Sequence[Run]) -> dict[str, int]:
     """How many training patches of each class a bank could stand on, in the run that has fewest."""
+    splits = {train.fingerprint: train for train in (run.data("train") for run in opened)}
     owners = [
-        bank.candidates(run.data("train"), 1, p.white_limit, p.single_class)[1] for run in opened
+        bank.candidates(train, 1, p.white_limit, p.single_class)[1] for train in splits.values()
     ]
     classes = opened[0].spec.classes
     return {name: min(int((o == c).sum()) for o in owners) for c, name in enumerate(classes)}
@@ -330,7 +331,7 @@ def _told(future: Future, n: int, of: int, began: float) -> bool:
     left = (time.monotonic() - began) / n * (of - n) / 60
     try:
         made = future.result()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # its notebook failed, or its files could not be kept
         print(f"{n:>4}/{of}  failed: {error}", file=sys.stderr, flush=True)
         return False
     scores = made["scores"].get("predicted") or made["scores"]["f1"]

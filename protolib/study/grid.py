@@ -48,7 +48,7 @@ class Experiment(NamedTuple):
 
 def tables(p: Preset) -> dict[str, dict[str, Experiment]]:
     """The experiment of every row of every table. A change to what the preset has anyway is none,
-    so tables share experiments. Notebook 07."""
+    so tables share experiments."""
     return {
         table: {row.format(**asdict(p)): _experiment(p, change) for row, change in rows.items()}
         for table, rows in ROWS.items()
@@ -66,7 +66,7 @@ def _experiment(p: Preset, change: Mapping[str, Any]) -> Experiment:
 
 
 def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
-    """Why an experiment cannot run here, in a sentence; "" if it can. Notebook 07.
+    """Why an experiment cannot run here, in a sentence; "" if it can.
 
     pure: how many training patches of each class could be in a bank. A network without its weights
     does not stand for the paper's, so a backbone that would start from random ones is refused like
@@ -107,7 +107,7 @@ def _weighted(name: str) -> bool:
 
 def identity(run: Run, experiment: Experiment) -> tuple[str, str]:
     """Key and base of an experiment's scores, as its run has them: of all that they depend on, and
-    of all but seed and data. Notebook 07.
+    of all but seed and data.
 
     run: of the preset that the experiment changes.
     """
@@ -122,7 +122,7 @@ def _identity(run: Run, method: str) -> tuple[str, str]:
 
 def named(run: Run) -> tuple[str, bool]:
     """What the data of a run is called in the results, and whether it is a published set in full.
-    Notebook 07.
+    Notebook 04.
 
     Full means: as many patches in each split as its publishers say. Anything else bears the name of
     its folder.
@@ -139,7 +139,7 @@ def named(run: Run) -> tuple[str, bool]:
 
 def measure(run: Run, method: str) -> dict:
     """What a run adds to the results: scores, counts by slide, curve, seconds, key and base, and
-    where it ran. Notebook 07."""
+    where it ran."""
     key, base = _identity(run, method)
     made = _zero_shot(run) if method == "zero_shot" else _segmented(run, method)
     return made | {
