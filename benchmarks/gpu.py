@@ -236,6 +236,8 @@ def main() -> None:
     asked.add_argument("--out", type=Path, default=Path("benchmarks/gpu.json"))
     asked.add_argument("--tiny", action="store_true", help="tiny widths, for a test on a CPU")
     asked.add_argument("--largest", type=int, default=256, help="the largest batch that is tried")
+    asked.add_argument("--only", nargs="*", default=(), help="names of cases, all if none is given")
+    asked.add_argument("--no-agreement", action="store_true", help="leave the CPU out")
     args = asked.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -243,11 +245,13 @@ def main() -> None:
     rate = matrix_rate(device, n)
     made = {"device": card, "torch": torch.__version__, "matrix_tflops": rate / 1e12}
     print(f"{card}, torch {torch.__version__}, bfloat16 product {n}^3: {rate / 1e12:.0f} TFLOP/s")
-    made["agreement"] = agreement(size, args.tiny, device)
+    made["agreement"] = {} if args.no_agreement else agreement(size, args.tiny, device)
     for name, far in made["agreement"].items():
         print(f"{name:<32} loss {far['loss']:.1e}, gradient {far['gradient']:.1e} from the CPU's")
     made["steps"], made["profile"] = {}, {}
     for name, (kind, p) in cases(size, args.tiny).items():
+        if args.only and name not in args.only:
+            continue
         batches = [p.batch] if kind is NaiveCase else [p.batch, args.largest]
         for batch in batches:
             for precision, dtype in DTYPES.items():

@@ -5,6 +5,7 @@ import ast
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 
 def digest(*said) -> str:
@@ -24,8 +25,16 @@ def code_of(folder: Path) -> str:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 if ast.get_docstring(node, clean=False) is not None:
                     node.body = node.body[1:]
-        trees[path.name] = ast.dump(tree)
+        trees[path.name] = _plain(tree)
     return digest(trees)
+
+
+def _plain(node: Any) -> Any:
+    """A syntax tree as JSON can hold it, without what is empty: newer Pythons have more fields."""
+    if isinstance(node, ast.AST):
+        parts = {name: _plain(value) for name, value in ast.iter_fields(node)}
+        return [type(node).__name__, {k: v for k, v in parts.items() if v not in ("None", [])}]
+    return [_plain(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 # by folder of protolib, "" for the kernels; read once, with the import: what runs is what is
