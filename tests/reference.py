@@ -7,8 +7,6 @@ draws, the second computes. Gradients are closed forms, derived by hand. test_go
 formulas against the golden vectors too.
 """
 
-import itertools
-
 import numpy as np
 
 ALPHA, TAU = 0.5, 0.07
@@ -51,12 +49,12 @@ def enlarge(maps: np.ndarray, size) -> np.ndarray:
 
 
 def corner_weights(n: int, N: int) -> np.ndarray:
-    """(N, n): what each of n cells gives to each of N pixels."""
+    """(N, n): what each of n positions gives to each of N pixels."""
     weight = np.zeros((N, n))
     for y in range(N):
-        cell, rest = divmod(y * (n - 1), N - 1)
-        weight[y, cell] += 1 - rest / (N - 1)
-        weight[y, min(cell + 1, n - 1)] += rest / (N - 1)
+        position, rest = divmod(y * (n - 1), N - 1)
+        weight[y, position] += 1 - rest / (N - 1)
+        weight[y, min(position + 1, n - 1)] += rest / (N - 1)
     return weight
 
 
@@ -229,10 +227,10 @@ def mask_adapter(x, **_) -> dict:
     return masks | {"maskcam_a05": x * masks["mask_a05"], "x_flat": flat}
 
 
-def draw_masking(rng, B: int, sizes, size: int, cells: int) -> dict:
+def draw_masking(rng, B: int, sizes, size: int, positions: int) -> dict:
     labels = label_rows(rng, B, sum(sizes))
     N = int(labels.sum())
-    cam = 2 * rng.normal(size=(B, sum(sizes), cells, cells))
+    cam = 2 * rng.normal(size=(B, sum(sizes), positions, positions))
     cam[1] = -np.abs(cam[1]) - 0.1
     cot_fg, cot_bg = rng.normal(size=(2, N, 3, size, size))
     inputs = rng.normal(size=(B, 3, size, size))
@@ -309,11 +307,11 @@ def draw_toy(rng, B: int, sizes, H: int, W: int, pools) -> dict:
     made = {"images": 1.5 * rng.normal(size=(B, 3, H, W)), "labels": label_rows(rng, B, len(sizes))}
     made |= {"k_list": np.array(sizes), "pools": np.array(pools)}
     for s, pool in enumerate(pools, 1):
-        cells = H // pool, W // pool
+        positions = H // pool, W // pool
         made[f"W{s}"] = 2 * rng.normal(size=(sum(sizes), 3))
         made[f"P{s}"], made[f"B{s}"] = (
-            rng.normal(size=cells),
-            0.5 * rng.normal(size=(sum(sizes), *cells)),
+            rng.normal(size=positions),
+            0.5 * rng.normal(size=(sum(sizes), *positions)),
         )
     return made
 
@@ -323,9 +321,10 @@ def toy(images, pools, arrays) -> list[np.ndarray]:
     maps = []
     for s, pool in enumerate(pools, 1):
         B, _, H, W = images.shape
-        cells = images.reshape(B, 3, H // pool, pool, W // pool, pool).mean((3, 5))
+        positions = images.reshape(B, 3, H // pool, pool, W // pool, pool).mean((3, 5))
         maps.append(
-            np.einsum("sc,bchw->bshw", arrays[f"W{s}"], cells) * arrays[f"P{s}"] + arrays[f"B{s}"]
+            np.einsum("sc,bchw->bshw", arrays[f"W{s}"], positions) * arrays[f"P{s}"]
+            + arrays[f"B{s}"]
         )
     return maps
 
@@ -397,18 +396,18 @@ def draw_kmeans(rng, n: int, d: int, k: int, max_iter: int, unit_rows: bool = Tr
 
 
 def kmeans(X, k, max_iter, init_index, **_) -> dict:
-    centers = X[init_index]
-    for step in itertools.count(1):
+    centers, steps = X[init_index], 0
+    for _ in range(int(max_iter)):
+        steps += 1
         # one product after the other: equal centres must give equal numbers, and the first of them
         # wins
         similarities = np.array([[(unit(x) * unit(c)).sum() for c in centers] for x in X])
         labels, before = similarities.argmax(1), centers
         means = [X[labels == j].mean(0) if (labels == j).any() else None for j in range(k)]
         centers = np.array([c if m is None else unit(m) for c, m in zip(before, means)])
-        still = (np.abs(before - centers) <= 1e-8 + 1e-5 * np.abs(centers)).all()
-        if still or step == max_iter:
+        if (np.abs(before - centers) <= 1e-8 + 1e-5 * np.abs(centers)).all():
             break
-    return {"labels": labels, "similarities": similarities, "centers": centers, "n_iter": step}
+    return {"labels": labels, "similarities": similarities, "centers": centers, "n_iter": steps}
 
 
 def draw_confusion(rng, shape, num_classes: int, absent: int = -1, strange: int = 0) -> dict:

@@ -50,7 +50,7 @@ SHAPES = {  # of the cases that the reference draws, with seeds 1, 2, ...
     "expand_labels": [dict(B=5, **UNEVEN)],
     "positive_selection": [dict(B=9, **UNEVEN), {"B": 7, "sizes": (4, 4)}],
     "mask_adapter": [{"B": 6, "C": 3, "h": 5, "w": 8}],
-    "masking": [dict(B=3, size=20, cells=5, **UNEVEN)],
+    "masking": [dict(B=3, size=20, positions=5, **UNEVEN)],
     "seg_label": [{"B": 5, "C": 3, "h": 6, "w": 4, "out_hw": (21, 17)}],
     "fuse": [TOY],
     "validate_tta": [TOY],

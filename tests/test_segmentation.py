@@ -15,7 +15,7 @@ P = replace(PRESETS["quick"], size=64, stage2_size=64)  # nothing is enlarged
 
 
 class Constant(nn.Module):
-    """Stands in for the backbone: deepest map of 5 x 7 cells and two channels, 1 and 10
+    """Stands in for the backbone: deepest map of 5 x 7 positions and two channels, 1 and 10
     everywhere."""
 
     channels = (2,)
@@ -78,7 +78,7 @@ def test_four_branches_are_summed_each_with_its_own_dilation():
     rates, (h, w) = (1, 2, 3, 4), (5, 7)
     logits = with_branches(rates)(
         torch.rand(1, 3, h, w)
-    )  # as many pixels as cells, so nothing is resized
+    )  # as many pixels as positions, so nothing is resized
     for y in range(h):
         for x in range(w):
             # of the nine taps of branch i those inside the map read a 1; outside is padding, 0

@@ -203,6 +203,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     assert not same_weights(a, c)
 
 
+def test_every_epoch_draws_poses_of_its_own(tmp_path, monkeypatch):
+    drawn, dihedral = [], training.dihedral
+
+    def noted(images, which):
+        drawn.append(which.tolist())
+        return dihedral(images, which)
+
+    monkeypatch.setattr(training, "dihedral", noted)
+    trained(tmp_path)
+    # three epochs of two batches, image and mask in the same poses
+    assert len(drawn) == 12 and drawn[::2] == drawn[1::2]
+    assert len({str(poses) for poses in drawn}) == 6
+
+
 def test_no_draw_depends_on_what_was_drawn_before(tmp_path):
     torch.manual_seed(1)
     first, history = trained(tmp_path / "a")
