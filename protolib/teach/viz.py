@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import metrics, results
+from protolib import cams, metrics, results
 from protolib.blocks import Table
 from protolib.data.specs import DatasetSpec
-from protolib.experiment import Run
+from protolib.experiment import STAGE2, Run, enlarged
 from protolib.files import whole, write_text
+from protolib.maps import gate
 from protolib.metrics import SCORES
 from protolib.presets import Preset
 from protolib.study.figures import OKABE_ITO
@@ -590,6 +591,37 @@ def boundary(image: np.ndarray, regions: Sequence, bands: Sequence, heads: Seque
     names = ("both", "truth only", "mask only")
     fig.legend(handles, names, loc="outside lower right", ncols=3, frameon=False)
     return fig
+
+
+def label_logits(run: Run, method: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image-level logits (n, C) of a split, and the true image labels, (n, C) 0 or 1.
+    Notebook 06."""
+    patches, rows, logits = run.data(split), [], []
+    for index, _, found in cams.over_split(run.predictor(method), patches, run.device):
+        rows += index.tolist()
+        logits.append(found.numpy())
+    return np.concatenate(logits), np.asarray(patches.labels)[rows]
+
+
+def pixel_confidence(
+    run: Run, method: str, split: str, rows: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each pixel's class, and whether it is right, (m,) each: some patches of a
+    split, ignore left out. Notebook 06.
+
+    The probability is the softmax over the classes that the predicted label leaves open; those of
+    stage 2 are probabilities already, and are shared out anew.
+    """
+    sure, right = [], []
+    for index, scores, labels in run.predictions(method, split, rows):
+        truth = run.data(split).masks[index.numpy()]
+        scores = enlarged(scores, truth.shape[1:], run.preset)
+        logits = scores.log() if method in STAGE2 else scores
+        chance, best = gate(logits, labels).softmax(1).max(1)
+        judged = truth < run.spec.C
+        sure.append(chance.numpy()[judged])
+        right.append((best.numpy() == truth)[judged])
+    return np.concatenate(sure), np.concatenate(right)
 
 
 def reliability(curves: dict[str, dict], notes: Sequence[str]) -> Figure:
