@@ -411,7 +411,7 @@ def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
 # what a method's difference to its neighbour isolates, in the order of results.METHODS
 STEPS = {
     ("prototypes", "cam"): "the pyramid of levels, and prototypes in place of a convolution",
-    ("prototypes", "nearest_prototype"): "training; the prototypes are the same",
+    ("prototypes", "nearest_prototype"): "a trained network; the prototypes are the same",
     ("pbip_masked_image", "prototypes"): "the paper's matching loss, and the space of its bank",
     ("pbip_stage1", "prototypes"): "the matching loss, nothing else",
     ("pbip_stage1", "pbip_masked_image"): "how matching looks at a part of a patch, and its space",
