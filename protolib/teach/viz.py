@@ -336,7 +336,7 @@ def error_rgb(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> n
 
 def main_mistake(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> str:
     """The largest confusion of a patch in words: "STR taken for TUM, 31% of the pixels", or "no
-    mistake". Notebook 04."""
+    mistake". Notebook 05."""
     wrong = metrics.confusion(truth, prediction, spec.C)[: spec.C, : spec.C]
     share = wrong / max(wrong.sum(), 1)
     np.fill_diagonal(share, 0)
@@ -549,7 +549,8 @@ def extents(found: dict[str, dict], spec: DatasetSpec) -> Figure:
             ax.plot(places + shift, values[key], ls="", ms=8, mec="black", label=name, **look)
         ax.axhline(1, color="black", lw=1, ls="--")
         ax.set_xticks(places, spec.classes)
-        ax.set(title=title, ylim=(0, None))
+        top = max(1, np.nanmax([values[key] for values in found.values()]))
+        ax.set(title=title, ylim=(0, 1.08 * top))
         ax.grid(axis="y", color="0.9")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
