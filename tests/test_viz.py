@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ipywidgets as widgets
 import matplotlib
@@ -11,10 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from protolib import bank
+from protolib import bank, metrics, results
 from protolib.data.specs import SPECS
+from protolib.presets import PRESETS
 from protolib.teach import viz
 
 SPEC = SPECS["phantom"]
@@ -205,3 +208,98 @@ def test_the_live_plot_draws_losses_and_leaves_out_what_was_watched():
         [1.0, 0.5],
     ] and ax.get_ylim() == (0, pytest.approx(2.2))
     plt.close("all")
+
+
+def test_class_shares_are_parts_of_the_whole_area_and_ignore_is_none():
+    masks = np.array([[[0, 0], [1, 1]], [[2, 4], [4, 4]]], np.uint8)  # 4 is ignore of four classes
+    np.testing.assert_allclose(viz.class_shares(masks, 4), [[0.5, 0.5, 0, 0], [0, 0, 0.25, 0]])
+
+
+def test_near_border_is_near_another_region_never_the_edge_of_the_picture():
+    mask = np.zeros((1, 5, 8), np.uint8)
+    mask[..., 4:] = 1
+    near = viz.near_border(mask, 2)
+    np.testing.assert_array_equal(near[0, 2], [0, 0, 1, 1, 1, 1, 0, 0])
+    assert (near == near[:, 2:3]).all() and not viz.near_border(mask[..., 4:], 2).any()
+
+
+class FakeRun:
+    """Two slides of known counts: CAM has half and all of its pixels right, prototypes all."""
+
+    methods = ("cam", "prototypes", "pbip_stage1")
+    preset = PRESETS["smoke"]
+    spec = SPEC
+    seed = 3
+    right = {"cam": (1, 2), "prototypes": (2, 2), "pbip_stage1": (2, 2)}
+
+    def counts(self, method, split):
+        found = {}
+        for slide, right in zip("ab", self.right[method]):
+            truth = np.array([[[0, 1]]])
+            counts = metrics.Counts.of(truth, truth if right == 2 else truth * 0, SPEC.C)
+            found[slide] = {"predicted": {"dropped": counts}}
+        return found
+
+    def scores(self, method, split):
+        slides = [of["predicted"]["dropped"] for of in self.counts(method, split).values()]
+        return (slides[0] + slides[1]).scores()
+
+    def history(self, method):
+        return pd.DataFrame(
+            {"epoch": [1, 2, 3], "loss": [2.0, 1.0, 0.5], "seconds": 4.0, "IoU TUM": 0.1}
+        )
+
+
+def test_step_table_sets_each_method_beside_its_neighbours():
+    table = viz.step_table(FakeRun(), "val", FakeRun.methods)
+    # CAM pooled: class 0 has 2 of 3 pixels, class 1 has 1 of 2: mIoU 7/12
+    assert [row[1:3] for row in table.rows] == [["+41.7", "1 of 2"], ["+0.0", "0 of 2"]]
+    assert table.rows[0][0] == "Prototypes, no matching loss, against: CAM"
+    assert table.rows[1][3] == "the matching loss, nothing else"
+    assert table.caption == (
+        "phantom val, preset smoke, seed 3; predicted image labels, ignore pixels dropped.",
+    )
+
+
+def test_every_method_but_two_starts_has_a_neighbour():
+    compared = {method for pair in viz.STEPS for method in pair}
+    assert compared == set(results.METHODS)
+    order = list(results.METHODS)
+    assert all(order.index(better) > order.index(than) for better, than in viz.STEPS)
+
+
+def test_history_table_has_the_first_and_the_last_epoch():
+    table = viz.history_table(FakeRun(), ["cam", "prototypes"])
+    assert list(table.columns) == ["loss (nats)", "time (s)"]
+    assert table.loc["CAM", "loss (nats)"].to_dict() == {1: 2.0, 3: 0.5}
+
+
+def test_a_preset_of_one_epoch_says_that_its_scores_mean_nothing(capsys):
+    viz.warn_untrained(PRESETS["quick"])
+    assert capsys.readouterr().out == ""
+    viz.warn_untrained(PRESETS["smoke"])
+    assert "mean nothing" in capsys.readouterr().out
+
+
+def test_learned_prototypes_are_called_so():
+    run = FakeRun()
+    assert viz.titles(run)["pbip_stage1"] == "PBIP stage 1"
+    run.preset = PRESETS["lpd"]
+    assert viz.titles(run)["pbip_stage1"] == "Learned prototypes, LPD"
+
+
+def test_pixel_confidence_is_the_softmax_over_the_open_classes():
+    scores = torch.log(torch.tensor([[0.2, 0.1], [0.3, 0.2], [0.4, 0.1], [0.1, 0.6]]))
+    scores = scores.T.reshape(1, 2, 4).permute(0, 2, 1)[:, :, None]  # (1, C, 1, 2)
+    labels = torch.tensor([[True, True, False, False]])
+
+    class Fake(FakeRun):
+        def data(self, split):
+            return SimpleNamespace(masks=np.array([[[1, 0]], [[0, SPEC.C]]], np.uint8))
+
+        def predictions(self, method, split, rows):
+            yield torch.tensor([0]), scores, labels
+
+    sure, right = viz.pixel_confidence(Fake(), "pbip_stage1", "val", [0])
+    np.testing.assert_allclose(sure, [3 / 5, 2 / 3], rtol=1e-5)
+    np.testing.assert_array_equal(right, [True, False])

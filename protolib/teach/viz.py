@@ -2,7 +2,9 @@
 way to save."""
 
 import inspect
-from collections.abc import Callable
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -11,15 +13,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import Code, display
-from matplotlib.colors import to_rgb
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import metrics
+from protolib import cams, metrics, results
+from protolib.blocks import Table
 from protolib.data.specs import DatasetSpec
+from protolib.experiment import STAGE2, Run, enlarged
 from protolib.files import whole, write_text
+from protolib.maps import gate
 from protolib.metrics import SCORES
+from protolib.presets import Preset
 from protolib.study.figures import OKABE_ITO
 
 MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
@@ -274,7 +280,7 @@ class LivePlot:
         return [
             name
             for name in history
-            if name not in ("epoch", "seconds") and not name.startswith("IoU ")
+            if name not in ("epoch", "seconds", "watched") and not name.startswith("IoU ")
         ]
 
     def __call__(self, title: str, history: pd.DataFrame) -> None:
@@ -329,7 +335,7 @@ def error_rgb(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> n
 
 def main_mistake(truth: np.ndarray, prediction: np.ndarray, spec: DatasetSpec) -> str:
     """The largest confusion of a patch in words: "STR taken for TUM, 31% of the pixels", or "no
-    mistake". Notebook 04."""
+    mistake". Notebook 05."""
     wrong = metrics.confusion(truth, prediction, spec.C)[: spec.C, : spec.C]
     share = wrong / max(wrong.sum(), 1)
     np.fill_diagonal(share, 0)
@@ -399,3 +405,246 @@ def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
     ax.imshow(
         values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5)
     )
+
+
+# what a method's difference to its neighbour isolates, in the order of results.METHODS
+STEPS = {
+    ("prototypes", "cam"): "the pyramid of levels, and prototypes in place of a convolution",
+    ("prototypes", "nearest_prototype"): "a trained network; the prototypes are the same",
+    ("pbip_masked_image", "prototypes"): "the paper's matching loss, and the space of its bank",
+    ("pbip_stage1", "prototypes"): "the matching loss, nothing else",
+    ("pbip_stage1", "pbip_masked_image"): "how matching looks at a part of a patch, and its space",
+    ("pbip_stage2", "pbip_stage1"): "learning the pseudo masks once more, pixel by pixel",
+    ("full_supervision", "pbip_stage2"): "true masks in place of pseudo masks",
+}
+
+
+def warn_untrained(p: Preset) -> None:
+    """Say so where a preset trains too little for its scores to mean anything. Notebook 04."""
+    if p.epochs == 1:
+        print(
+            f"preset {p.name} trains 1 epoch, to try the code: the scores below mean nothing, "
+            "and methods may stand in any order"
+        )
+
+
+def titles(run: Run) -> dict[str, str]:
+    """The name of each method that a run compares. Notebook 04."""
+    named = {method: results.METHODS[method] for method in run.methods}
+    if run.preset.prototypes == "learnable":
+        named["pbip_stage1"] = "Learned prototypes, LPD"
+    return named
+
+
+def narrow(title: str) -> str:
+    """A method's name as the head of a narrow column. Notebook 04."""
+    return "\n".join(textwrap.wrap(title, 18))
+
+
+def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
+    """Losses and seconds of the first and the last epoch of each method. Notebook 04."""
+    named = titles(run)
+    ends = {named[m]: run.history(m).iloc[[0, -1]].drop_duplicates() for m in methods}
+    table = pd.concat(ends, names=["method", ""]).droplevel(1).set_index("epoch", append=True)
+    losses = table[[column for column in table if not column.startswith("IoU ")]].round(3)
+    units = {"loss": "loss (nats)", "seconds": "time (s)"}
+    return losses.rename(columns=lambda c: units.get(c, f"{c} (nats)")).astype(object).fillna("")
+
+
+def step_table(run: Run, split: str, methods: Sequence[str]) -> Table:
+    """Each method's mIoU minus its neighbour's, in how many slides it is higher, and what the
+    difference isolates; predicted image labels. Notebook 04."""
+    rows, named = [], titles(run)
+    for (better, than), isolates in STEPS.items():
+        if better not in methods or than not in methods:
+            continue
+        if named[better].endswith("LPD"):
+            isolates = "the diversity of the learned prototypes"
+        points = 100 * (run.scores(better, split)["miou"] - run.scores(than, split)["miou"])
+        higher = [a > b for a, b in zip(_by_slide(run, better, split), _by_slide(run, than, split))]
+        step = f"{named[better]}, against: {named[than]}"
+        rows.append([step, f"{points:+.1f}", f"{sum(higher)} of {len(higher)}", isolates])
+    heads = ["step", "mIoU (points)", "slides where higher", "what it isolates"]
+    protocol = metrics.Protocol(ignore=run.preset.ignore)
+    caption = f"{run.spec.name} {split}, preset {run.preset.name}, seed {run.seed}; {protocol}."
+    return Table(heads, rows, (caption,))
+
+
+def _by_slide(run: Run, method: str, split: str) -> list[float]:
+    """mIoU of each slide under predicted labels, NaN where none of it is judged."""
+    found = run.counts(method, split).values()
+    counts = [of["predicted"][run.preset.ignore] for of in found]
+    return [c.scores()["miou"] if c.matrix.any() else math.nan for c in counts]
+
+
+def class_shares(masks: Iterable[np.ndarray], C: int) -> np.ndarray:
+    """Share of each mask's area that each class covers: (n, C) float in [0, 1]. Notebook 04."""
+    return np.array([np.bincount(m.ravel(), minlength=C + 1)[:C] / m.size for m in masks])
+
+
+def near_border(masks: np.ndarray, d: int) -> np.ndarray:
+    """Pixels closer than d px to the border of two regions: (n, H, W) bool. Notebook 05.
+
+    masks: (n, H, W) integers. Unlike metrics.band, the picture's edge is no border here.
+    """
+    padded = np.pad(masks, ((0, 0), (d, d), (d, d)), mode="edge")
+    return metrics.band(padded, d)[:, d:-d, d:-d]
+
+
+def map_grid(rows: dict[str, Sequence], heads: Sequence[str], label: str, limits=(0, 1)) -> Figure:
+    """Maps on one scale, a row for each name: the truth in grey, then a map under each head.
+    Notebook 04.
+
+    rows: {name: [truth (H, W) bool, maps (h, w) float in limits]}; label: of the scale.
+    """
+    fig, axes = grid(len(rows), len(heads), side=1.6)
+    for own, (name, (truth, *maps)) in zip(axes, rows.items()):
+        own[0].imshow(truth, cmap="gray", vmin=0, vmax=1)
+        own[0].set_ylabel(name)
+        for ax, values in zip(own[1:], maps):
+            drawn = ax.imshow(values, vmin=limits[0], vmax=limits[1], cmap="viridis")
+    for ax, head in zip(axes[0], heads):
+        ax.set_title(head, fontsize=9)
+    fig.colorbar(drawn, ax=axes, shrink=0.7, fraction=0.03, label=label)
+    return fig
+
+
+def subclass_grid(image: np.ndarray, truth: np.ndarray, maps: dict[str, tuple]) -> Figure:
+    """The similarity maps of a class's sub-classes and their mean, on one scale, under their bank
+    images. Notebook 04.
+
+    image: (H, W, 3) uint8; truth: (H, W) bool; maps: {name: ((h, w) cosines, bank image or None)}.
+    """
+    cosines = [np.asarray(own) for own, _ in maps.values()]
+    top = np.abs(cosines).max()
+    fig, axes = grid(2, len(maps) + 2, side=1.6)
+    axes[0, 0].imshow(image)
+    axes[1, 0].imshow(truth, cmap="gray")
+    for (above, below), (name, (own, banked)) in zip(axes.T[1:], maps.items()):
+        above.set_title(name)
+        if banked is not None:
+            above.imshow(banked)
+        below.imshow(own, vmin=-top, vmax=top, cmap="cividis")
+    axes[0, -1].set_axis_off()
+    drawn = axes[1, -1].imshow(np.mean(cosines, axis=0), vmin=-top, vmax=top, cmap="cividis")
+    for ax, title in ((axes[0, 0], "patch"), (axes[1, 0], "truth"), (axes[1, -1], "mean")):
+        ax.set_title(title)
+    fig.colorbar(drawn, ax=axes, shrink=0.7, fraction=0.03, label="cosine with the prototype")
+    return fig
+
+
+def extents(found: dict[str, dict], spec: DatasetSpec) -> Figure:
+    """Area, recall and precision of each class, a mark for each method. Notebook 04.
+
+    found: {method: what metrics.extent returns}.
+    """
+    panels = {"area": "area, predicted / true", "recall": "recall", "precision": "precision"}
+    fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    places, inks = np.arange(spec.C), (7, 5, 6, 2, 0)  # of OKABE_ITO: apart in lightness
+    for ax, (key, title) in zip(axes, panels.items()):
+        for i, (name, values) in enumerate(found.items()):
+            shift = (i - (len(found) - 1) / 2) * 0.16
+            look = dict(marker=MARKERS[i % len(MARKERS)], color=OKABE_ITO[inks[i % len(inks)]])
+            ax.plot(places + shift, values[key], ls="", ms=8, mec="black", label=name, **look)
+        ax.axhline(1, color="black", lw=1, ls="--")
+        ax.set_xticks(places, spec.classes)
+        top = max(1, np.nanmax([values[key] for values in found.values()]))
+        ax.set(title=title, ylim=(0, 1.08 * top))
+        ax.grid(axis="y", color="0.9")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return fig
+
+
+def hatched_bars(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
+    """Two bars a row with their values, told apart by colour and hatch. Notebook 05."""
+    fig, ax = plt.subplots(figsize=(8, 0.6 + 0.45 * len(table)), layout="constrained")
+    table.plot.barh(ax=ax, color=["#56B4E9", "#E69F00"], edgecolor="black", width=0.75)
+    for bars, hatch in zip(ax.containers, ("", "//")):
+        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        for bar in bars:
+            bar.set_hatch(hatch)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    ax.set(xlabel=xlabel, title=title)
+    return fig
+
+
+def boundary(image: np.ndarray, regions: Sequence, bands: Sequence, heads: Sequence) -> Figure:
+    """A patch, one class's region and band in truth and mask, and both laid over each other.
+    Notebook 06.
+
+    image: (H, W, 3) uint8; regions, bands: of truth and of mask, two (H, W) bool each.
+    """
+    fig, axes = grid(1, 5, side=1.8)
+    axes[0, 0].imshow(image)
+    for ax, region, edge in zip(axes[0, 1:3], regions, bands):
+        ax.imshow(np.where(edge, 1.0, 0.35 * region), cmap="gray_r", vmin=0, vmax=1)
+    tones = ListedColormap(["white", "black", OKABE_ITO[5], OKABE_ITO[6]])
+    for ax, (a, b) in zip(axes[0, 3:], (regions, bands)):
+        shared = np.select([a & b, a, b], [1, 2, 3], 0)
+        ax.imshow(shared, cmap=tones, vmin=0, vmax=3, interpolation="nearest")
+    for ax, head in zip(axes[0], heads):
+        ax.set_title(head, fontsize=9)
+    handles = [Patch(fc=tones(k), ec="black") for k in (1, 2, 3)]
+    names = ("both", "truth only", "mask only")
+    fig.legend(handles, names, loc="outside lower right", ncols=3, frameon=False)
+    return fig
+
+
+def label_logits(run: Run, method: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image-level logits (n, C) of a split, and the true image labels, (n, C) 0 or 1.
+    Notebook 06."""
+    patches, rows, logits = run.data(split), [], []
+    for index, _, found in cams.over_split(run.predictor(method), patches, run.device):
+        rows += index.tolist()
+        logits.append(found.numpy())
+    return np.concatenate(logits), np.asarray(patches.labels)[rows]
+
+
+def pixel_confidence(
+    run: Run, method: str, split: str, rows: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of each pixel's class, and whether it is right, (m,) each: some patches of a
+    split, ignore left out. Notebook 06.
+
+    The probability is the softmax over the classes that the predicted label leaves open; those of
+    stage 2 are probabilities already, and are shared out anew.
+    """
+    sure, right = [], []
+    for index, scores, labels in run.predictions(method, split, rows):
+        truth = run.data(split).masks[index.numpy()]
+        scores = enlarged(scores, truth.shape[1:], run.preset)
+        logits = scores.log() if method in STAGE2 else scores
+        chance, best = gate(logits, labels).softmax(1).max(1)
+        judged = truth < run.spec.C
+        sure.append(chance.numpy()[judged])
+        right.append((best.numpy() == truth)[judged])
+    return np.concatenate(sure), np.concatenate(right)
+
+
+def reliability(curves: dict[str, dict], notes: Sequence[str]) -> Figure:
+    """Reliability curves, one panel each: how often what is said with a probability is so, over how
+    often it is said. Notebook 06.
+
+    curves: {title: what metrics.reliability returns}; notes: a line under each title.
+    """
+    size = (2.9 * len(curves), 3.6)
+    shape = dict(height_ratios=(3, 1), sharex=True, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(2, len(curves), figsize=size, **shape)
+    for (above, below), (title, curve), note in zip(axes.T, curves.items(), notes):
+        above.plot((0, 1), (0, 1), color="black", lw=1, ls="--", label="honest")
+        look = dict(color=OKABE_ITO[2], marker="o", mec="black", label="measured")
+        said = curve["counts"] > 0
+        above.plot(curve["confidence"][said], curve["frequency"][said], **look)
+        above.set(ylim=(-0.03, 1.03), title=f"{title}\n{note}")
+        above.title.set_fontsize(9)
+        share = 100 * curve["counts"] / max(curve["counts"].sum(), 1)
+        width = np.diff(curve["edges"])
+        below.bar(curve["edges"][:-1], share, width, align="edge", color="0.7", edgecolor="black")
+        below.set(xlim=(-0.03, 1.03), xlabel="probability")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[0, 0].set_ylabel("how often it is so")
+    axes[1, 0].set_ylabel("said (%)")
+    return fig
