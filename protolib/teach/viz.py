@@ -400,3 +400,18 @@ def pull(ax, image: np.ndarray, values: np.ndarray) -> None:
     ax.imshow(
         values, cmap="PuOr_r", vmin=-top, vmax=top, alpha=0.7, extent=(-0.5, W - 0.5, H - 0.5, -0.5)
     )
+
+
+def along_and_across(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Features on a page: along the line from the mean of one group to that of another, and across
+    it in the direction in which they spread most: (n, 2). Notebook 02.
+
+    rows: (n, D) float, what is drawn; first, second: (m, D) of each group, which may be others than
+    those that are drawn: a line through their own means would flatter.
+    """
+    line = second.mean(0) - first.mean(0)  # (D,)
+    line = line / max(np.linalg.norm(line), 1e-12)
+    centred = rows - (first.mean(0) + second.mean(0)) / 2
+    rest = centred - np.outer(centred @ line, line)
+    widest = np.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0]  # (D,)
+    return np.stack([centred @ line, rest @ widest], axis=1)
