@@ -36,27 +36,40 @@ def main_classes(masks: np.ndarray, C: int, side: int) -> Tensor:
     return F.interpolate(shares.float(), (side, side), mode="area").argmax(1)
 
 
+def loss_of_maps(
+    images: Tensor, maps: Tensor, labels: Tensor, bank: Bank, encoder: Encoder, p: Preset
+) -> Tensor:
+    """The matching loss of maps that no network made: what losses.match_maps is to a network, where
+    features meet prototypes in the encoder's space. Notebook 03.
+
+    images: (B, 3, H, W) float in [0, 1]; maps: (B, U, h, w) float logits, U = C, or S where p.pairs
+    is "subclasses"; labels: (B, C) 0 or 1. Returns a scalar.
+    """
+    if p.look != "masked_image":
+        seen, encode = encoder.maps(images), nn.Identity()
+    elif p.fill == "minmax":  # as released: prepared before it is cut
+        seen, encode = encoder.prepare(images), encoder.features
+    else:
+        seen, encode = images, encoder
+    prototypes = images.new_tensor(bank.prototypes)  # (S, D)
+    return matching_loss(
+        seen, maps, labels, prototypes, lambda part: bank.normalize(encode(part)), p
+    )
+
+
 def pull(
     images: Tensor, maps: Tensor, labels: Tensor, bank: Bank, encoder: Encoder, p: Preset
 ) -> Tensor:
-    """Where the matching loss wants the maps higher, -dL/dM, and by how much: as maps. Notebook 03.
+    """Where the matching loss wants the maps higher, and by how much: -dL/dM, (B, U, h, w) in nats
+    a logit. Notebook 03.
 
-    images: (B, 3, H, W) float in [0, 1]; maps: (B, U, h, w) float logits, U = C, or S where p.pairs
-    is "subclasses"; labels: (B, C) 0 or 1. Returns (B, U, h, w), in nats a logit.
+    Arguments as in loss_of_maps. A pair's loss is a mean over the pairs of its chunk, so pulls
+    compare within a patch, not between patches.
     """
-    if p.look == "masked_pooling":
-        look, encode = encoder.maps, nn.Identity()
-    elif p.fill == "minmax":  # as released: prepared once, stretched later
-        look, encode = encoder.prepare, encoder.features
-    else:
-        look, encode = nn.Identity(), encoder
-    prototypes, pulls = images.new_tensor(bank.prototypes), []
+    pulls = []
     for some in torch.arange(len(images)).split(CHUNK):
         leaf = maps[some].detach().requires_grad_()
-        seen = look(images[some])
-        loss = matching_loss(
-            seen, leaf, labels[some], prototypes, lambda part: bank.normalize(encode(part)), p
-        )
+        loss = loss_of_maps(images[some], leaf, labels[some], bank, encoder, p)
         pulls.append(-torch.autograd.grad(loss, leaf)[0])
     return torch.cat(pulls)
 
