@@ -1,15 +1,16 @@
 """Does the gradient point at the tissue? The experiment of notebook 03 on a fixed batch of the
-phantom, and its parts by value."""
+phantom, its parts by value, and what notebooks 02 and 03 draw of it."""
 
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
 from protolib.experiment import Run
 from protolib.presets import PRESETS
-from protolib.teach import probe
+from protolib.teach import probe, viz
 
 P = replace(PRESETS["quick"], size=64, encoder_size=0, patches=(120, 32, 8))
 LOOKS = {
@@ -79,3 +80,32 @@ def test_the_gradient_through_a_masked_image_says_next_to_nothing(areas, name):
 @pytest.mark.parametrize("name", ["raw", "standardised", "WCCN"])
 def test_the_gradient_of_masked_pooling_points_at_the_tissue(areas, name):
     assert areas[name] > 0.65
+
+
+def test_the_chart_has_a_row_a_name_a_mean_a_bar_and_the_line_of_chance():
+    fig = viz.auc_chart({"a, one": [0.4, 0.6], "a, two": [0.7], "b, one": [0.9]})
+    [ax] = fig.axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a, one", "a, two", "b, one"]
+    assert list(ax.lines[0].get_xdata()) == [0.5, 0.5]
+    points = [bar.lines[0] for bar in ax.containers]
+    np.testing.assert_allclose([point.get_xdata()[0] for point in points], [0.5, 0.7, 0.9])
+    [bar] = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(bar[:, 0], [0.4, 0.6])
+    assert points[0].get_marker() == points[1].get_marker() != points[2].get_marker()
+    plt.close(fig)
+
+
+def test_a_page_lies_along_two_groups_and_across_them():
+    first = np.array([[0.0, 0, 0], [0, 2, 0]])
+    second = first + [4, 0, 0]
+    rows = np.array([[0.0, 0, 0], [4, 0, 0], [2, 0, 6], [2, 0, -6]])
+    page = viz.along_and_across(rows, first, second)
+    np.testing.assert_allclose(page[:, 0], [-2, 2, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(abs(page[:, 1] - page[:, 1].mean()), [0, 0, 6, 6], atol=1e-9)
+
+
+def test_a_black_picture_is_named():
+    fig, axes = plt.subplots(1, 3)
+    viz.map_and_parts(axes, np.eye(4), np.eye(4) > 0, [np.ones((4, 4, 3)), np.zeros((4, 4, 3))])
+    assert [ax.get_xlabel() for ax in axes[1:]] == ["foreground", "no background"]
+    plt.close(fig)
