@@ -648,3 +648,55 @@ def reliability(curves: dict[str, dict], notes: Sequence[str]) -> Figure:
     axes[0, 0].set_ylabel("how often it is so")
     axes[1, 0].set_ylabel("said (%)")
     return fig
+
+
+def along_and_across(rows: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Features on a page: along the line from the mean of one group to that of another, and across
+    it in the direction in which they spread most: (n, 2). Notebook 02.
+
+    rows: (n, D) float, what is drawn; first, second: (m, D) of each group, which may be others than
+    those that are drawn: a line through their own means would flatter.
+    """
+    line = second.mean(0) - first.mean(0)  # (D,)
+    line = line / max(np.linalg.norm(line), 1e-12)
+    centred = rows - (first.mean(0) + second.mean(0)) / 2
+    rest = centred - np.outer(centred @ line, line)
+    widest = np.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0]  # (D,)
+    return np.stack([centred @ line, rest @ widest], axis=1)
+
+
+def auc_chart(areas: dict[str, list[float]]) -> Figure:
+    """Areas under ROC curves, one row a name, from worse than chance to perfect, with a line at
+    one half. Notebook 03.
+
+    areas: {name: one area for each repetition}; the point is their mean, the bar their standard
+    deviation. Names that begin alike, up to a comma, share colour and marker.
+    """
+    kinds = list(dict.fromkeys(name.split(",")[0] for name in areas))
+    fig, ax = plt.subplots(figsize=(7.4, 0.42 * len(areas) + 0.9), layout="constrained")
+    ax.axvline(0.5, color="black", lw=1)
+    for row, (name, own) in enumerate(areas.items()):
+        kind = kinds.index(name.split(",")[0])
+        look = dict(fmt=MARKERS[kind], color=OKABE_ITO[kind], mec="black", ms=9, capsize=4)
+        ax.errorbar(np.mean(own), row, xerr=np.std(own), **look)
+        ax.text(
+            np.mean(own), row - 0.25, f"{np.mean(own):.2f}", ha="center", va="bottom", fontsize=8
+        )
+    ax.set_yticks(range(len(areas)), areas)
+    ax.set(xlim=(0.3, 1), ylim=(len(areas) - 0.4, -0.75))
+    ax.set_xlabel("AUC of the pull (half: says nothing about where the class is)")
+    return fig
+
+
+def map_and_parts(axes, values, region, parts) -> None:
+    """A signed map with the outline of a region, and the pictures of both parts under it; black
+    ones are named. Notebook 03.
+
+    axes: three; values: (H, W) float; region: (H, W) bool; parts: two pictures (H, W, 3) in [0, 1].
+    """
+    top = float(abs(values).max()) or 1.0
+    axes[0].imshow(values, cmap="PuOr_r", vmin=-top, vmax=top)
+    outline(axes[0], region)
+    for ax, part, what in zip(axes[1:], parts, ("foreground", "background")):
+        ax.imshow(part)
+        ax.set_xlabel(what if part.max() > 0 else f"no {what}", fontsize=8)
