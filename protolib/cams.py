@@ -103,7 +103,7 @@ def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict
 
 
 def manifest_of(patches) -> dict:
-    """What identifies a split: data set, split, fingerprint of its pixels, ids. Notebook 05."""
+    """What identifies a split: data set, split, fingerprint of its pixels, ids."""
     return {
         "dataset": patches.spec.name,
         "split": patches.split,

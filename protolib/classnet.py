@@ -11,7 +11,7 @@ from protolib.presets import Preset
 
 class PrototypeHead(nn.Module):
     """Maps of one level: project the prototypes to the level's width, compare them with every
-    position. Eq. (2), notebook 03.
+    position. Eq. (2).
 
     features (B, C_i, h, w), prototypes (S, D) unit rows -> (B, S, h, w) logits, the similarities
     times a scale (the released code learns one, the paper has none: a cosine alone keeps the
@@ -68,14 +68,14 @@ class ClassNet(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Images in the order of colours and the scale that the backbone was trained on, same
-        shape. Notebook 04."""
+        shape. Notebooks 03 and 06."""
         return self.net.prepare(images.flip(1) if self.order == "bgr" else images)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.read(self.prepare(images))
 
     def read(self, prepared: Tensor) -> list[Tensor]:
-        """The maps of prepared images: what forward does after prepare. Notebook 04."""
+        """The maps of prepared images: what forward does after prepare. Notebook 06."""
         pyramid = self.net.pyramid(prepared)
         prompts = () if self.prototypes is None else (self.prototypes,)
         return [head(pyramid[i], *prompts) for i, head in zip(self.levels, self.heads)]

@@ -123,8 +123,8 @@ class Run:
         return tuple(method for method in results.METHODS if method not in left)
 
     def variant(self, p: Preset, run_dir: str | Path) -> "Run":
-        """The same data, seed and device under another preset, in a folder of its own.
-        Notebook 07."""
+        """The same data, seed and device under another preset, in a folder of its
+        own. Notebooks 00, 01, 02, 03, 04, 05 and 06."""
         other = Run(p, self.dataset, self.data_root, run_dir, self.seed, self.device, self.cache)
         if (p.size, p.patches) == (self.preset.size, self.preset.patches):
             other._splits = self._splits  # opened once
@@ -178,8 +178,8 @@ class Run:
         }[step]()
 
     def base(self, step: str, method: str = "", split: str = "train") -> str:
-        """The key of a step without its data and seed: equal where only these two differ, so that
-        a mean over seeds never mixes settings, code or weights. Notebook 07."""
+        """The key of a step without its data and seed: equal where only these two differ, so that a
+        mean over seeds never mixes settings, code or weights."""
         other = self.variant(self.preset, self.folder)
         other._blank = True
         if method == "pbip_masked_image":
@@ -505,8 +505,8 @@ class Run:
         return {how: argmax_masks(scores, labels[how], p.gating).numpy() for how in LABELS}
 
     def counts(self, method: str, split: str = "test") -> dict[str, dict[str, dict]]:
-        """What scores are made of, slide by slide, counted in one pass over the split.
-        Notebook 07.
+        """What scores are made of, slide by slide, counted in one pass over the
+        split. Notebooks 02, 04, 05 and 06.
 
         Returns {slide: {image labels: {rule for ignore: metrics.Counts}}}; a patch whose name does
         not tell its slide is one by itself.
@@ -569,7 +569,7 @@ class Run:
 
     def zero_shot(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         """Main class of each patch by its mask, and the class of its nearest prototype, (n,) each.
-        Table 6, notebook 07.
+        Table 6.
 
         The paper does not say how it turns similarities into classes: this is ours. A patch of
         ignore alone is left out.

@@ -15,7 +15,7 @@ def digest(*said) -> str:
 
 def code_of(folder: Path) -> str:
     """Hash of the syntax trees of a folder's modules, docstrings left out: a changed comment makes
-    nothing anew. Notebook 00."""
+    nothing anew."""
     trees = {}
     for path in sorted(folder.glob("*.py")):
         if path.name == "__main__.py":  # the command line: it has no logic of its own

@@ -39,7 +39,7 @@ def classification_loss(logits: Tensor, labels: Tensor, weights: tuple[float, ..
 
 def diversity_loss(maps: Tensor, K: int) -> Tensor:
     """How alike the maps of a class's sub-classes are: mean of exp(-J) over pairs, 1 when equal,
-    near 0 when apart. Notebook 04.
+    near 0 when apart.
 
     maps: (B, S, h, w) float logits of one level; J: the Jeffreys divergence of the two maps as
     distributions over positions. LPD (2025) pushes by this divergence; the bounded form is ours.

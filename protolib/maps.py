@@ -11,7 +11,7 @@ from torch import Tensor
 
 def cosine_maps(features: Tensor, prototypes: Tensor, similarity: str = "cosine") -> Tensor:
     """Cosine between every position and every prototype of one level. Eq. (2) before its mean over
-    k, notebook 03.
+    k.
 
     features: (B, C_i, h, w) float; prototypes: (S, C_i) float. Returns (B, S, h, w) in [-1, 1].
     similarity "half": the prototypes keep their length, which is no cosine (released code).
@@ -72,7 +72,7 @@ def masked_average(features: list[Tensor], weights: Tensor) -> Tensor:
 
 def stack_levels(features: list[Tensor], size: tuple[int, int]) -> Tensor:
     """All levels of a pyramid side by side at every position: a hypercolumn. Hariharan et al.,
-    CVPR 2015; notebook 03.
+    CVPR 2015.
 
     features: L maps (B, D_i, h_i, w_i) float; size: (h, w). Returns (B, D, h, w).
     """
@@ -81,13 +81,13 @@ def stack_levels(features: list[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def pose(images: Tensor, k: int) -> Tensor:
-    """One of the eight poses of a square, mirrored from k = 4 on, then turned: (..., H, W) -> same.
-    Notebook 04."""
+    """One of the eight poses of a square, mirrored from k = 4 on, then turned: (..., H, W) ->
+    same."""
     return (images.flip(-1) if k >= 4 else images).rot90(k % 4, (-2, -1))
 
 
 def unpose(images: Tensor, k: int) -> Tensor:
-    """The way back from `pose` k. Notebook 05."""
+    """The way back from `pose` k."""
     back = images.rot90(-(k % 4), (-2, -1))
     return back.flip(-1) if k >= 4 else back
 
@@ -98,8 +98,8 @@ def fuse(
     size: Sequence[int],
     align_corners: bool = False,
 ) -> Tensor:
-    """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with weights,
-    notebook 04.
+    """Weighted sum over levels of the class maps, upsampled to `size`. Eq. (3) with
+    weights, notebook 03.
 
     class_maps: L logit maps (B, C, h_i, w_i) float; weights: L floats; size: (H, W) px. Returns
     (B, C, H, W) logits.
@@ -111,7 +111,6 @@ def fuse(
 
 def unit_scores(maps: Tensor) -> Tensor:
     """Each map above 0 stretched to [0, 1]; one that is constant there, or below 0, becomes 0.
-    Notebook 06.
 
     maps: (B, C, h, w) float logits. Returns the same shape. Utils/validate.py of the released code:
     a class that is not there is stretched like one that is, so only its image label can close it.
@@ -137,7 +136,7 @@ def gate(scores: Tensor, labels: Tensor) -> Tensor:
     scores (B, C, H, W) float, any range; labels (B, C), 0 or 1. Returns scores with -inf in absent
     classes, same shape and dtype. An image with no label at all is left as it is: every pixel must
     get a class, and the argmax of a pixel of -inf alone would be class 0 by accident. Raises
-    ValueError for other shapes or labels. Notebook 06.
+    ValueError for other shapes or labels.
     """
     if scores.ndim != 4 or tuple(labels.shape) != tuple(scores.shape[:2]):
         raise ValueError(

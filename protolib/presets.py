@@ -225,7 +225,7 @@ def _words(kind: Any) -> str:
 
 
 def changed(p: Preset, settings: Mapping) -> Preset:
-    """A preset with other values for some of its fields, checked; lists become tuples. Notebook 07.
+    """A preset with other values for some of its fields, checked; lists become tuples.
 
     Raises ValueError for a field that a preset does not have, with the ones that it has.
     """
@@ -238,7 +238,7 @@ def changed(p: Preset, settings: Mapping) -> Preset:
 
 
 def frozen(value: Any) -> Any:
-    """A value of a TOML file as a preset holds it: lists become tuples. Notebook 00."""
+    """A value of a TOML file as a preset holds it: lists become tuples."""
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 

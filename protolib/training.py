@@ -58,8 +58,7 @@ def dihedral(images: Tensor, which: Tensor) -> Tensor:
 
 
 def augment(batch: dict, generator: torch.Generator) -> dict:
-    """A training batch in random poses, image as float in [0, 1], mask (if any) turned with it.
-    Notebook 04."""
+    """A training batch in random poses, image as float in [0, 1], mask (if any) turned with it."""
     images = batch["image"]
     which = torch.randint(8, (len(images),), generator=generator)  # (B,)
     turned = {k: dihedral(batch[k], which) for k in ("image", "mask") if k in batch}
@@ -68,7 +67,7 @@ def augment(batch: dict, generator: torch.Generator) -> dict:
 
 def poly_lr(step: int, steps: int, p: Preset) -> float:
     """Linear warm-up from a share of p.lr, then polynomial decay p.lr * (1 - (step - warmup) /
-    steps)^power. Notebook 04.
+    steps)^power.
 
     step: from 0; past the last of `steps` the rate stays. The decay is that of the released code:
     with warm-up it does not come to 0, for it is divided by all steps. Utils/optimizer.py.
@@ -80,7 +79,7 @@ def poly_lr(step: int, steps: int, p: Preset) -> float:
 
 
 def set_up(device: str, p: Preset) -> None:
-    """What a kind of device needs before networks run on it. Notebook 04.
+    """What a kind of device needs before networks run on it.
 
     device: "cpu", "cuda" or "mps". The number of pairs in a matching loss differs from step to
     step, and cuDNN's attention plans anew for each: on an H100 a step of 64 patches took .93 s so,
@@ -92,15 +91,14 @@ def set_up(device: str, p: Preset) -> None:
 
 
 def optimizer_of(net: nn.Module, p: Preset) -> torch.optim.AdamW:
-    """AdamW over what is trained; on a GPU in one kernel, for its 160 tensors are small.
-    Notebook 04."""
+    """AdamW over what is trained; on a GPU in one kernel, for its 160 tensors are small."""
     trained = [w for w in net.parameters() if w.requires_grad]
     fused = trained[0].device.type == "cuda"
     return torch.optim.AdamW(trained, lr=p.lr, weight_decay=p.weight_decay, fused=fused)
 
 
 def save(place: Place, net: nn.Module, optimizer, history: list[dict]) -> None:
-    """Write checkpoint.pt and history.csv, each whole or not at all. Notebook 04."""
+    """Write checkpoint.pt and history.csv, each whole or not at all."""
     state = {
         "key": place.key,
         "net": net.state_dict(),
@@ -114,7 +112,7 @@ def save(place: Place, net: nn.Module, optimizer, history: list[dict]) -> None:
 
 def resume(place: Place, net: nn.Module, optimizer=None) -> list[dict]:
     """Load checkpoint.pt of the same key into net (and optimizer); returns its history, empty if
-    there is none. Notebook 04."""
+    there is none."""
     file = place.folder / "checkpoint.pt"
     if not file.exists():
         return []
@@ -129,7 +127,7 @@ def resume(place: Place, net: nn.Module, optimizer=None) -> list[dict]:
 
 def guard(loss: Tensor, batch: dict, patches, folder: Path) -> None:
     """Stop at a loss that is not finite and keep its batch in non_finite_batch.pt; raises
-    FloatingPointError. Notebook 04."""
+    FloatingPointError."""
     if torch.isfinite(loss):
         return
     with whole(folder / "non_finite_batch.pt") as file:

@@ -126,18 +126,6 @@ def test_the_classification_loss_teaches_backbone_projection_scale_and_bias_but_
     assert still == ["prototypes"]
 
 
-def test_every_public_name_says_where_it_is_shown():
-    public = (
-        PrototypeHead,
-        ClassNet,
-        ClassNet.prepare,
-        ClassNet.read,
-        ClassNet.class_maps,
-        ClassNet.logits,
-    )
-    assert all("otebook 0" in f.__doc__ for f in public)
-
-
 # Variants
 
 

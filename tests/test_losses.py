@@ -259,19 +259,6 @@ def test_only_network_and_projection_learn_from_the_loss(settings):
     np.testing.assert_array_equal(bank.prototypes, prototypes)
 
 
-def test_every_public_name_says_where_it_is_shown():
-    public = (
-        classification_loss,
-        diversity_loss,
-        unwrap,
-        cam_loss,
-        lpd_loss,
-        pbip_loss,
-        match_maps,
-    )
-    assert all("otebook 0" in f.__doc__ for f in public)
-
-
 @pytest.mark.parametrize("pure, share", [(4, 4 / 30), (29, 29 / 30), (30, 1.0), (400, 1.0)])
 def test_a_bank_on_few_pure_patches_teaches_in_their_proportion(pure, share):
     bank = a_bank(np.eye(4, dtype=np.float32), K=2, pure=pure)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from protolib import maps as functions
 from protolib.maps import (
     argmax_masks,
     background_score,
@@ -334,12 +333,3 @@ def test_a_zeroed_class_ties_with_present_ones_that_score_nothing():
     assert argmax_masks(scores, label).tolist() == [[[1, 1]]]
     # the first class wins the tie
     assert argmax_masks(scores, label, "zeroed").tolist() == [[[0, 1]]]
-
-
-def test_every_public_name_says_where_it_is_shown():
-    public = [
-        f
-        for name, f in vars(functions).items()
-        if getattr(f, "__module__", "") == functions.__name__
-    ]
-    assert len(public) > 12 and all("otebook 0" in f.__doc__ for f in public)

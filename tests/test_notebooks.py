@@ -20,7 +20,7 @@ from protolib import results
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STORY = [
-    path for path in NOTEBOOKS if path.stem != "cell"
+    path for path in NOTEBOOKS if path.stem != "one_run"
 ]  # which `ablate` runs, once for each cell of the grid
 NAMES = [
     "00_start_here",

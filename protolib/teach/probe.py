@@ -1,6 +1,8 @@
 """Does a matching loss point at the tissue? Its gradient on maps that know nothing, and how well
 that gradient ranks positions: for notebook 03, and for the test that holds what it shows."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,8 @@ def loss_of_maps(
     images: (B, 3, H, W) float in [0, 1]; maps: (B, U, h, w) float logits, U = C, or S where p.pairs
     is "subclasses"; labels: (B, C) 0 or 1. Returns a scalar.
     """
+    seen: Tensor | list[Tensor]
+    encode: Callable[[Tensor], Tensor]
     if p.look != "masked_image":
         seen, encode = encoder.maps(images), nn.Identity()
     elif p.fill == "minmax":  # as released: prepared before it is cut

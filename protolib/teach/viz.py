@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Code, display
 from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -560,7 +561,8 @@ def hatched_bars(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     """Two bars a row with their values, told apart by colour and hatch. Notebook 05."""
     fig, ax = plt.subplots(figsize=(8, 0.6 + 0.45 * len(table)), layout="constrained")
     table.plot.barh(ax=ax, color=["#56B4E9", "#E69F00"], edgecolor="black", width=0.75)
-    for bars, hatch in zip(ax.containers, ("", "//")):
+    drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
+    for bars, hatch in zip(drawn, ("", "//")):
         ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         for bar in bars:
             bar.set_hatch(hatch)
@@ -631,8 +633,15 @@ def reliability(curves: dict[str, dict], notes: Sequence[str]) -> Figure:
     curves: {title: what metrics.reliability returns}; notes: a line under each title.
     """
     size = (2.9 * len(curves), 3.6)
-    shape = dict(height_ratios=(3, 1), sharex=True, squeeze=False, layout="constrained")
-    fig, axes = plt.subplots(2, len(curves), figsize=size, **shape)
+    fig, axes = plt.subplots(
+        2,
+        len(curves),
+        figsize=size,
+        height_ratios=(3, 1),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for (above, below), (title, curve), note in zip(axes.T, curves.items(), notes):
         above.plot((0, 1), (0, 1), color="black", lw=1, ls="--", label="honest")
         look = dict(color=OKABE_ITO[2], marker="o", mec="black", label="measured")
@@ -677,11 +686,18 @@ def auc_chart(areas: dict[str, list[float]]) -> Figure:
     ax.axvline(0.5, color="black", lw=1)
     for row, (name, own) in enumerate(areas.items()):
         kind = kinds.index(name.split(",")[0])
-        look = dict(fmt=MARKERS[kind], color=OKABE_ITO[kind], mec="black", ms=9, capsize=4)
-        ax.errorbar(np.mean(own), row, xerr=np.std(own), **look)
-        ax.text(
-            np.mean(own), row - 0.25, f"{np.mean(own):.2f}", ha="center", va="bottom", fontsize=8
+        mean, spread = float(np.mean(own)), float(np.std(own))
+        ax.errorbar(
+            mean,
+            row,
+            xerr=spread,
+            fmt=MARKERS[kind],
+            color=OKABE_ITO[kind],
+            mec="black",
+            ms=9,
+            capsize=4,
         )
+        ax.text(mean, row - 0.25, f"{mean:.2f}", ha="center", va="bottom", fontsize=8)
     ax.set_yticks(range(len(areas)), areas)
     ax.set(xlim=(0.3, 1), ylim=(len(areas) - 0.4, -0.75))
     ax.set_xlabel("AUC of the pull (half: says nothing about where the class is)")
