@@ -56,7 +56,8 @@ def peak_rss_mb() -> float:
 def record(**values: Any) -> dict:
     """The checked record of one run, as results.json holds it.
 
-    preset, dataset, device, protolib (its version): text. seed: int. seconds {step: seconds}.
+    preset, dataset, device, protolib (its version): text. seed, threads: int. seconds {step:
+    seconds}.
     peak_rss_mb: MB, may be NaN. methods: {key of METHODS: {"miou", "fwiou", "biou", "dice", "iou"
     (list of C), "image_labels", "ignore" (see metrics.Protocol), "oracle": {the same}}}; a run
     may hold only some of the methods. Scores are fractions in [0, 1] or NaN (None is taken for

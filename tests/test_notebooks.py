@@ -123,8 +123,11 @@ def test_smoke_scores_every_method_under_both_protocols(smoke):
     assert list(record["methods"]) == list(results.METHODS)
     for scores in record["methods"].values():
         assert 0 < scores["miou"] < 1 and len(scores["iou"]) == 4
-        assert scores["protocol"] == "predicted image labels, ignore pixels dropped"
-        assert scores["oracle"]["protocol"] == "oracle image labels, ignore pixels dropped"
+        assert (scores["image_labels"], scores["ignore"]) == ("predicted", "dropped")
+        assert (scores["oracle"]["image_labels"], scores["oracle"]["ignore"]) == (
+            "oracle",
+            "dropped",
+        )
     assert record["peak_rss_mb"] < 4000
     assert set(record["seconds"]) >= set(NAMES)
 

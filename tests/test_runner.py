@@ -38,6 +38,7 @@ RESULTS = {
     "dataset": "phantom",
     "seed": 3,
     "device": "cpu",
+    "threads": 1,
     "threads": 2,
     "protolib": "0.1.0",
     "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "image_labels": "oracle"}}},
