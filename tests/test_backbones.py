@@ -373,6 +373,7 @@ def test_resnet38d_has_the_published_names_and_shapes(folder):
     }
 
 
+@pytest.mark.slow
 def test_transunet_loads_the_published_names_and_gives_the_tokens_of_timm(tmp_path):
     torch.manual_seed(4)
     published = timm.create_model("vit_base_r50_s16_224", num_classes=0).eval()
@@ -416,6 +417,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_timm_model_is_a_pyramid(folder, name):
@@ -460,6 +462,7 @@ def test_a_transformer_gives_the_blocks_at_the_quarters_of_its_depth(folder):
         assert torch.equal(m.flatten(2).transpose(1, 2), tokens[:, 1:])  # without the class token
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
 def test_sizes_that_a_timm_model_cannot_take_are_refused_with_the_reason(folder):
     refused = {
@@ -478,6 +481,7 @@ def test_sizes_that_a_timm_model_cannot_take_are_refused_with_the_reason(folder)
             net(torch.zeros(1, 3, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
 def test_a_model_of_one_size_is_built_for_the_size_of_the_images(folder):
     net = backbones.backbone("cait_xxs24_224", 16, levels=(0, 1), size=64).eval()
@@ -508,6 +512,7 @@ def test_timm_models_without_feature_maps_or_that_stride_are_refused_by_name(mon
         backbones.backbone("convnext_atto", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
 @pytest.mark.parametrize(
     "name, stride, keep",

@@ -450,6 +450,7 @@ def test_a_disk_too_small_is_known_before_the_first_byte(monkeypatch):
         assert server.gets() == []
 
 
+@pytest.mark.slow
 def test_no_network_is_one_sentence_within_ten_seconds(capsys, monkeypatch):
     """Also where the look-up of names hangs, as it does without a network: nothing is waited for
     longer than 6 s."""
@@ -521,6 +522,7 @@ def test_from_local_refusals(tmp_path, capsys):
 # interruptions
 
 
+@pytest.mark.slow
 def test_two_hundred_interruptions():
     """Cuts at random bytes, soft and hard, servers with and without ranges, web pages: whole or a
     clear error."""

@@ -242,6 +242,7 @@ def tiny(tmp_path, monkeypatch):
     return Run("tiny", run_dir=tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_run_yields_scores_slides_and_curve(tiny):
     made = grid.measure(tiny, "cam")
     assert made["scores"]["predicted"] == tiny.scores("cam")
@@ -262,6 +263,7 @@ def test_a_run_yields_scores_slides_and_curve(tiny):
     assert (made["key"], made["base"]) == grid.identity(tiny, of({}, "cam"))
 
 
+@pytest.mark.slow
 def test_zero_shot_yields_the_f1_of_each_class(tiny):
     truth, said = tiny.zero_shot()
     made = grid.measure(tiny, "zero_shot")

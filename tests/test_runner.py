@@ -38,7 +38,6 @@ RESULTS = {
     "dataset": "phantom",
     "seed": 3,
     "device": "cpu",
-    "threads": 1,
     "threads": 2,
     "protolib": "0.1.0",
     "methods": {"cam": SCORES | {"oracle": SCORES | {"miou": 0.875, "image_labels": "oracle"}}},
@@ -192,6 +191,7 @@ def executed_again(two, capsys, *arguments):
     return done
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_data_that_is_there_now(two, capsys):
     data = two / "set"
     phantom.write_folder(data, {"train": 4, "val": 2, "test": 2}, size=64)
@@ -219,6 +219,7 @@ def test_a_run_goes_on_with_the_data_that_is_there_now(two, capsys):
     assert "val: 1 images without a mask and 0 masks without an image" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder_of_code", ["", "data", "nets"])
 def test_a_run_goes_on_with_the_code_that_is_there_now(two, capsys, monkeypatch, folder_of_code):
     assert protolib("run", "--run-dir", "one") == 0
@@ -228,6 +229,7 @@ def test_a_run_goes_on_with_the_code_that_is_there_now(two, capsys, monkeypatch,
     assert executed_again(two, capsys) == []
 
 
+@pytest.mark.slow
 def test_what_notebooks_call_beside_the_kernels_is_code_too(two, capsys, monkeypatch):
     assert protolib("run", "--run-dir", "one") == 0
     count = two / "one" / "count.txt"

@@ -21,6 +21,8 @@ from protolib.keys import code_of
 from protolib.nets import backbones, encoders, weights
 from protolib.presets import MATCHING, Preset
 
+pytestmark = pytest.mark.slow  # it trains, again and again
+
 TINY = replace(
     presets.PRESETS["smoke"],
     name="tiny",
@@ -509,8 +511,6 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_stale as t
-
-pytestmark = pytest.mark.slow  # it trains, again and again
 for _ in range(2):  # trained, then loaded
     run = t.open_run(Path(sys.argv[2]), folder="script")
     print(repr(run.scores("pbip_stage1")), t.fingerprint(run.net("pbip_stage1")))

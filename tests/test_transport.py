@@ -373,6 +373,7 @@ def test_someone_answers(monkeypatch):
         blocked.set()
 
 
+@pytest.mark.slow
 def test_random_cuts_on_every_kind_of_server(bring, tmp_path):
     """64 files, each with up to four cuts at random bytes: ranges or not, ETag or not, closed
     softly or hard."""

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from IPython.display import Code, display
 from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -560,12 +559,14 @@ def extents(found: dict[str, dict], spec: DatasetSpec) -> Figure:
 def hatched_bars(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     """Two bars a row with their values, told apart by colour and hatch. Notebook 05."""
     fig, ax = plt.subplots(figsize=(8, 0.6 + 0.45 * len(table)), layout="constrained")
-    table.plot.barh(ax=ax, color=["#56B4E9", "#E69F00"], edgecolor="black", width=0.75)
-    drawn = [bars for bars in ax.containers if isinstance(bars, BarContainer)]
-    for bars, hatch in zip(drawn, ("", "//")):
-        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    places = np.arange(len(table))
+    inks, hatches = (OKABE_ITO[6], OKABE_ITO[5]), ("", "//")
+    for shift, name, ink, hatch in zip((-0.19, 0.19), table, inks, hatches):
+        bars = ax.barh(places + shift, table[name], 0.38, label=name, color=ink, edgecolor="black")
         for bar in bars:
             bar.set_hatch(hatch)
+        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    ax.set_yticks(places, table.index)
     ax.invert_yaxis()
     ax.margins(x=0.12)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -632,11 +633,10 @@ def reliability(curves: dict[str, dict], notes: Sequence[str]) -> Figure:
 
     curves: {title: what metrics.reliability returns}; notes: a line under each title.
     """
-    size = (2.9 * len(curves), 3.6)
     fig, axes = plt.subplots(
         2,
         len(curves),
-        figsize=size,
+        figsize=(2.9 * len(curves), 3.6),
         height_ratios=(3, 1),
         sharex=True,
         squeeze=False,
