@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from protolib import bank, matching, metrics, segmentation
 from protolib.data import regions
-from protolib.maps import fuse, gate
+from protolib.maps import fuse
 from protolib.presets import changed, preset
 from protolib.study import compare
 
@@ -377,47 +377,6 @@ def check_iou_from_confusion(mine: Callable) -> bool:
         np.array(metrics.scores(matrix)["iou"]),
         slips,
         "drop the row of ignore; hits are the diagonal; union = row sum + column sum - hits",
-    )
-
-
-def check_protocol_gate(mine: Callable) -> bool:
-    """Whether mine(scores, labels) closes the classes a label denies, as maps.gate, by the
-    argmax.
-
-    mine: tensors (B, C, H, W) float of any sign and (B, C) 0 or 1 -> (B, C, H, W) float. A label
-    without any class closes nothing.
-    """
-    scores = torch.tensor(
-        [[[-1.0, -3.0], [-2.0, -1.0], [5.0, -4.0]], [[0.5, 2.0], [3.0, 1.0], [0.0, 4.0]]]
-    )
-    scores = scores[:, :, None]  # (2, 3, 2) -> (2, 3, 1, 2)
-    labels = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    wide = labels[:, :, None, None]
-    slips = [
-        (
-            (scores * wide).argmax(1),
-            "times 0 makes an absent class 0, and 0 beats a negative score: use -inf",
-        ),
-        (
-            scores.masked_fill(wide == 0, -torch.inf).argmax(1),
-            "a label without any class closes all, and argmax then says class 0: leave such an "
-            "image as it is",
-        ),
-        (
-            scores.argmax(1),
-            "the label changed nothing: classes with label 0 must never win the argmax",
-        ),
-        (
-            scores.masked_fill(wide == 1, -torch.inf).argmax(1),
-            "present and absent are swapped: close 0, keep 1",
-        ),
-    ]
-    return _judge(
-        lambda: mine(scores.clone(), labels.clone()),
-        gate(scores, labels).argmax(1),
-        slips,
-        "scores.masked_fill(absent[:, :, None, None], -torch.inf), where absent is (B, C) bool",
-        read=lambda gated: gated.argmax(1),
     )
 
 
