@@ -416,15 +416,13 @@ def check_paired_interval(mine: Callable) -> bool:
     )
 
 
-def _judge(
-    attempt: Callable, wanted, slips: list[tuple], first_hint: str, read: Callable = lambda x: x
-) -> bool:
-    """Print "solved" or a hint; True if what `read` takes from the attempt is the wanted, NaN in
-    the same places."""
+def _judge(attempt: Callable, wanted, slips: list[tuple], first_hint: str) -> bool:
+    """Print "solved" or a hint; True if what the attempt gives is the wanted, NaN in the same
+    places."""
     try:
         found = attempt()
         missing = found is None or isinstance(found, list) and any(f is None for f in found)
-        found = None if missing else _array(read(found))
+        found = None if missing else _array(found)
     except Exception as error:  # whatever a learner's code raises: the notebook goes on
         if _of_stub(error):
             print(f"not solved yet: {first_hint}")
