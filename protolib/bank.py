@@ -19,14 +19,12 @@ def seed_centres(X: np.ndarray, K: int, rng: np.random.Generator) -> np.ndarray:
 
     X: (n, D) float, unit rows. Returns (K, D). Arthur and Vassilvitskii, SODA 2007. Notebook 02.
     """
-    centres = [X[rng.integers(len(X))]]
+    centres = [X[rng.integers(len(X))]]  # the first one is any row
     for _ in range(1, K):
-        distance = (
-            np.clip(1 - X @ np.stack(centres).T, 0, None).min(1).astype(np.float64)
-        )  # (n,), Eq. (1)
-        total = (
-            distance.sum()
-        )  # 0 when only copies of the chosen rows are left: then any row is as good
+        # (n,), Eq. (1)
+        distance = np.clip(1 - X @ np.stack(centres).T, 0, None).min(1).astype(np.float64)
+        # 0 when only copies of the chosen rows are left: then any row is as good
+        total = distance.sum()
         row = rng.choice(len(X), p=distance / total) if total > 0 else rng.integers(len(X))
         centres.append(X[row])
     return np.stack(centres)
@@ -58,11 +56,11 @@ def lloyd(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> Clustering
     while steps < max_iter:
         steps += 1
         cosines = directions @ unit(centres).T  # (n, K)
-        labels, before = cosines.argmax(1), centres
+        labels, before = cosines.argmax(1), centres  # (n,): the lowest index wins a tie
         centres = before.copy()
         for k in np.unique(labels):
             mean = X[labels == k].mean(0)
-            centres[k] = mean / max(np.linalg.norm(mean), 1e-12)
+            centres[k] = mean / max(np.linalg.norm(mean), 1e-12)  # (D,), back onto the sphere
         if np.allclose(before, centres, rtol=1e-5, atol=1e-8):
             break
     return Clustering(labels, cosines, centres, steps)
@@ -142,8 +140,9 @@ def wccn_space(features: np.ndarray, owners: np.ndarray, shrinkage: float) -> Sp
     means = np.stack([features[owners == c].mean(0) for c in classes]).astype(np.float64)  # (C, D)
     within = features - means[np.searchsorted(classes, owners)]  # (n, D) float64
     W = within.T @ within / len(within)  # (D, D)
+    # fewer patches than directions: without this W has no inverse
     W += shrinkage * np.trace(W) / len(W) * np.eye(len(W))
-    values, vectors = np.linalg.eigh(W)
+    values, vectors = np.linalg.eigh(W)  # (D,), (D, D): W is symmetric
     inverse_root = (vectors / np.sqrt(values)) @ vectors.T  # (D, D)
     return Space(means.mean(0).astype(np.float32), inverse_root.astype(np.float32))
 
@@ -270,8 +269,8 @@ def build(
         Z = cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
     prototypes, clusters, members = [], np.empty(len(pure), int), []
     for c, name in enumerate(dataset.spec.classes):
-        rows = np.flatnonzero(owner == c)
-        own = pure[rows]
+        rows = np.flatnonzero(owner == c)  # of the candidates
+        own = pure[rows]  # of the training split
         if p.prototypes == "random_mean" and len(own) < p.N:
             raise ValueError(
                 f"bank: {name} has {len(own)} candidates, N = {p.N} are to be drawn; lower N"

@@ -36,14 +36,14 @@ def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor,
     in [0, L] by p.scores, and logits (B, C); logit > 0 means present. Brightness multiplies the
     prepared image, as in the released code.
     """
-    scores, logits = [], []
+    scores, logits = [], []  # one of each view
     for mirrored, brightness, read in VIEWS[tta]:
         maps = net.read(brightness * net.prepare(images.flip(3) if mirrored else images))
         classes = net.class_maps(maps, p.merge_test)  # L maps (B, C, h_i, w_i)
         if p.scores == "unit":
             classes = [unit_scores(m) for m in classes]
         score = fuse(classes, p.fusion, images.shape[2:], p.align_corners)  # (B, C, H, W)
-        scores.append(score.flip(3) if mirrored else score)
+        scores.append(score.flip(3) if mirrored else score)  # back where it was
         if read:
             levels = net.logits(maps, p.merge_test)  # (L, B, C)
             logits.append(levels.mean(0) if p.pool == "maps" else levels[-1])
@@ -84,15 +84,16 @@ def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict
             f"pseudo masks are made of the training split, this is '{patches.split}'; "
             "pass data('train')"
         )
+    # under another name until it is whole: a half folder must not look like a finished one
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     net.eval()
     device = next(net.parameters()).device
-    views = p.pseudo_tta
+    views = p.pseudo_tta  # the released code makes them of one view, and scores with six
     made = over_split(lambda x: predict(net, x, p, views), patches, device, bar="pseudo masks")
     for index, scores, _ in made:
-        labels = torch.from_numpy(patches.labels[index.numpy()])
+        labels = torch.from_numpy(patches.labels[index.numpy()])  # (B, C)
         for i, mask in zip(index.tolist(), argmax_masks(scores, labels, p.gating).numpy()):
             image = Image.fromarray(mask, mode="P")
             image.putpalette([v for colour in patches.spec.palette for v in colour])

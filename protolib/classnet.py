@@ -20,9 +20,10 @@ class PrototypeHead(nn.Module):
 
     def __init__(self, D: int, channels: int, p: Preset):
         super().__init__()
-        hidden = p.hidden or channels
+        hidden = p.hidden or channels  # 0: no width to choose
         self.similarity = p.similarity
         self.project = nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        # learned as its logarithm: a scale must stay above 0
         scale = torch.tensor(p.scale).log()
         self.log_scale = nn.Parameter(scale, requires_grad=p.scale_learned)
 
@@ -43,8 +44,10 @@ class ClassNet(nn.Module):
 
     def __init__(self, p: Preset, C: int, prototypes: Tensor | None = None):
         super().__init__()
+        # nothing deeper than the deepest level is built: it would be computed for nobody
         self.net = backbone(p.backbone, p.stride, p.levels)
         if p.scaling:
+            # released_code has its own, in B, G, R
             mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in p.scaling)
             self.net.mean, self.net.std = mean, std
         if max(p.levels) >= len(self.net.channels):
@@ -56,6 +59,7 @@ class ClassNet(nn.Module):
         self.levels, self.pool, self.order = p.levels, p.pool, p.order
         widths = [self.net.channels[i] for i in p.levels]
         if prototypes is None:
+            # a 1x1 convolution has one map a class, and no sub-classes
             self.prototypes, self.sizes = None, (1,) * C
             self.heads = nn.ModuleList(nn.Conv2d(width, C, 1) for width in widths)
         else:
@@ -76,7 +80,7 @@ class ClassNet(nn.Module):
 
     def read(self, prepared: Tensor) -> list[Tensor]:
         """The maps of prepared images: what forward does after prepare. Notebook 06."""
-        pyramid = self.net.pyramid(prepared)
+        pyramid = self.net.pyramid(prepared)  # one map (B, C_i, h_i, w_i) a level, finest first
         prompts = () if self.prototypes is None else (self.prototypes,)
         return [head(pyramid[i], *prompts) for i, head in zip(self.levels, self.heads)]
 
@@ -96,7 +100,7 @@ class ClassNet(nn.Module):
         the other way round.
         """
         if self.pool == "maps":
-            pooled = [m.mean((2, 3)) for m in self.class_maps(maps, merge)]
+            pooled = [m.mean((2, 3)) for m in self.class_maps(maps, merge)]  # L of (B, C)
         else:
             pooled = self.class_maps([m.mean((2, 3)) for m in maps], merge)
-        return torch.stack(pooled) + self.bias[:, None]
+        return torch.stack(pooled) + self.bias[:, None]  # (L, B, C) + (L, 1, C)

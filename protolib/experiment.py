@@ -575,9 +575,8 @@ class Run:
         ignore alone is left out.
         """
         truth, C = self.data(split), self.spec.C
-        area = np.array(
-            [np.bincount(m.ravel(), minlength=C + 1)[:C] for m in truth.masks]
-        )  # (n, C)
+        # (n, C)
+        area = np.array([np.bincount(m.ravel(), minlength=C + 1)[:C] for m in truth.masks])
         features = self.bank.normalize(self.features(split))  # (n, D) unit rows
         nearest = (features @ self.bank.prototypes.T).argmax(1) // self.preset.K
         shown = area.any(1)

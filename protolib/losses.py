@@ -31,9 +31,10 @@ def classification_loss(logits: Tensor, labels: Tensor, weights: tuple[float, ..
 
     logits: (L, B, C) float; labels: (B, C) float 0 or 1; weights: L floats. Returns a scalar.
     """
+    # (L,)
     per_level = F.binary_cross_entropy_with_logits(
         logits, labels.expand_as(logits), reduction="none"
-    ).mean((1, 2))  # (L,)
+    ).mean((1, 2))
     return (per_level * per_level.new_tensor(weights)).sum()
 
 

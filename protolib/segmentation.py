@@ -47,7 +47,7 @@ class DeepLabV2(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size = images.shape[2:]
-        larger = [round(side * self.zoom) for side in size]
+        larger = [round(side * self.zoom) for side in size]  # px that the backbone sees
         images = F.interpolate(images, larger, mode="bilinear", align_corners=False)
         deepest = self.net(images)[-1]  # (B, C_L, h, w)
         logits = sum(branch(deepest) for branch in self.branches)  # (B, C, h, w)
@@ -76,7 +76,7 @@ class MaskedPatches(Dataset):
         return len(self.patches)
 
     def __getitem__(self, i: int) -> dict:
-        item = self.patches[i]
+        item = self.patches[i]  # its own mask, if any, gives way to ours
         mask = torch.from_numpy(np.array(self.masks[i]))[None, None]  # (1, 1, Hm, Wm)
         same = F.interpolate(mask, item["image"].shape[1:], mode="nearest-exact")
         return item | {"mask": same[0, 0].long()}  # (H, W)
@@ -91,6 +91,7 @@ def predict(net: DeepLabV2, images: Tensor, tta: bool) -> Tensor:
     """
     net.eval()
     poses = range(8 if tta else 1)
+    # probabilities are averaged, not logits: one pose that is very sure must not decide alone
     scores = [unpose(net(pose(images, k)).softmax(1), k) for k in poses]
     return torch.stack(scores).mean(0)
 

@@ -49,7 +49,7 @@ def dihedral(images: Tensor, which: Tensor) -> Tensor:
     images: (B, ..., H, W), H = W; which: (B,) int64 in 0..7, see maps.pose, on the CPU: a GPU
     would wait to be asked which poses there are.
     """
-    out = torch.empty_like(images)
+    out = torch.empty_like(images)  # poses in place: the batch keeps its order
     for k in range(8):
         rows = (which == k).nonzero()[:, 0].to(images.device, non_blocking=True)
         if len(rows):
@@ -92,7 +92,7 @@ def set_up(device: str, p: Preset) -> None:
 
 def optimizer_of(net: nn.Module, p: Preset) -> torch.optim.AdamW:
     """AdamW over what is trained; on a GPU in one kernel, for its 160 tensors are small."""
-    trained = [w for w in net.parameters() if w.requires_grad]
+    trained = [w for w in net.parameters() if w.requires_grad]  # prototypes are fixed
     fused = trained[0].device.type == "cuda"
     return torch.optim.AdamW(trained, lr=p.lr, weight_decay=p.weight_decay, fused=fused)
 
@@ -185,9 +185,11 @@ def fit(
         with accelerator.autocast():  # the frozen encoder too
             losses = loss(model, augment(raw, generator) | {"step": step})
         guard(losses["loss"], raw, patches, place.folder)
+        # after the guard: a batch that is kept for study has changed nothing yet
         optimizer.zero_grad()
         accelerator.backward(losses["loss"])
         optimizer.step()
+        # tensors, not numbers: asking a GPU for a number waits for all that it has to do
         return {name: value.detach() for name, value in losses.items()}
 
     for epoch in range(len(history), p.epochs):
@@ -196,7 +198,7 @@ def fit(
         generator = torch.Generator().manual_seed(
             seed_of(place.seed, "poses", epoch, accelerator.process_index)
         )
-        model.train()
+        model.train()  # watch leaves it in evaluation mode
         bar.set_description(f"epoch {epoch + 1}/{p.epochs}", refresh=False)
         began, sums = time.perf_counter(), {}
         for step, raw in enumerate(loader, start=epoch * len(loader)):

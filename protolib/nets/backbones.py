@@ -533,9 +533,8 @@ def lite0_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
         first, *rest = key.split(".")
         if first == "_blocks":
             stage, index = stage_of[int(rest[0])]
-            names = (
-                LITE0_PLAIN if stage == 0 else LITE0_EXPANDED
-            )  # only the first stage has no expansion
+            # only the first stage has no expansion
+            names = LITE0_PLAIN if stage == 0 else LITE0_EXPANDED
             named[".".join((f"blocks.{stage}.{index}", names[rest[1]], *rest[2:]))] = value
         else:
             named[".".join((LITE0_OUTER[first], *rest))] = value

@@ -74,10 +74,11 @@ SWIN_RENAME = (
     (r"intermediate\.dense", "mlp.fc1"),
     (r"(?<!attention\.)output\.dense", "mlp.fc2"),
 )
+# the second follows from the window's size
 SWIN_IGNORE = (
     r"classifier\.",
     r".*relative_position_index$",
-)  # the second follows from the window's size
+)
 
 
 class Encoder(nn.Module):

@@ -196,9 +196,8 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
 
 
 def _hub_file(path: Path, known: Published) -> WeightsFile:
-    return WeightsFile(
-        path, f"{known.repo} {path.name}", path.parent.name, known.licence
-    )  # .../snapshots/COMMIT/file
+    # .../snapshots/COMMIT/file
+    return WeightsFile(path, f"{known.repo} {path.name}", path.parent.name, known.licence)
 
 
 def _no_access(name: str, known: Published, why: str) -> PermissionError:

@@ -16,10 +16,11 @@ from protolib.study import ledger, paper, report
 
 # Okabe and Ito, "Color universal design", 2008: the order keeps neighbours apart in lightness too
 OKABE_ITO = ("#D55E00", "#009E73", "#0072B2", "#F0E442", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# no marker stands for both
 LOOKS = {
     "paper": tuple(zip((OKABE_ITO[i] for i in (2, 1, 4, 7)), "so^D")),
     "ours": tuple(zip((OKABE_ITO[i] for i in (0, 5, 6)), "vPX")),
-}  # no marker stands for both
+}
 CAPTION = (
     "Paper: dashed, hollow. Ours: solid, filled, mean and standard deviation over seeds, predicted "
     "image labels."
@@ -109,10 +110,11 @@ def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) 
     fig = Figure(figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
     axes = fig.subplots(1, 1 + spec.C)
     inks = ["black", *(OKABE_ITO[c % len(OKABE_ITO)] for c in range(spec.C))]
+    # (E, 1), (E, C)
     own = [
         np.asarray(curve["loss"], float)[:, None],
         100 * np.asarray(curve["iou"], float),
-    ]  # (E, 1), (E, C)
+    ]
     reference = [band.loss[..., None], 100 * band.iou] if band else None  # (3, E, 1), (3, E, C)
     for i, (ax, ink, title) in enumerate(zip(axes, inks, ["loss", *spec.titles])):
         part, c = (0, 0) if i == 0 else (1, i - 1)

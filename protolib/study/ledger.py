@@ -19,13 +19,14 @@ from protolib import files
 from protolib.metrics import SCORES, Counts, Protocol
 from protolib.study import paper
 
+# the rows of the full model, which others ran again
 RERUN = {
     "table1": ("PBIP", "PBIP, stage 1"),
     "table2": ("CLS + FGS + BGS",),
     "table3": ("MedCLIP, SegFormer",),
     "table4": ("K = 3",),
     "table5": ("SIM + AT",),
-}  # the rows of the full model, which others ran again
+}
 FILE = {
     "label": str,
     "official": bool,

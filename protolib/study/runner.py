@@ -323,9 +323,8 @@ def explain(error: Exception, path: Path, copy: Path) -> str:
     if isinstance(error, PapermillExecutionError):
         where, cause = f"cell In [{error.exec_count}] failed", f"{error.ename}: {error.evalue}"
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-        lines = [line for line in trace if re.match(r"-+> *\d+ ", line)][
-            :1
-        ]  # the cell's own line, not a library's
+        # the cell's own line, not a library's
+        lines = [line for line in trace if re.match(r"-+> *\d+ ", line)][:1]
     else:
         where, cause = (
             f"cell In [{_cells_started(copy)}] was not finished",

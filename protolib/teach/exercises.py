@@ -50,10 +50,11 @@ def check_white_share(mine: Callable) -> bool:
     mine: (n, H, W, 3) uint8 RGB -> (n,) float in [0, 1]. White: optical density below regions.CLEAR
     in every channel.
     """
+    # white, white, pink, purple
     pixels = [
         [[255, 255, 255], [230, 225, 228]],
         [[240, 190, 238], [120, 60, 150]],
-    ]  # white, white, pink, purple
+    ]
     images = np.array([pixels, np.full_like(pixels, 250)], np.uint8)  # (2, 2, 2, 3)
     clear = -np.log((images.astype(float) + 1) / 256) < regions.CLEAR  # (n, H, W, 3)
     slips = [

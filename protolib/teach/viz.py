@@ -79,9 +79,8 @@ def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
 
     for c in np.unique(mask[mask < spec.C]):
         depth = distance_transform_edt(np.pad(mask == c, 1))[1:-1, 1:-1]
-        y, x = np.unravel_index(
-            depth.argmax(), depth.shape
-        )  # the point farthest from the region's border
+        # the point farthest from the region's border
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
         if depth.max() > 4:
             ax.text(
                 x,
@@ -104,9 +103,8 @@ def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
         for s, t, c in zip(spec.classes, spec.titles, colours(spec))
     ]
     handles.append(Patch(fc="white", ec="black", label=white))
-    columns = max(
-        2, min(len(handles), int(fig.get_figwidth() / 1.35))
-    )  # about 1.35 inches an entry
+    # about 1.35 inches an entry
+    columns = max(2, min(len(handles), int(fig.get_figwidth() / 1.35)))
     fig.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
