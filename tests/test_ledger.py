@@ -242,6 +242,8 @@ def test_band_is_mean_lowest_and_highest_of_the_seeds(both):
     ]  # after the second epoch
     np.testing.assert_allclose(band.iou[:, 1], wanted, rtol=1e-12)
     assert ledger.band(both, "zero_shot", "mosaic", "lean") is None
+    old = [result | {"made_by": "e6b49dd"} for result in both]
+    assert ledger.band(old, "pbip_stage1", "mosaic", "lean") is None
     assert ledger.band(both, "pbip_stage1", "mosaic", "quick") is None
 
 

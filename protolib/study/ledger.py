@@ -214,12 +214,13 @@ def band(results: Sequence[Mapping], run: str, label: str, preset: str) -> Band 
 
     results: as `read` returns them; label, preset: those of the result file. Lowest and highest are
     of the seeds and folds, no interval of confidence. A class absent from the split is left out in
-    that run, NaN if in all. None where no run of that name has a curve.
+    that run, NaN if in all. Files that another commit made are left out: a run of the same name may
+    have been another method then. None where no run of that name has a curve.
     """
     runs = [
         entry
         for result in results
-        if (result["label"], result["preset"]) == (label, preset)
+        if (result["label"], result["preset"]) == (label, preset) and "made_by" not in result
         for entry in result["runs"]
         if entry["run"] == run and entry["curve"]
     ]
