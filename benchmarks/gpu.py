@@ -58,10 +58,14 @@ class Case:
     def loss(self) -> Tensor:
         return losses.pbip_loss(self.net, self.batch, self.p, self.bank, self.encoder)["loss"]
 
-    def step(self, dtype: torch.dtype | None) -> None:
+    def loss_in(self, dtype: torch.dtype | None) -> Tensor:
+        """The loss with its products in this type, in float32 where none is given."""
         kind = self.device.split(":")[0]
         with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = self.loss()
+            return self.loss()
+
+    def step(self, dtype: torch.dtype | None) -> None:
+        loss = self.loss_in(dtype)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -172,9 +176,7 @@ def agreement(size: int, tiny: bool, device: str) -> dict[str, dict[str, float]]
 def gradient(case: Case, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """Loss () and its gradient with respect to the heads' weights, on the CPU in float64."""
     case.net.eval()  # dropped paths would differ between devices
-    kind = case.device.split(":")[0]
-    with torch.autocast(kind, dtype or torch.bfloat16, enabled=dtype is not None):
-        loss = case.loss()
+    loss = case.loss_in(dtype)
     wanted = [w for w in case.net.heads.parameters() if w.requires_grad]
     parts = torch.autograd.grad(loss, wanted, allow_unused=True)
     flat = torch.cat([g.flatten() for g in parts if g is not None])

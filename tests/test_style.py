@@ -22,7 +22,6 @@ CHAPTERS = {path.stem[:2]: path for path in NOTEBOOKS if path.stem[:2].isdigit()
 PROSE = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"])
 COLUMNS = 100
 PARAMETERS = 7
-# functions that still take more; the list only shrinks
 LOW = {"files", "keys", "presets", "metrics", "bank"}  # the kernels that data and nets may know
 # what each wing must not know; "" stands for the kernels
 ABOVE = {"teach": set(), "study": {"teach"}} | dict.fromkeys(
