@@ -91,8 +91,10 @@ def test_every_requirement_is_one_version_with_hashes_and_no_url(root, blocks):
 
 
 def test_lock_answers_pyproject_and_nothing_else(project, blocks):
+    extras = sum(project["optional-dependencies"].values(), [])  # locked, so that they are tested
     asked = {
-        canonicalize_name(r.name): r.specifier for r in map(Requirement, project["dependencies"])
+        canonicalize_name(r.name): r.specifier
+        for r in map(Requirement, [*project["dependencies"], *extras])
     }
     locked = {
         canonicalize_name(pin.name): pin
