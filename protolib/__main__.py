@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # of study/grid.toml
-TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "ours")
+TABLES = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "figure3",
+    "figure4",
+    "ours",
+    "schedule",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -264,9 +264,12 @@ def build(
         make = standardised_space if p.normalise == "standardise" else raw_space
         space = make(features)
     X = space.unit(features)  # (n, D)
-    Z = X  # what the clustering sees
-    if cluster_features is not None:
+    if cluster_features is not None:  # Z: what the clustering sees
         Z = cluster_features / np.linalg.norm(cluster_features, axis=1, keepdims=True)
+    elif p.normalise == "wccn":  # it evens out how a class varies, and that is what sub-types are
+        Z = standardised_space(features).unit(features)
+    else:
+        Z = X
     prototypes, clusters, members = [], np.empty(len(pure), int), []
     for c, name in enumerate(dataset.spec.classes):
         rows = np.flatnonzero(owner == c)  # of the candidates

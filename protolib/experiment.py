@@ -52,7 +52,7 @@ READS = {
         "levels": "levels level_weights similarity",
         "prototypes": "prototypes K hidden scale scale_learned",
         "matching": "look space match_maps pairs span threshold delta fill negatives pooling tau "
-        "alpha beta theta_fg theta_bg penalty chunk align_corners fusion",
+        "alpha beta enough theta_fg theta_bg penalty chunk align_corners fusion",
         "diversity": "diversity diversity_after",
         "maps": "merge_test pool scores align_corners",
         "masks": "gating align_corners",
@@ -121,6 +121,14 @@ class Run:
         if p.prototypes == "learnable" or p.look == "masked_image":
             left |= {"pbip_masked_image"}
         return tuple(method for method in results.METHODS if method not in left)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What each method that this run compares is called. Notebook 04."""
+        named = {method: results.METHODS[method] for method in self.methods}
+        if self.preset.prototypes == "learnable":
+            named["pbip_stage1"] = "Learned prototypes, LPD"
+        return named
 
     def variant(self, p: Preset, run_dir: str | Path) -> "Run":
         """The same data, seed and device under another preset, in a folder of its
@@ -381,7 +389,7 @@ class Run:
             fewest = min(pure, key=lambda name: pure[name])
             warnings.warn(
                 f"the matching loss counts {share:.0%}: {fewest} has {pure[fewest]} patches of one "
-                f"class alone, {losses.ENOUGH} make a bank that can teach; bring more, or set "
+                f"class alone, {self.preset.enough} make a bank that can teach; bring more, or set "
                 "single_class = false",
                 stacklevel=2,
             )
@@ -592,8 +600,9 @@ class Run:
         oracle = metrics.Protocol("oracle", self.preset.ignore)
         scored = {m: self.scores(m) | {"oracle": self.scores(m, protocol=oracle)} for m in methods}
         trained = [m for m in methods if m != "nearest_prototype"]
-        if self.preset.prototypes == "learnable" and "pbip_stage1" in scored:
-            scored["pbip_stage1"]["title"] = "Learned prototypes, LPD"
+        for method, title in self.titles.items():
+            if method in scored and title != results.METHODS[method]:
+                scored[method]["title"] = title
         made = results.record(
             preset=self.preset.name,
             dataset=self.dataset,

@@ -4,6 +4,7 @@ command line asks for them too."""
 import ast
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,5 +41,9 @@ def _plain(node: Any) -> Any:
 # by folder of protolib, "" for the kernels; read once, with the import: what runs is what is
 # hashed, also after the files were edited
 CODE = {name: code_of(Path(__file__).parent / name) for name in ("", "data", "nets")}
-# what the notebooks call beside them: it changes figures and tables, but no result
-TEACH = [code_of(Path(__file__).parent / name) for name in ("study", "teach")]
+
+
+@cache
+def teaching() -> list[str]:
+    """Hashes of what the notebooks call beside the kernels: it changes figures, but no result."""
+    return [code_of(Path(__file__).parent / name) for name in ("study", "teach")]

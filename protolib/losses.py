@@ -15,11 +15,6 @@ from protolib.maps import fuse
 from protolib.matching import matching_loss
 from protolib.presets import Preset
 
-# Pure patches that a class needs to teach. Measured at preset lean, predicted labels, val mIoU of
-# seeds 0, 1: with 4 of tumour (luad3) .34, .40 without matching, .23, .24 at full weight, .27, .29
-# at .4 of it, .41, .41 at 4/30. With 30 (mosaic) the full weight helps.
-ENOUGH = 30
-
 if TYPE_CHECKING:  # names of types alone: the losses need no network's code
     from protolib.bank import Bank
     from protolib.classnet import ClassNet
@@ -97,13 +92,28 @@ def pbip_loss(
 
 def trust(bank: Bank, p: Preset) -> float:
     """The share of its weight that the matching loss gets where it teaches from the bank: the pure
-    patches of the class that has fewest over ENOUGH, at most 1. Notebook 04.
+    patches of the class that has fewest over p.enough, at most 1. Notebook 04.
 
-    1 for masked images, whose loss is the paper's as it stands.
+    1 where p.enough is 0, as in the paper.
     """
-    if p.look == "masked_image":
-        return 1.0
-    return min(1.0, min(bank.pure().values()) / ENOUGH)
+    return min(1.0, min(bank.pure().values()) / p.enough) if p.enough else 1.0
+
+
+def seen_by(
+    encoder: Encoder, images: Tensor, p: Preset, net: ClassNet | Encoder
+) -> tuple[Tensor | list[Tensor], Callable[[Tensor], Tensor]]:
+    """What a matching loss masks or pools, and what makes features of a part of it: p.look.
+    Notebook 03.
+
+    images: (B, 3, H, W) float in [0, 1]; net: whose scaling of them is cut, where p.fill says so.
+    Returns the encoder's maps (B, D_i, h_i, w_i), whose parts are features already, or images and
+    the encoder.
+    """
+    if p.look != "masked_image":
+        return encoder.maps(images), nn.Identity()
+    if p.fill == "minmax":  # as released: what the network saw, stretched again
+        return net.prepare(images), encoder.features
+    return images, encoder
 
 
 def match_maps(
@@ -124,14 +134,7 @@ def match_maps(
     # the MLP of the deepest level, where features and prototypes meet behind it
     projects = p.space == "projected" and p.similarity != "convolution"
     project = net.heads[-1].project if projects else nn.Identity()
-    seen: Tensor | list[Tensor]
-    encode: Callable[[Tensor], Tensor]
-    if p.look != "masked_image":
-        seen, encode = encoder.maps(images), nn.Identity()
-    elif p.fill == "minmax":  # as released: what the network saw, stretched again
-        seen, encode = net.prepare(images), encoder.features
-    else:
-        seen, encode = images, encoder
+    seen, encode = seen_by(encoder, images, p, net)
 
     def embed(part: Tensor) -> Tensor:
         return F.normalize(project(bank.normalize(encode(part))), dim=1)

@@ -39,7 +39,7 @@ RANGES = {
     "K": (1, 100),
     "N batch epochs stage2_epochs restarts": (1, 1e6),
     "size stage2_size": (16, 4096),
-    "encoder_size chunk hidden diversity_after": (0, 1e6),
+    "encoder_size chunk hidden enough diversity_after": (0, 1e6),
     "tau scale": (1e-6, 1e6),
     "lr stage2_lr": (0, 100),
     "white_limit warmup_ratio": (0, 1),
@@ -108,6 +108,8 @@ class Preset:
     tau: float  # temperature, Eq. (9-12)
     alpha: float  # weight of the classification loss, Eq. (6)
     beta: float  # weight of the matching loss, Eq. (6)
+    # pure patches of a class that a bank needs to teach at that weight, see losses.trust; 0: any
+    enough: int
     theta_fg: float  # weight of the foreground term, Eq. (13)
     theta_bg: float  # weight of the background term, Eq. (13)
     penalty: float  # of the mean of the maps, added inside Eq. (13)
@@ -290,7 +292,7 @@ def preset(name: str, encoder: str = "", backbone: str = "", K: int = 0) -> Pres
 MATCHING = (
     *("encoder_size", "normalise", "shrinkage"),
     *("look", "space", "match_maps", "pairs", "span", "threshold", "delta", "fill", "negatives"),
-    *("pooling", "tau", "alpha", "beta", "theta_fg", "theta_bg", "penalty", "chunk"),
+    *("pooling", "tau", "alpha", "beta", "enough", "theta_fg", "theta_bg", "penalty", "chunk"),
 )
 
 

@@ -316,6 +316,26 @@ def test_saved_and_opened_bank_is_the_same(tmp_path, normalise):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npz"]
 
 
+def test_sub_types_are_sought_where_the_class_still_varies():
+    """WCCN shrinks the direction in which a class varies most: the one that parts its sub-types."""
+    rng = np.random.default_rng(0)
+    # each class has two sub-types, far apart in six channels at once; the other six have noise
+    side = np.tile([-1.0, 1.0], 40)
+    features = rng.normal(0, 0.2, (80, 12)).astype(np.float32)
+    features[:, :6] += side[:, None]
+    features[:40, 6] += 1
+    dataset = patches([[1, 0]] * 40 + [[0, 1]] * 40)
+    p = replace(P, K=2, N=5, normalise="wccn", shrinkage=1e-3)
+    made = bank.build(dataset, features, p, 0)
+    for c in range(2):
+        own = made.clusters[made.candidates // 40 == c] % 2
+        assert (own == own[0]).tolist() == (side[:40] == side[0]).tolist()
+    # in the bank's own space the same k-means cannot tell them: half of its pairs are torn apart
+    X = made.space.unit(features[:40])
+    lost = bank.spherical_kmeans(X, 2, 0).labels
+    assert 0.2 < (lost == (side[:40] > 0)).mean() < 0.8
+
+
 # As released
 
 

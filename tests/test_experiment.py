@@ -65,6 +65,8 @@ def test_a_run_leaves_out_what_would_be_another_method_again(tmp_path):
     assert methods(presets.with_masked_images(TINY)) == {"pbip_masked_image"}
     learned = replace(TINY, prototypes="learnable", beta=0.0)
     assert methods(learned) == {"pbip_masked_image", "nearest_prototype"}
+    assert open_run(tmp_path, learned).titles["pbip_stage1"] == "Learned prototypes, LPD"
+    assert open_run(tmp_path).titles == results.METHODS
 
 
 def test_the_paper_s_loss_is_a_run_of_its_own_beside_and_shares_the_cache(folder):

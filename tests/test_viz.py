@@ -227,6 +227,7 @@ class FakeRun:
     """Two slides of known counts: CAM has half and all of its pixels right, prototypes all."""
 
     methods = ("cam", "prototypes", "pbip_stage1")
+    titles = {method: results.METHODS[method] for method in methods}
     preset = PRESETS["smoke"]
     spec = SPEC
     seed = 3
@@ -279,13 +280,6 @@ def test_a_preset_of_one_epoch_says_that_its_scores_mean_nothing(capsys):
     assert capsys.readouterr().out == ""
     viz.warn_untrained(PRESETS["smoke"])
     assert "mean nothing" in capsys.readouterr().out
-
-
-def test_learned_prototypes_are_called_so():
-    run = FakeRun()
-    assert viz.titles(run)["pbip_stage1"] == "PBIP stage 1"
-    run.preset = PRESETS["lpd"]
-    assert viz.titles(run)["pbip_stage1"] == "Learned prototypes, LPD"
 
 
 def test_pixel_confidence_is_the_softmax_over_the_open_classes():

@@ -247,7 +247,7 @@ def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dic
     settings = record["parameters"] | {"run_dir": str(run_dir)}
     spec = specs.spec_of(settings["dataset"], settings["data_root"])
     # the code and the data that were read: a run that goes on must not mix the old and the new
-    read = {"code": keys.digest(keys.CODE, keys.TEACH), "data": _data_stamp(spec, settings)}
+    read = {"code": keys.digest(keys.CODE, keys.teaching()), "data": _data_stamp(spec, settings)}
     for path, names in story.items():
         copy = run_dir / "notebooks" / path.name
         parameters = {name: settings[name] for name in names if name in settings}

@@ -1,15 +1,14 @@
 """Does a matching loss point at the tissue? Its gradient on maps that know nothing, and how well
 that gradient ranks positions: for notebook 03, and for the test that holds what it shows."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from protolib.bank import Bank
+from protolib.losses import seen_by
 from protolib.matching import matching_loss
 from protolib.nets.encoders import Encoder
 from protolib.presets import Preset
@@ -47,14 +46,7 @@ def loss_of_maps(
     images: (B, 3, H, W) float in [0, 1]; maps: (B, U, h, w) float logits, U = C, or S where p.pairs
     is "subclasses"; labels: (B, C) 0 or 1. Returns a scalar.
     """
-    seen: Tensor | list[Tensor]
-    encode: Callable[[Tensor], Tensor]
-    if p.look != "masked_image":
-        seen, encode = encoder.maps(images), nn.Identity()
-    elif p.fill == "minmax":  # as released: prepared before it is cut
-        seen, encode = encoder.prepare(images), encoder.features
-    else:
-        seen, encode = images, encoder
+    seen, encode = seen_by(encoder, images, p, encoder)
     prototypes = images.new_tensor(bank.prototypes)  # (S, D)
     return matching_loss(
         seen, maps, labels, prototypes, lambda part: bank.normalize(encode(part)), p

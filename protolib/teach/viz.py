@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from protolib import cams, metrics, results
+from protolib import cams, metrics
 from protolib.blocks import Table
 from protolib.data.specs import DatasetSpec
 from protolib.experiment import STAGE2, Run, enlarged
@@ -426,14 +426,6 @@ def warn_untrained(p: Preset) -> None:
         )
 
 
-def titles(run: Run) -> dict[str, str]:
-    """The name of each method that a run compares. Notebook 04."""
-    named = {method: results.METHODS[method] for method in run.methods}
-    if run.preset.prototypes == "learnable":
-        named["pbip_stage1"] = "Learned prototypes, LPD"
-    return named
-
-
 def narrow(title: str) -> str:
     """A method's name as the head of a narrow column. Notebook 04."""
     return "\n".join(textwrap.wrap(title, 18))
@@ -441,7 +433,7 @@ def narrow(title: str) -> str:
 
 def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
     """Losses and seconds of the first and the last epoch of each method. Notebook 04."""
-    named = titles(run)
+    named = run.titles
     ends = {named[m]: run.history(m).iloc[[0, -1]].drop_duplicates() for m in methods}
     table = pd.concat(ends, names=["method", ""]).droplevel(1).set_index("epoch", append=True)
     losses = table[[column for column in table if not column.startswith("IoU ")]].round(3)
@@ -452,7 +444,7 @@ def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
 def step_table(run: Run, split: str, methods: Sequence[str]) -> Table:
     """Each method's mIoU minus its neighbour's, in how many slides it is higher, and what the
     difference isolates; predicted image labels. Notebook 04."""
-    rows, named = [], titles(run)
+    rows, named = [], run.titles
     for (better, than), isolates in STEPS.items():
         if better not in methods or than not in methods:
             continue
