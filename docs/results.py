@@ -1,0 +1,86 @@
+"""Fill the tables of docs/results.md from results/: `.venv/bin/python docs/results.py`.
+
+A table stands between <!-- FILE TABLE --> and <!-- end -->, one of differences between
+<!-- FILE TABLE differences --> and <!-- end -->; what stands between is written anew.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from protolib import blocks, files
+from protolib.metrics import SCORES
+from protolib.study import ledger, paper, report
+
+HERE = Path(__file__).resolve().parent
+PLACE = re.compile(r"(<!-- (\S+) (\w+)( differences)? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, results: Mapping[str, Mapping]) -> str:
+    """A page with every table between its marks written anew; results: as known gives them. Raises
+    ValueError for a mark that names none of them."""
+
+    def table(found: re.Match) -> str:
+        begin, file, name, differences, end = found.groups()
+        if file not in results:
+            raise ValueError(f"docs/results.md asks for {file}, which is not in results/")
+        make = compared if differences else scored
+        return f"{begin}{blocks.markdown([make(paper.TABLES[name], results[file])])}\n{end}"
+
+    return PLACE.sub(table, text)
+
+
+def scored(table: paper.Table, result: Mapping) -> blocks.Table:
+    """Each row that was run: mean and standard deviation over seeds, in percent, of the scores and
+    the IoU of each class; predicted image labels."""
+    rows = []
+    for row in ledger.row_names(table, result):
+        seeds = [seed.scores["predicted"] for seed in ledger.seeds_of(result, table.name, row)]
+        if not seeds:
+            continue
+        of = np.array([[*(seed[score] for score in SCORES), *seed["iou"]] for seed in seeds])
+        spread = of.std(0, ddof=1) if len(of) > 1 else np.full(of.shape[1], np.nan)
+        rows.append([row, *(f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(of.mean(0), spread))])
+    heads = [*SCORES.values(), *(f"IoU {name}" for name in result["classes"])]
+    return blocks.Table(["row", *(f"{head} (%)" for head in heads)], rows, (_made(result),))
+
+
+def compared(table: paper.Table, result: Mapping) -> blocks.Table:
+    """Each question of ours to the table: the difference in mIoU points, its 95 % intervals over
+    seeds (paired) and over slides (bootstrap), and what they decide."""
+    rows = []
+    for finding in report.findings(table, result):
+        if not (finding.claim.ours and finding.ours):
+            continue
+        rows.append(
+            [
+                f"{finding.rows[0]}, against: {finding.rows[1]}",
+                f"{finding.ours.difference:+.1f}",
+                f"{finding.ours.low:+.1f} to {finding.ours.high:+.1f}",
+                "{:+.1f} to {:+.1f}".format(*finding.slides) if finding.slides else "–",
+                finding.verdict,
+            ]
+        )
+    heads = ["compared", "difference (points)", "over seeds", "over slides", ""]
+    return blocks.Table(heads, rows, (_made(result),))
+
+
+def _made(result: Mapping) -> str:
+    seeds = sorted({run["seed"] for run in result["runs"]})
+    by = f", made by commit {result['made_by']}" if "made_by" in result else ""
+    return (
+        f"{ledger.name(result)}, preset {result['preset']}, seeds {', '.join(map(str, seeds))}, "
+        f"predicted image labels, ignore pixels dropped{by}."
+    )
+
+
+def known(folder: Path) -> dict[str, dict]:
+    """Every result file of a folder, by the name that the page calls it."""
+    return {f"{result['label']}-{result['preset']}": result for result in ledger.read(folder)}
+
+
+if __name__ == "__main__":
+    page = HERE / "results.md"
+    files.write_text(page, filled(page.read_text("utf-8"), known(HERE.parent / "results")))
