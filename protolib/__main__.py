@@ -97,6 +97,20 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="runs at a time (default: one per GPU, or per core and 3 GB of free memory)",
     )
+    spread = ablate.add_mutually_exclusive_group()
+    spread.add_argument(
+        "--cluster",
+        metavar="WHERE",
+        default="",
+        help="send each run to a Dask cluster: local, slurm or the address of its scheduler",
+    )
+    spread.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=shard,
+        default=(1, 1),
+        help="the I-th of N parts of the runs, for an array job; report merges them",
+    )
     report = commands.add_parser(
         "report",
         help="the paper's tables with ours beside them, or the results of a run",
@@ -133,6 +147,14 @@ def seed(text: str) -> int:
 def seeds(text: str) -> tuple[int, ...]:
     """The seeds of "0,1,2", each once; raises as seed does."""
     return tuple(dict.fromkeys(seed(part) for part in text.split(",")))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """The part and the number of parts of "3/16"; raises argparse's error for anything else."""
+    part, _, of = text.partition("/")
+    if not (part.isdecimal() and of.isdecimal() and 1 <= int(part) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard; give 1/16 to 16/16")
+    return int(part), int(of)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,11 +199,16 @@ def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
         roots=[str(root.resolve()) for root in args.data or ()] or [""],
         seeds=args.seeds,
     )
-    return ablate.run(notebooks, plan, args.device, args.jobs)
+    return ablate.run(notebooks, plan, args.device, args.jobs, args.cluster, args.shard)
 
 
 def _report(args: argparse.Namespace, notebooks: Path) -> int:
     if args.run_dir is None:
+        from protolib.study import book
+
+        home = notebooks.parent
+        for file, (got, missing) in book.gather(home / "runs/ablations", home / "results").items():
+            print(f"{file}: {got} runs of shards taken in, {missing} missing", file=sys.stderr)
         return show(notebooks.parent / "results", args.html, args.json)
     if args.html or args.json:
         raise ValueError(

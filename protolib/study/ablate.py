@@ -1,5 +1,5 @@
-"""Runs the grid of the paper's tables, one notebook a run, as many at a time as the machine has
-room for."""
+"""Runs the grid of the paper's tables, one notebook a run: as many at a time as this machine has
+room for, on a cluster, or a shard of it."""
 
 import os
 import queue
@@ -8,11 +8,12 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import papermill
@@ -23,10 +24,12 @@ from filelock import FileLock, Timeout
 from protolib import bank, files, presets
 from protolib.data import specs
 from protolib.experiment import Run
-from protolib.study import grid, runner
+from protolib.study import cluster, grid, runner
+from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, recorded
 
 NOTEBOOK = "one_run.ipynb"
 MADE = "made.json"  # what that notebook leaves
+WHOLE = (1, 1)  # a grid in one shard
 MEMORY = 3e9  # bytes that one run may take on a CPU
 
 
@@ -41,7 +44,7 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One run that is still to be made."""
+    """One run of the grid, and what identifies its scores."""
 
     experiment: grid.Experiment
     run: Run
@@ -49,26 +52,52 @@ class Task(NamedTuple):
     key: str
     base: str
 
+    @property
+    def where(self) -> Where:
+        return self.experiment.name, self.fold, self.run.seed
 
-def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int:
+
+class Job(NamedTuple):
+    """A task as any process or machine can do it: paths, texts and numbers alone."""
+
+    notebook: Path
+    own: Path  # the run's folder
+    parameters: dict[str, Any]  # of the notebook, but for the device
+    says: dict[str, Any]  # what its record begins with
+
+
+def run(
+    notebooks: Path,
+    plan: Plan,
+    device: str = "auto",
+    jobs: int = 0,
+    on: str = "",
+    shard: tuple[int, int] = WHOLE,
+) -> int:
     """Make every run of a plan that results/<data>-<preset>.json does not hold yet.
 
     notebooks: the folder of one_run.ipynb; runs/ and results/ stand beside it. jobs: runs at a
-    time, 0: one per GPU, or per CPU core and 3 GB of free memory. A run that is done is in the file
-    before the next one begins, so a grid that was stopped goes on where it was. On a CPU each run
-    has one thread: the scores do not depend on the machine's load. Returns the exit status: 0 done,
-    1 a run failed, 130 interrupted. Raises ValueError before any work for what cannot be.
+    time, 0: one per GPU, or per CPU core and 3 GB of free memory. on: "" for this machine, or a
+    cluster, see cluster.check. shard: (3, 16) makes every 16th run, from the third on, and leaves
+    results/ alone: `report` takes its runs in, or the next command for the whole. A run that is
+    done has its record in a file of its own, so a grid that was stopped goes on where it was. On a
+    CPU each run has one thread: the scores do not depend on the machine's load. Returns the exit
+    status: 0 done, 1 a run failed, 130 interrupted. Raises ValueError before any work for what
+    cannot be.
     """
     if jobs < 0:
         raise ValueError(f"--jobs {jobs}: give 0 (as many as there is room for) or more")
+    if on:
+        cluster.check(on, device, jobs)
     p = presets.preset(plan.preset)
     for root in plan.roots:
         if plan.dataset != "phantom":
             specs.check_layout(specs.spec_of(plan.dataset, root), root)
     home = notebooks.parent / "runs" / "ablations"
     folds = fold_names(plan.roots)
+    here = "cpu" if cluster.elsewhere(on) else device  # which need not have the device
     opened = {
-        (fold, seed): Run(p, plan.dataset, root, home, seed, device, home / "cache")
+        (fold, seed): Run(p, plan.dataset, root, home, seed, here, home / "cache")
         for fold, root in zip(folds, plan.roots)
         for seed in plan.seeds
     }
@@ -77,17 +106,61 @@ def run(notebooks: Path, plan: Plan, device: str = "auto", jobs: int = 0) -> int
     stem = re.sub(r"[^\w.-]+", "-", f"{label}-{plan.preset}")
     folder, file = home / stem, notebooks.parent / "results" / f"{stem}.json"
     folder.mkdir(parents=True, exist_ok=True)
+    # a scheduler gives no run to two workers, so a cluster needs no lock
+    with nullcontext() if on else _alone(folder, shard):
+        book = Book(file, head_of(opened, label, official))
+        tasks = _tasks(book, plan.tables, opened)[shard[0] - 1 :: shard[1]]
+        asked = {task.where: task.key for task in tasks}
+        if shard == WHOLE:
+            book.write()
+            book.take(folder, asked)
+        else:
+            note_shard(folder / f"{_shard_name(shard)}.json", book.head, asked)
+        todo = [
+            _job(notebooks / NOTEBOOK, folder, task)
+            for task in tasks
+            if not book.has(task.where, task.key) and not recorded(folder, task.where, task.key)
+        ]
+        print(f"{len(tasks)} runs, {len(tasks) - len(todo)} done before", flush=True)
+        found = device if cluster.elsewhere(on) else next(iter(opened.values())).device
+        hands = _cluster(on, found, jobs) if on else _threads(_devices(found, jobs))
+        status = _execute(todo, hands, book.add if shard == WHOLE else None)
+        if status == 130:
+            return status
+        if shard == WHOLE:
+            print(f"results: {runner.short(file)}\ntables: python -m protolib report", flush=True)
+        else:
+            print(f"runs: {runner.short(folder)}\nmerged by: python -m protolib report", flush=True)
+        return status
+
+
+def _shard_name(shard: tuple[int, int]) -> str:
+    return f"shard-{shard[0]}-of-{shard[1]}"
+
+
+@contextmanager
+def _alone(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """See to it that no other command makes the same runs: each shard is made by one, and the whole
+    by one while no shard is made. Raises ValueError where another is at work."""
+    whole = folder / ".lock"
+    own = whole if shard == WHOLE else folder / f".{_shard_name(shard)}.lock"
+    others = folder.glob(".shard-*.lock") if shard == WHOLE else [whole]
+    lock = FileLock(own)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            book = Results(file, opened, label, official)
-            todo = _todo(book, plan.tables, opened)
-            devices = _devices(next(iter(opened.values())).device, jobs)
-            return _execute(book, notebooks / NOTEBOOK, folder, todo, devices)
+        lock.acquire(timeout=0)
+        for other in others:  # shards that begin at once look at the same one: each in its turn
+            with FileLock(other, timeout=5):
+                pass
     except Timeout:
+        lock.release()
         raise ValueError(
-            f"another command is at work on {stem}: wait for it, or stop it; this one would go on "
-            "after it"
+            f"another command is at work on {folder.name}: wait for it, or stop it; this one would "
+            "go on after it"
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fold_names(roots: Sequence[str]) -> list[str]:
@@ -120,80 +193,33 @@ def pooled_name(opened: Sequence[Run], roots: Sequence[str]) -> tuple[str, bool]
     return re.sub(r"[\W_\d]+$", "", common) or Path(roots[0]).resolve().parent.name, False
 
 
-class Results:
-    """results/<data>-<preset>.json: numbers and where they come from, one line a run, whole at
-    every moment."""
-
-    def __init__(self, file: Path, opened: dict[tuple[str, int], Run], label: str, official: bool):
-        old = files.read_json(file) if file.exists() else {}
-        one, folds = next(iter(opened.values())), list(dict.fromkeys(fold for fold, _ in opened))
-        if old:
-            _check_book(file.name, old, folds)
-        self.file, self.lock = file, Lock()
-        self.runs = {(r["run"], r["fold"], r["seed"]): r for r in old.get("runs", [])}
-        self.head = {
-            "label": label,
-            "official": official,
-            "dataset": one.dataset,
-            "preset": one.preset.name,
-            "size": one.preset.size,
-            "epochs": one.preset.epochs,
-            "classes": one.spec.classes,
-            "folds": folds,
-            "patches": {
-                fold: {split: len(run.data(split)) for split in specs.SPLITS}
-                for (fold, _), run in opened.items()
-            },
-            "not_run": old.get("not_run", {}),
-            "tables": {
-                table: {row: experiment.name for row, experiment in rows.items()}
-                for table, rows in grid.tables(one.preset).items()
-            },
-        }
-
-    def has(self, task: Task) -> bool:
-        """Whether the scores of this run are there, made from the same settings, data and code."""
-        place = task.experiment.name, task.fold, task.run.seed
-        return self.runs.get(place, {}).get("key") == task.key
-
-    def add(self, made: dict) -> None:
-        """Take in a run and write the file; runs of the same experiment that were made with other
-        settings, code or weights go: a mean must not mix the two."""
-        with self.lock:
-            others = [
-                place
-                for place, run in self.runs.items()
-                if run["run"] == made["run"] and run["base"] != made["base"]
-            ]
-            for place in others:
-                del self.runs[place]
-            self.runs[made["run"], made["fold"], made["seed"]] = made
-            self.write()
-
-    def write(self) -> None:
-        """Write all that is known, runs in the order of their names."""
-        self.file.parent.mkdir(exist_ok=True)
-        ordered = [self.runs[place] for place in sorted(self.runs)]
-        files.write_json(self.file, self.head | {"runs": ordered}, lines="runs")
+def head_of(opened: dict[tuple[str, int], Run], label: str, official: bool) -> dict[str, Any]:
+    """What a results file says of all its runs."""
+    one = next(iter(opened.values()))
+    return {
+        "label": label,
+        "official": official,
+        "dataset": one.dataset,
+        "preset": one.preset.name,
+        "size": one.preset.size,
+        "epochs": one.preset.epochs,
+        "classes": one.spec.classes,
+        "folds": list(dict.fromkeys(fold for fold, _ in opened)),
+        "patches": {
+            fold: {split: len(run.data(split)) for split in specs.SPLITS}
+            for (fold, _), run in opened.items()
+        },
+        "not_run": {},
+        "tables": {
+            table: {row: experiment.name for row, experiment in rows.items()}
+            for table, rows in grid.tables(one.preset).items()
+        },
+    }
 
 
-def _check_book(file: str, old: dict, folds: Sequence[str]) -> None:
-    """Refuse a result file that new runs may not join."""
-    files.expect(file, old, {"folds": list, "runs": list})
-    if sorted(old["folds"]) != sorted(folds):
-        raise ValueError(
-            f"{file} holds the folds {old['folds']}, these are {folds}: a mean must not "
-            "mix them; give the same folders, or move the file away"
-        )
-    if "made_by" in old:
-        raise ValueError(
-            f"{file} was made by commit {old['made_by']}: a table must not mix its runs with "
-            "today's; move the file away"
-        )
-
-
-def _todo(book: Results, tables: Sequence[str], opened: dict[tuple[str, int], Run]) -> list[Task]:
-    """What is still to be run; what cannot be is noted with its reason."""
+def _tasks(book: Book, tables: Sequence[str], opened: dict[tuple[str, int], Run]) -> list[Task]:
+    """Every run that is asked for, in an order of its own; what cannot be made is noted with its
+    reason."""
     p = next(iter(opened.values())).preset
     made_of = grid.tables(p)
     wanted = {e.name: e for name in tables for e in made_of[name].values()}
@@ -203,16 +229,12 @@ def _todo(book: Results, tables: Sequence[str], opened: dict[tuple[str, int], Ru
     kept = {name: why for name, why in book.head["not_run"].items() if name not in wanted}
     book.head["not_run"] = kept | not_run
     _tell_refusals(not_run)
-    tasks = [
+    return [
         Task(experiment, run, fold, *grid.identity(run, experiment))
         for (fold, _), run in opened.items()
         for name, experiment in wanted.items()
         if name not in not_run
     ]
-    todo = [task for task in tasks if not book.has(task)]
-    print(f"{len(tasks)} runs, {len(tasks) - len(todo)} done before", flush=True)
-    book.write()
-    return todo
 
 
 def _fewest_pure(p: presets.Preset, opened: Sequence[Run]) -> dict[str, int]:
@@ -235,32 +257,57 @@ def _tell_refusals(not_run: dict[str, str]) -> None:
 
 
 def _execute(
-    book: Results, notebook: Path, folder: Path, todo: list[Task], devices: list[str]
+    todo: Sequence[Job],
+    hands: AbstractContextManager[Callable[[Job], Future]],
+    keep: Callable[[dict], None] | None,
 ) -> int:
-    free, began, failed = queue.SimpleQueue(), time.monotonic(), 0
-    for place in devices:
-        free.put(place)
-    runner.use_own_kernel()
-    if devices[0] == "cpu":
-        os.environ["OMP_NUM_THREADS"] = "1"  # of the kernels to come
-        print(f"{len(devices)} at a time, 1 thread each", flush=True)
-    with ThreadPoolExecutor(len(devices)) as pool:
-        futures = [pool.submit(_one, book, notebook, folder, free, task) for task in todo]
+    """Make the runs and keep each that is done; returns the exit status."""
+    failed = 0
+    with hands as submit:
+        began, futures = time.monotonic(), [submit(job) for job in todo]
         try:
             for n, future in enumerate(as_completed(futures), start=1):
-                failed += not _told(future, n, len(todo), began)
+                failed += not _told(future, keep, n, len(todo), began)
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for kernel in psutil.Process().children():
-                kernel.kill()  # its thread ends with it; what it made so far stays in its folder
-            print(
-                "\ninterrupted; the same command goes on. "
-                f"Finished runs: {runner.short(book.file)}",
-                file=sys.stderr,
-            )
+            for future in futures:
+                future.cancel()
+            for process in psutil.Process().children():
+                process.kill()  # what it made so far stays in its folder
+            print("\ninterrupted; the same command goes on", file=sys.stderr)
             return 130
-    print(f"results: {runner.short(book.file)}\ntables: python -m protolib report", flush=True)
     return 1 if failed else 0
+
+
+@contextmanager
+def _threads(devices: Sequence[str]) -> Iterator[Callable[[Job], Future]]:
+    """What makes jobs on this machine, each on one of these devices."""
+    free = queue.SimpleQueue()
+    for place in devices:
+        free.put(place)
+    if devices[0] == "cpu":
+        print(f"{len(devices)} at a time, 1 thread each", flush=True)
+
+    def work(job: Job) -> dict:
+        place = free.get()
+        try:
+            return _one(job, place)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        yield lambda job: pool.submit(work, job)
+
+
+@contextmanager
+def _cluster(on: str, device: str, jobs: int) -> Iterator[Callable[[Job], Future]]:
+    """What makes jobs on a cluster; a job of the same key that another command has sent there is
+    waited for, not made again."""
+    places = [] if cluster.elsewhere(on) else _devices(device, jobs)
+    one = "cuda" if device.startswith("cuda") and places else device  # a worker sees its own alone
+    with cluster.executor(on, device, jobs, places) as pool:
+        yield lambda job: pool.submit(
+            _one, job, one, key=f"{job.says['run_id']}-{job.says['key']}", pure=False
+        )
 
 
 def _devices(device: str, jobs: int) -> list[str]:
@@ -275,63 +322,78 @@ def _devices(device: str, jobs: int) -> list[str]:
     return ["cpu"] * (jobs or max(1, min(cores or 1, room)))
 
 
-def _one(book: Results, notebook: Path, folder: Path, free: queue.SimpleQueue, task: Task) -> dict:
-    """Make one run in its folder, then keep its numbers and its notebook and drop the rest."""
-    place, run, began = free.get(), task.run, time.monotonic()
-    name = "/".join(filter(None, (task.experiment.name, task.fold, f"seed {run.seed}")))
-    own = folder / name
+def _job(notebook: Path, folder: Path, task: Task) -> Job:
+    """A task in plain words."""
+    run, name = task.run, own_folder(task.where)
+    parameters = {
+        "preset": run.preset.name,
+        "dataset": run.dataset,
+        "data_root": run.data_root,
+        "run_dir": str(folder / name),
+        "seed": run.seed,
+        "method": task.experiment.method,
+        "settings": task.experiment.settings,
+        "cache": str(run.cache),
+    }
+    says = {
+        "run": task.experiment.name,
+        "method": task.experiment.method,
+        "settings": task.experiment.settings,
+        "seed": run.seed,
+        "fold": task.fold,
+        "key": task.key,
+        "base": task.base,
+        "run_id": f"{folder.name}/{name}",
+    }
+    return Job(notebook, folder / name, parameters, says)
+
+
+def _one(job: Job, device: str) -> dict:
+    """Make one run in its folder, then keep its record and its notebook and drop the rest.
+
+    Called in a thread of the command or in a worker of a cluster, on whatever machine.
+    """
+    began, own = time.monotonic(), job.own
+    own.mkdir(parents=True, exist_ok=True)
+    runner.use_own_kernel()
+    if device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the kernel to come
     try:
-        own.mkdir(parents=True, exist_ok=True)
-        parameters = {
-            "preset": run.preset.name,
-            "dataset": run.dataset,
-            "data_root": run.data_root,
-            "run_dir": str(own),
-            "seed": run.seed,
-            "device": place,
-            "method": task.experiment.method,
-            "settings": task.experiment.settings,
-            "cache": str(run.cache),
-        }
-        try:
-            papermill.execute_notebook(
-                notebook,
-                own / NOTEBOOK,
-                parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                config=runner.KERNEL,
-                shutdown_kernel="immediate",
-            )
-        except Exception as error:
-            raise RuntimeError(runner.explain(error, notebook, own / NOTEBOOK)) from error
-        made = {
-            "run": task.experiment.name,
-            "method": task.experiment.method,
-            "settings": task.experiment.settings,
-            "seed": run.seed,
-            "fold": task.fold,
-            "key": task.key,
-            "base": task.base,
-            "run_id": f"{folder.name}/{name}",
-            # key and base as the kernel had them: code or data may be others since we were started
-            **files.read_json(own / MADE),
-            "hours": round((time.monotonic() - began) / 3600, 4),
-        }
-        book.add(made)
-        for step in (entry for entry in own.iterdir() if entry.is_dir()):
-            shutil.rmtree(step)  # a grid of MiT-B1 checkpoints would be tens of gigabytes
-        return made
-    finally:
-        free.put(place)
+        papermill.execute_notebook(
+            job.notebook,
+            own / NOTEBOOK,
+            job.parameters | {"device": device},
+            kernel_name="python3",
+            progress_bar=False,
+            config=runner.KERNEL,
+            shutdown_kernel="immediate",
+        )
+    except Exception as error:
+        raise RuntimeError(runner.explain(error, job.notebook, own / NOTEBOOK)) from error
+    made = {
+        **job.says,
+        # key and base as the kernel had them: code or data may be others since we were started
+        **files.read_json(own / MADE),
+        "hours": round((time.monotonic() - began) / 3600, 4),
+        "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+    files.write_json(own / RECORD, made)
+    (own / MADE).unlink()
+    for step in (entry for entry in own.iterdir() if entry.is_dir()):
+        shutil.rmtree(step)  # a grid of MiT-B1 checkpoints would be tens of gigabytes
+    return made
 
 
-def _told(future: Future, n: int, of: int, began: float) -> bool:
-    """Print one line on a run that has ended; whether it went well."""
+def _told(
+    future: Future, keep: Callable[[dict], None] | None, n: int, of: int, began: float
+) -> bool:
+    """Keep a run that has ended and print one line on it; whether it went well."""
     left = (time.monotonic() - began) / n * (of - n) / 60
     try:
         made = future.result()
-    except (RuntimeError, OSError) as error:  # its notebook failed, or its files could not be kept
+        if keep:
+            keep(made)
+    except Exception as error:  # of its notebook, its files, its worker, the cluster
         print(f"{n:>4}/{of}  failed: {error}", file=sys.stderr, flush=True)
         return False
     scores = made["scores"].get("predicted") or made["scores"]["f1"]
