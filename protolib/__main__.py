@@ -3,6 +3,7 @@ what came of it."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--data", metavar="DIR", type=Path, help="folder of that data set")
     run.add_argument("--seed", metavar="N", type=seed, help="0, 1, 2, ... (default: 0)")
     run.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1 or mps")
+    run.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        choices=range(1, 65),
+        help="so many train and predict together, on a GPU each if there are any (default: 1)",
+    )
     run.add_argument(
         "-p",
         dest="pairs",
@@ -163,6 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                "several processes were started, by torchrun or accelerate launch; start one, and "
+                "say how many shall train: python -m protolib run --processes 2"
+            )
         return {"run": _run, "ablate": _ablate, "report": _report}[args.command](args, notebooks)
     except ValueError as error:
         print(f"protolib: {error}", file=sys.stderr)
@@ -176,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.study import runner
 
+    if args.processes:
+        os.environ["PROTOLIB_PROCESSES"] = str(args.processes)  # of the kernels to come
     given = {
         "preset": args.preset,
         "dataset": args.dataset,

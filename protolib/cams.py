@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from protolib import processes
 from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json
 from protolib.maps import argmax_masks, fuse, unit_scores
 from protolib.presets import Preset
+
+BATCH = 32  # patches that are predicted at once
 
 # what a view does to the patch, and whether the image-level logits are read off it:
 # (mirrored, brightness, read)
@@ -66,7 +69,7 @@ def over_split(
     """
     chosen = patches if rows is None else Subset(patches, list(rows))
     quiet = {} if bar else {"disable": True}  # disable=False would overrule TQDM_DISABLE
-    for items in tqdm(DataLoader(chosen, batch_size=32), bar, leave=False, **quiet):
+    for items in tqdm(DataLoader(chosen, batch_size=BATCH), bar, leave=False, **quiet):
         scores, logits = predict(items["image"].to(device).float() / 255)
         yield items["index"], scores.cpu(), logits.cpu()
 
@@ -76,8 +79,8 @@ def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict
     manifest.json. Notebook 04.
 
     manifest: what the masks were made from; split, ids and the split's fingerprint are added. The
-    folder appears whole or not at all. Raises ValueError unless patches is the training split: the
-    masks of val and test are for scoring.
+    folder appears whole or not at all; several processes make it together. Raises ValueError unless
+    patches is the training split: the masks of val and test are for scoring.
     """
     if patches.split != "train":
         raise ValueError(
@@ -86,21 +89,27 @@ def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict
         )
     # under another name until it is whole: a half folder must not look like a finished one
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if processes.rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    processes.wait()
     net.eval()
     device = next(net.parameters()).device
     views = p.pseudo_tta  # the released code makes them of one view, and scores with six
-    made = over_split(lambda x: predict(net, x, p, views), patches, device, bar="pseudo masks")
+    rows = processes.own_rows(range(len(patches)), BATCH)
+    made = over_split(lambda x: predict(net, x, p, views), patches, device, rows, "pseudo masks")
     for index, scores, _ in made:
         labels = torch.from_numpy(patches.labels[index.numpy()])  # (B, C)
         for i, mask in zip(index.tolist(), argmax_masks(scores, labels, p.gating).numpy()):
             image = Image.fromarray(mask, mode="P")
             image.putpalette([v for colour in patches.spec.palette for v in colour])
             image.save(part / f"{patches.ids[i]}.png")
-    write_json(part / "manifest.json", manifest | manifest_of(patches))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    processes.wait()  # for the masks of all
+    if processes.rank() == 0:
+        write_json(part / "manifest.json", manifest | manifest_of(patches))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    processes.wait()
 
 
 def manifest_of(patches) -> dict:

@@ -21,8 +21,19 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from protolib import __version__, bank, cams, losses, metrics, presets, results, segmentation
+from protolib import (
+    __version__,
+    bank,
+    cams,
+    losses,
+    metrics,
+    presets,
+    processes,
+    results,
+    segmentation,
+)
 from protolib.classnet import ClassNet
 from protolib.data import patches, specs
 from protolib.data.phantom import Drawing
@@ -32,12 +43,13 @@ from protolib.maps import argmax_masks
 from protolib.matching import nearest_classes
 from protolib.nets import backbones, encoders
 from protolib.presets import Preset
-from protolib.training import Place, fit, seed_of
+from protolib.training import Place, finished, fit, seed_of
 
 STAGE1 = ("cam", "prototypes", "pbip_masked_image", "pbip_stage1")
 STAGE2 = ("pbip_stage2", "full_supervision")
 LABELS = ("predicted", "oracle", "none")  # whose image labels close absent classes
 LEARNED_WIDTH = 512  # of prototypes that are learned: the width of the paper's, from MedCLIP
+EMBEDDED = 64  # patches that an encoder sees at once
 POSITION = 8  # px of a patch to a position of the nearest-prototype maps
 
 # the fields of a preset that each step reads; tests/test_stale.py holds that they are these
@@ -86,7 +98,9 @@ class Run:
     p: a preset or its name. cache: of decoded patches and encoder features, which other runs may
     share; the folder's own where none is given. Steps are made when asked for and their order does
     not matter: scores("pbip_stage2") alone makes all that it rests on, and every draw comes from
-    the seed and its purpose. Raises ValueError for a device or a seed that cannot be.
+    the seed and its purpose. `processes`, 1 unless PROTOLIB_PROCESSES says otherwise, may be set:
+    so many processes train, embed and predict together, each on its own GPU if there are any.
+    Raises ValueError for a device or a seed that cannot be.
     """
 
     def __init__(
@@ -104,7 +118,8 @@ class Run:
         self.preset = presets.preset(p) if isinstance(p, str) else p
         self.dataset, self.data_root, self.seed = dataset, str(data_root), seed
         self.folder, self.cache = Path(run_dir), Path(cache or Path(run_dir, "cache"))
-        self.device = device_of(device)
+        self.processes = processes.asked()
+        self.device = processes.join(device_of(device))
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
         self.spec = specs.spec_of(dataset, data_root)
@@ -136,6 +151,7 @@ class Run:
         other = Run(p, self.dataset, self.data_root, run_dir, self.seed, self.device, self.cache)
         if (p.size, p.patches) == (self.preset.size, self.preset.patches):
             other._splits = self._splits  # opened once
+        other.processes = self.processes
         return other
 
     @cached_property
@@ -144,6 +160,23 @@ class Run:
         is. Notebook 04."""
         p = presets.with_masked_images(self.preset)
         return self.variant(p, self.folder / "pbip_masked_image")
+
+    def _together(self, step: str, *given: str) -> None:
+        """Have several processes make a step, where the run has them and is none of them; what they
+        leave in its folder is found there."""
+        if self.processes == 1 or processes.count() > 1:
+            return
+        for split in specs.SPLITS:
+            self.data(split)  # decoded once, not by each of them
+        kind = self.device.partition(":")[0]
+        room = {"cpu": self.processes, "cuda": torch.cuda.device_count()}.get(kind, 1)
+        if self.processes > room:
+            raise ValueError(
+                f"{self.processes} processes need CUDA GPUs of their own, or a CPU; here is room "
+                f"for {room} on {kind}"
+            )
+        own = self.preset, self.dataset, self.data_root, self.folder, self.seed, kind, self.cache
+        processes.start(self.processes, _step, own, step, given)
 
     def forget(self) -> None:
         """Delete every step that the folder holds; the cache stays. Notebook 04."""
@@ -278,7 +311,7 @@ class Run:
         return self._hash("zero shot", (), *rests)
 
     def _made(self, file: Path, key: str) -> bool:
-        return file.exists() and read_json(file).get("key") == key
+        return processes.agree(file.exists() and read_json(file).get("key") == key)
 
     # the bank
 
@@ -300,9 +333,16 @@ class Run:
         key = self._features_key(name, split)
         file = self.cache / f"features-{key[:32]}.npz"
         if not file.exists():
+            self._together("features", split, name)
+        if not processes.agree(file.exists()):
             net = self.encoder if name == self.preset.encoder else self._encoder(name)
-            pooled = self.preset.look != "masked_image"
-            write_npz(file, features=encoders.embed(net, self.data(split), pooled=pooled))
+            pooled, patches = self.preset.look != "masked_image", self.data(split)
+            rows = processes.own_rows(range(len(patches)), EMBEDDED)
+            own = encoders.embed(net, Subset(patches, rows), EMBEDDED, pooled) if rows else None
+            made = processes.in_order(own, rows)
+            if processes.rank() == 0:
+                write_npz(file, features=made)
+            processes.wait()
         with np.load(file) as arrays:
             return arrays["features"]
 
@@ -313,8 +353,12 @@ class Run:
         if not self._made(folder / "key.json", key):
             began, train = time.perf_counter(), self.data("train")
             other = self.features("train", p.cluster_encoder) if p.cluster_encoder else None
-            bank.build(train, self.features(), p, self.seed, other).save(folder)
-            write_json(folder / "key.json", {"key": key, "seconds": time.perf_counter() - began})
+            features = self.features()
+            if processes.rank() == 0:
+                bank.build(train, features, p, self.seed, other).save(folder)
+                seconds = time.perf_counter() - began
+                write_json(folder / "key.json", {"key": key, "seconds": seconds})
+            processes.wait()
         return bank.Bank.open(folder)
 
     # networks
@@ -331,9 +375,27 @@ class Run:
         if method == "pbip_masked_image":
             return self.masked_images.net("pbip_stage1", on_epoch)
         if method not in self._nets:
+            epochs = self.preset if method in STAGE1 else segmentation.stage2(self.preset)
+            done = self.processes == 1 or finished(self._place(method), epochs)
+            if not done:
+                self._refuse_to_share(method)
+                self._together("net", method)
             train = self._stage1 if method in STAGE1 else self._stage2
             self._nets[method], self._histories[method] = train(method, on_epoch)
+            if on_epoch and not done and processes.count() == 1:  # the others could not call it
+                on_epoch(self._histories[method])
         return self._nets[method].eval()
+
+    def _place(self, method: str) -> Place:
+        return Place(self.folder / method, self._network_key(method), self.seed)
+
+    def _refuse_to_share(self, method: str) -> None:
+        p = self.preset
+        if method == "pbip_stage1" and p.pooling == "batch" and p.beta:
+            raise ValueError(
+                f"preset {p.name} has one matching loss for the whole batch (pooling = 'batch'), "
+                "which several processes cannot share; train it in one"
+            )
 
     def history(self, method: str) -> pd.DataFrame:
         """Losses and seconds of each epoch of a method, and the IoU of each class on val after it
@@ -378,7 +440,7 @@ class Run:
         # pairs
         torch.manual_seed(seed_of(self.seed, "weights of stage 1"))
         net = ClassNet(p, self.spec.C, prompts).to(self.device)
-        place = Place(self.folder / method, self._network_key(method), self.seed)
+        place = self._place(method)
         watch = partial(self._on_val, p)
         return net, fit(net, self.data("train"), loss, p, place, watch, on_epoch)
 
@@ -400,13 +462,14 @@ class Run:
         val, C = self.data("val"), self.spec.C
         net.eval()
         matrix = np.zeros((C + 1, C + 1), np.int64)
+        rows = processes.own_rows(range(len(val)), cams.BATCH)
         for index, scores, logits in cams.over_split(
-            lambda x: cams.predict(net, x, p, "none"), val, self.device
+            lambda x: cams.predict(net, x, p, "none"), val, self.device, rows
         ):
             truth = val.masks[index.numpy()]
             masks = argmax_masks(enlarged(scores, truth.shape[1:], p), logits > 0)
             matrix += metrics.confusion(truth, masks.numpy(), C)
-        iou = metrics.scores(matrix)["iou"]
+        iou = metrics.scores(sum(processes.gathered(matrix)))["iou"]
         named = {f"IoU {name}": value for name, value in zip(self.spec.classes, iou)}
         return named | {"watched": self._watched_key()}
 
@@ -424,7 +487,7 @@ class Run:
         trained_on = self.pseudo_masks() if method == "pbip_stage2" else self.masked_split()
         torch.manual_seed(seed_of(self.seed, "weights of stage 2"))
         net = segmentation.DeepLabV2(p, self.spec.C).to(self.device)
-        place = Place(self.folder / method, self._network_key(method), self.seed)
+        place = self._place(method)
         loss = segmentation.segmentation_loss
         return net, fit(net, trained_on, loss, p, place, on_epoch=on_epoch)
 
@@ -432,6 +495,8 @@ class Run:
         """The training patches with the masks that PBIP stage 1 gives them. Notebook 05."""
         folder, train = self.folder / "pseudo_masks", self.data("train")
         key = self._pseudo_masks_key()
+        if not self._made(folder / "manifest.json", key):
+            self._together("pseudo_masks")
         if not self._made(folder / "manifest.json", key):
             made_from = {"preset": self.preset.name, "seed": self.seed, "key": key}
             cams.pseudo_masks(self.net("pbip_stage1"), train, folder, self.preset, made_from)
@@ -522,6 +587,8 @@ class Run:
         file = self.folder / method / f"counts_{split}.json"
         key = self.key("counts", method, split)
         if not self._made(file, key):
+            self._together("counts", method, split)
+        if not self._made(file, key):
             counted = self._count(method, split)
             plain = {
                 slide: {
@@ -530,7 +597,9 @@ class Run:
                 }
                 for slide, found in counted.items()
             }
-            write_json(file, {"key": key, "slides": plain})
+            if processes.rank() == 0:
+                write_json(file, {"key": key, "slides": plain})
+            processes.wait()
         return {
             slide: {
                 how: {
@@ -547,7 +616,8 @@ class Run:
         slides = np.array([slide or name for slide, name in zip(truth.slides, truth.ids)])
         empty = {rule: metrics.Counts.none(C, rule) for rule in metrics.IGNORE}
         counted = {slide: {how: dict(empty) for how in LABELS} for slide in sorted(set(slides))}
-        for index, scores, predicted in self.predictions(method, split):
+        share = processes.own_rows(range(len(truth)), cams.BATCH)
+        for index, scores, predicted in self.predictions(method, split, share):
             rows = index.numpy()
             for how, masks in self._close(split, index, scores, predicted).items():
                 for slide in set(slides[rows]):
@@ -555,7 +625,17 @@ class Run:
                     for rule, sum_ in counted[slide][how].items():
                         counts = metrics.Counts.of(truth.masks[rows[own]], masks[own], C, rule)
                         counted[slide][how][rule] = sum_ + counts
-        return counted
+        every = processes.gathered(counted)
+        return {
+            slide: {
+                how: {
+                    rule: sum((of[slide][how][rule] for of in every), none)
+                    for rule, none in empty.items()
+                }
+                for how in LABELS
+            }
+            for slide in counted
+        }
 
     @property
     def protocol(self) -> metrics.Protocol:
@@ -614,8 +694,16 @@ class Run:
             peak_rss_mb=results.peak_rss_mb(),
             seconds={m: float(self.history(m)["seconds"].sum()) for m in trained},
         )
-        write_json(self.folder / "results.json", made)
+        if processes.rank() == 0:
+            write_json(self.folder / "results.json", made)
         return made
+
+
+def _step(own: tuple, step: str, given: tuple) -> None:
+    """A step of a run in one of several processes."""
+    run = Run(*own)
+    run.processes = 1
+    getattr(run, step)(*given)
 
 
 def enlarged(scores: Tensor, size: Sequence[int], p: Preset) -> Tensor:

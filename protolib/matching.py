@@ -23,6 +23,7 @@ from protolib.maps import (
     unit_range,
 )
 from protolib.presets import Preset
+from protolib.processes import weight
 
 # images and their classes (or sub-classes), row by row: (P,) and (P,) int64
 Pairs = tuple[Tensor, Tensor]
@@ -264,13 +265,14 @@ def position_loss(
     of one class are left out: there is nothing to tell apart. Returns a scalar.
     """
     mixed = labels.sum(1) > 1  # (B,)
+    share = weight(int(mixed.sum()), maps)
     if not mixed.any():
         return maps.sum() * 0
     C, h, w = maps.shape[1:]
     closeness = nearest_classes([level[mixed] for level in features], prototypes, embed, (C, h, w))
     absent = (labels[mixed] == 0)[:, :, None, None]
     target = closeness.masked_fill(absent, -torch.inf).argmax(1)  # (B', h, w)
-    return F.cross_entropy(maps[mixed].masked_fill(absent, -torch.inf), target)
+    return share * F.cross_entropy(maps[mixed].masked_fill(absent, -torch.inf), target)
 
 
 @torch.no_grad()
@@ -306,6 +308,7 @@ def matching_loss(
     # Step 1: pairs of an image and a class that it shows.
     image, unit = choose_pairs(maps, labels, p).nonzero(as_tuple=True)  # (P,), (P,)
     pairs = image, unit
+    share = weight(len(image), maps)
     if not len(image):
         return maps.sum() * 0
     # Step 2: logits become shares of each position.
@@ -331,4 +334,4 @@ def matching_loss(
         return p.theta_fg * l_fg + p.theta_bg * l_bg
     l_fg, l_bg = matching_terms(fg, bg, prototypes, positives, negatives, p.tau)
     full_fg, full_bg = full.chunk(2)
-    return (p.theta_fg * l_fg * full_fg + p.theta_bg * l_bg * full_bg).mean()
+    return share * (p.theta_fg * l_fg * full_fg + p.theta_bg * l_bg * full_bg).mean()

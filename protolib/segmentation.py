@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from protolib.maps import pose, unpose
 from protolib.nets.backbones import backbone
 from protolib.presets import Preset
+from protolib.processes import weight
 
 
 class Masks(Protocol):
@@ -59,7 +60,9 @@ def segmentation_loss(net: nn.Module, batch: dict) -> dict[str, Tensor]:
     logits = net(batch["image"])
     C, masks = logits.shape[1], batch["mask"]
     total = F.cross_entropy(logits, masks, ignore_index=C, reduction="sum")
-    return {"loss": total / (masks != C).sum().clamp_min(1)}  # 0 where no pixel is judged
+    judged = (masks != C).sum()
+    # 0 where no pixel is judged
+    return {"loss": weight(judged, total) * total / judged.clamp_min(1)}
 
 
 class MaskedPatches(Dataset):

@@ -1,5 +1,5 @@
-"""The training loop of both stages: accelerate for every device, resume, a guard against a
-non-finite loss, history."""
+"""The training loop of both stages: accelerate for every device, several processes, resume, a guard
+against a non-finite loss, history."""
 
 import hashlib
 import time
@@ -10,12 +10,13 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from protolib import processes
 from protolib.files import whole, write_text
-from protolib.losses import unwrap
 from protolib.maps import pose
 from protolib.presets import Preset
 
@@ -125,6 +126,15 @@ def resume(place: Place, net: nn.Module, optimizer=None) -> list[dict]:
     return state["history"]
 
 
+def finished(place: Place, p: Preset) -> bool:
+    """Whether a training of this key has all its epochs."""
+    file = place.folder / "checkpoint.pt"
+    if not file.exists():
+        return False
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return state["key"] == place.key and len(state["history"]) >= p.epochs
+
+
 def guard(loss: Tensor, batch: dict, patches, folder: Path) -> None:
     """Stop at a loss that is not finite and keep its batch in non_finite_batch.pt; raises
     FloatingPointError."""
@@ -155,8 +165,9 @@ def fit(
     0. p: epochs, batch, lr, lr_power, warmup, warmup_ratio, weight_decay, precision. place:
     receives history.csv and checkpoint.pt after every epoch; a checkpoint of the same key is
     continued. watch(net): more numbers for the row of an epoch, such as IoU on val; they steer
-    nothing and their time is not counted. Raises FloatingPointError at the first loss that is not
-    finite and leaves the batch in non_finite_batch.pt.
+    nothing and their time is not counted. In several processes each has its share of p.batch, and
+    the first one writes. Raises FloatingPointError at the first loss that is not finite and leaves
+    the batch in non_finite_batch.pt.
     """
     device = next(net.parameters()).device.type
     set_up(device, p)
@@ -173,21 +184,28 @@ def fit(
         pin_memory=device == "cuda",
         drop_last=last,
     )
-    model, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    # its forward under p.precision, and no more: gradients are averaged below
+    model = accelerator.prepare_model(net, evaluation_mode=True)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    processes.share_statistics(net)
     history = resume(place, net, optimizer)
-    steps = p.epochs * len(loader)
-    bar = progress(steps, len(history) * len(loader), accelerator.is_main_process)
+    processes.wait()  # all have read it before one writes
+    steps, main = p.epochs * len(loader), processes.rank() == 0
+    bar = progress(steps, len(history) * len(loader), main)
 
     def learn(raw: dict, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """One step: rate, losses, gradient, update."""
         for group in optimizer.param_groups:
             group["lr"] = poly_lr(step, steps, p)
+        # all have the same batch in the same poses, and each takes its rows of it
+        batch = processes.share(augment(raw, generator)) | {"step": step}
         with accelerator.autocast():  # the frozen encoder too
-            losses = loss(model, augment(raw, generator) | {"step": step})
+            losses = loss(model, batch)
         guard(losses["loss"], raw, patches, place.folder)
         # after the guard: a batch that is kept for study has changed nothing yet
         optimizer.zero_grad()
         accelerator.backward(losses["loss"])
+        processes.average_gradients(net)
         optimizer.step()
         # tensors, not numbers: asking a GPU for a number waits for all that it has to do
         return {name: value.detach() for name, value in losses.items()}
@@ -195,21 +213,24 @@ def fit(
     for epoch in range(len(history), p.epochs):
         # an epoch's draws depend on nothing before it: resuming changes nothing
         torch.manual_seed(seed_of(place.seed, "epoch", epoch))
-        generator = torch.Generator().manual_seed(
-            seed_of(place.seed, "poses", epoch, accelerator.process_index)
-        )
+        generator = torch.Generator().manual_seed(seed_of(place.seed, "poses", epoch, 0))
         model.train()  # watch leaves it in evaluation mode
         bar.set_description(f"epoch {epoch + 1}/{p.epochs}", refresh=False)
         began, sums = time.perf_counter(), {}
-        for step, raw in enumerate(loader, start=epoch * len(loader)):
+        for step, items in enumerate(loader, start=epoch * len(loader)):
+            if processes.rank() and step == epoch * len(loader):
+                # the order is drawn, the same for all; what a network draws is each one's own
+                torch.manual_seed(seed_of(place.seed, "epoch", epoch, processes.rank()))
+            raw = send_to_device(items, accelerator.device)
             for name, value in learn(raw, step, generator).items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.update()
+        sums = processes.mean(sums)
         row = {"epoch": epoch + 1} | {k: v.item() / len(loader) for k, v in sums.items()}
         row["seconds"] = time.perf_counter() - began
         bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-        history.append(row | (watch(unwrap(model)) if watch else {}))
-        if accelerator.is_main_process:
+        history.append(row | (watch(net) if watch else {}))
+        if main:
             save(place, net, optimizer, history)
         if on_epoch:
             on_epoch(pd.DataFrame(history))

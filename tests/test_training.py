@@ -3,7 +3,7 @@ two processes."""
 
 import math
 import os
-import socket
+import signal
 from dataclasses import replace
 from hashlib import sha256
 
@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.utils.data import Dataset
 
-from protolib import training
+from protolib import processes, training
 from protolib.losses import cam_loss
 from protolib.presets import PRESETS, Preset
 from protolib.training import Place, fit, poly_lr, seed_of
@@ -299,59 +298,100 @@ class Linear(nn.Module):
         return torch.stack([m.mean((2, 3)) for m in maps])
 
 
-def _train_as(rank: int, port: int, folder) -> None:
-    """One of two processes on the CPU: accelerate finds out from the environment."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    net, seen = Linear(), []
+class Spare(nn.Module):
+    """A classifier with batch statistics, and with weights that no loss reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.tiny, self.spare = Tiny(dropout=0), nn.Linear(2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.tiny(images)
+
+
+SHARED = replace(P, batch=4, epochs=2)  # ten patches: two batches an epoch
+
+
+def _train_shared(folder, p: Preset = SHARED, die_in: int = -1) -> None:
+    """Trainings of one process, or of one of several."""
+    seen = []
 
     def loss(net, batch):
         seen.append(batch["index"].tolist())
+        if len(seen) - 1 == die_in and processes.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         return cam_loss(net, batch, PRESETS["quick"])
 
-    p = replace(P, batch=2, epochs=2)
-    history = fit(net, Squares(constant=True), loss, p, Place(folder, "a", 5))
-    torch.save(
-        {"net": net.state_dict(), "seen": seen, "rows": len(history)}, folder / f"rank{rank}.pt"
-    )
-    torch.distributed.destroy_process_group()
+    name = f"{processes.count()} processes"
+    plain = Linear()
+    fit(plain, Squares(constant=True), loss, p, Place(folder / name / "plain", "a", 5))
+    norm = Spare()
+    fit(norm, Squares(), tiny_loss, p, Place(folder / name / "norm", "a", 5))
+    left = {"plain": plain.state_dict(), "norm": norm.state_dict(), "seen": seen}
+    torch.save(left, folder / name / f"rank{processes.rank()}.pt")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+def _join_and(work, *given) -> None:
+    processes.join("cpu")
+    work(*given)
+
+
+gloo = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(),
     reason="this torch has no gloo: no processes on a CPU",
 )
-def test_two_processes_share_the_batches_and_end_with_one_set_of_weights(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_train_as, (port, tmp_path), nprocs=2)
-    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
-    assert all(torch.equal(v, second["net"][k]) for k, v in first["net"].items())
-    assert first["rows"] == second["rows"] == len(pd.read_csv(tmp_path / "history.csv")) == 2
-    joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
-    assert len(joined) == 4 and all(
-        len(set(joined[e] + joined[e + 1])) == 8 for e in (0, 2)
-    )  # no patch twice an epoch
-    # the same by hand: AdamW on the joined batches
-    net, patches = Linear(), Squares(constant=True)
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=P.weight_decay)
-    for step, rows in enumerate(joined):
-        batch = torch.utils.data.default_collate([patches[i] for i in rows])
-        optimizer.param_groups[0]["lr"] = P.lr * (1 - step / 4)
-        optimizer.zero_grad()
-        logits = net(batch["image"] / 255)[0].mean((2, 3))  # (B, 2)
-        nn.functional.binary_cross_entropy_with_logits(logits, batch["label"]).backward()
-        optimizer.step()
-    for name, weight in net.state_dict().items():
-        torch.testing.assert_close(first["net"][name], weight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@gloo
+def test_two_processes_compute_what_one_does(tmp_path):
+    _train_shared(tmp_path)
+    processes.start(2, _join_and, _train_shared, tmp_path)
+    alone = torch.load(tmp_path / "1 processes" / "rank0.pt", weights_only=True)
+    first, second = (
+        torch.load(tmp_path / "2 processes" / f"rank{r}.pt", weights_only=True) for r in (0, 1)
+    )
+    # each batch is that of one process, shared row by row
+    assert [[*a, *b] for a, b in zip(first["seen"], second["seen"], strict=True)] == [
+        [*whole[::2], *whole[1::2]] for whole in alone["seen"]
+    ]
+    for name in ("plain", "norm"):
+        for weight, value in alone[name].items():
+            assert torch.equal(first[name][weight], second[name][weight])
+            torch.testing.assert_close(first[name][weight], value, rtol=0, atol=1e-5)
+        one, two = (pd.read_csv(tmp_path / f"{n} processes" / name / "history.csv") for n in (1, 2))
+        assert np.abs(one["loss"] - two["loss"]).max() < 1e-5
+    # no loss reached them, so no decay did
+    assert torch.equal(first["norm"]["spare.weight"], alone["norm"]["spare.weight"])
+    assert first["norm"]["tiny.norm.num_batches_tracked"] == 4
+
+
+@pytest.mark.slow
+@gloo
+def test_a_killed_process_ends_the_job_and_the_training_goes_on(tmp_path):
+    with pytest.raises(
+        RuntimeError, match=r"^process 2 of 2 was ended \(SIGKILL\), and the others"
+    ):
+        processes.start(2, _join_and, _train_shared, tmp_path / "cut", SHARED, 3)
+    place = tmp_path / "cut" / "2 processes" / "plain"
+    assert len(pd.read_csv(place / "history.csv")) == 1  # it was in the second epoch
+    processes.start(2, _join_and, _train_shared, tmp_path / "cut")
+    processes.start(2, _join_and, _train_shared, tmp_path / "whole")
+    cut, whole = (
+        torch.load(tmp_path / name / "2 processes" / "rank0.pt", weights_only=True)
+        for name in ("cut", "whole")
+    )
+    assert cut["seen"] == whole["seen"][2:]  # from the second epoch on
+    assert all(torch.equal(cut["plain"][k], v) for k, v in whole["plain"].items())
+
+
+@pytest.mark.slow
+@gloo
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    odd = replace(SHARED, batch=5)
+    said = "process . of 2 failed: ValueError: 5 patches of a batch cannot be shared by 2 processes"
+    with pytest.raises(RuntimeError, match=said):
+        processes.start(2, _join_and, _train_shared, tmp_path, odd)
 
 
 def test_the_bar_speaks_once_a_second(tmp_path, monkeypatch):
