@@ -119,6 +119,16 @@ def parser() -> argparse.ArgumentParser:
         default=(1, 1),
         help="the I-th of N parts of the runs, for an array job; report merges them",
     )
+    plan = commands.add_parser(
+        "plan", help="memory, time and disk of a run, from ten steps of each training here"
+    )
+    plan.add_argument("--preset", default="quick", help="as in run")
+    plan.add_argument("--images", metavar="N", type=int, required=True, help="patches to train on")
+    where_to = plan.add_mutually_exclusive_group()
+    where_to.add_argument("--device", metavar="NAME", default="auto", help="as in run")
+    where_to.add_argument(
+        "--gpu", metavar="NAME", default="", help="a card that is not here, such as H100"
+    )
     report = commands.add_parser(
         "report",
         help="the paper's tables with ours beside them, or the results of a run",
@@ -135,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--json", action="store_true", help="print the tables as one JSON list of rows"
     )
-    for command in (run, ablate, report):
+    for command in (run, ablate, plan, report):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -176,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "several processes were started, by torchrun or accelerate launch; start one, and "
                 "say how many shall train: python -m protolib run --processes 2"
             )
-        return {"run": _run, "ablate": _ablate, "report": _report}[args.command](args, notebooks)
+        return COMMANDS[args.command](args, notebooks)
     except ValueError as error:
         print(f"protolib: {error}", file=sys.stderr)
         return 2
@@ -215,6 +225,15 @@ def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
         seeds=args.seeds,
     )
     return ablate.run(notebooks, plan, args.device, args.jobs, args.cluster, args.shard)
+
+
+def _plan(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib import blocks, presets
+    from protolib.study import plan
+
+    made = plan.plan(presets.preset(args.preset), args.images, args.device, args.gpu)
+    print(blocks.markdown(made, width=blocks.TERMINAL), end="")
+    return 0
 
 
 def _report(args: argparse.Namespace, notebooks: Path) -> int:
@@ -256,6 +275,8 @@ def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
         print(report.text(found), end="")
     return 0
 
+
+COMMANDS = {"run": _run, "ablate": _ablate, "plan": _plan, "report": _report}
 
 if __name__ == "__main__":
     sys.exit(main())
