@@ -167,17 +167,31 @@ def share_statistics(net: nn.Module) -> None:
             layer.forward = partial(_normalised, layer, layer.forward)  # type: ignore[method-assign]
 
 
+class _Total(torch.autograd.Function):
+    """The sum of a tensor over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _normalised(norm: nn.BatchNorm2d, alone: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A batch-norm's output (B, C, H, W), with the statistics of all processes where it trains."""
     if not norm.training:
         return alone(x)
-    from torch.distributed.nn.functional import all_reduce  # one with a way back
-
     values = x.float()
     n = count() * values[:, 0].numel()  # shares are of one size
-    mean = all_reduce(values.sum((0, 2, 3))) / n  # (C,)
+    mean = _Total.apply(values.sum((0, 2, 3))) / n  # (C,)
     apart = values - mean[:, None, None]
-    var = all_reduce(apart.square().sum((0, 2, 3))) / n  # (C,)
+    var = _Total.apply(apart.square().sum((0, 2, 3))) / n  # (C,)
     with torch.no_grad():
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_(mean, norm.momentum)

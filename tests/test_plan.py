@@ -38,13 +38,13 @@ def test_each_part_is_what_it_takes_times_how_often():
     assert made == pytest.approx(
         {
             "embedding and bank": 100 * 0.03,
-            "Nearest prototype: scores": 20 * 0.2,
+            "Nearest prototype, nothing trained: scores": 20 * 0.2,
             # 100 patches are 6 full batches; val is looked at after each of three epochs
             "CAM: 18 steps": 18 * 0.5 + 3 * 10 * 0.1,
             "CAM: scores": 20 * 0.4,
             "pseudo masks": 100 * 0.05,
-            "PBIP, stage 2: 42 steps": 42 * 2.0,  # stage 2 is not watched
-            "PBIP, stage 2: scores": 20 * 0.6,
+            "PBIP stage 2: 42 steps": 42 * 2.0,  # stage 2 is not watched
+            "PBIP stage 2: scores": 20 * 0.6,
         }
     )
     twice = COST._replace(score=COST.score | {"pbip_masked_image": 0.1})
@@ -84,7 +84,7 @@ def test_a_card_that_is_not_here_is_known_by_its_benchmark(tmp_path, monkeypatch
     assert main([*asked, "h100"]) == 0
     out = capsys.readouterr().out
     # ten epochs of a hundred steps
-    assert "| PBIP, stage 1: 1000 steps | 6 min" in out
+    assert "| PBIP stage 1: 1000 steps | 6 min" in out
     assert "memory: 3.7 GB of NVIDIA H100 80GB HBM3" in out and out.count("not known here") == 2
     assert main([*asked, "A100"]) == 0 and "On A100: not known here." in capsys.readouterr().out
 

@@ -5,14 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from protolib import processes
 from protolib.__main__ import main
 from protolib.experiment import Run
+from protolib.matching import matching_loss
 from protolib.presets import PRESETS
+from protolib.segmentation import segmentation_loss
 
-# three steps of stage 1 and of stage 2
-TINY = replace(PRESETS["smoke"], patches=(48, 40, 40), epochs=1, stage2_epochs=1)
+# three steps of stage 1 and of stage 2, at the paper's learning rate: AdamW's first steps are the
+# gradient's signs, and at quick's 1e-3 they make 1e-4 of a rounding within three steps
+TINY = replace(
+    PRESETS["smoke"], patches=(48, 40, 40), epochs=1, stage2_epochs=1, lr=1e-5, stage2_lr=1e-5
+)
 
 
 def as_one_of(monkeypatch, rank: int, n: int) -> None:
@@ -86,8 +93,64 @@ def test_what_cannot_be_shared_is_refused_before_work(tmp_path):
         run.net("cam")
 
 
+def _gradients(folder) -> None:
+    """Losses whose terms are unevenly spread over the rows of a batch, and their gradients."""
+    processes.join("cpu")
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(8, 4, generator=generator) < torch.linspace(0.2, 0.9, 8)[:, None]).float()
+    batch = {
+        "image": torch.rand(8, 3, 12, 12, generator=generator),
+        "label": labels,
+        "mask": torch.randint(5, (8, 12, 12), generator=generator),
+        "seen": torch.rand(8, 6, 4, 4, generator=generator),
+    }
+    batch["mask"][::2, 3:] = 4  # ignored: most of what the first process is to judge
+    prototypes = F.normalize(torch.randn(8, 6, generator=generator), dim=1)
+    torch.manual_seed(0)
+    own, p, left = processes.share(batch), replace(PRESETS["quick"], K=2), {}
+    net = nn.Conv2d(3, 4, 3, padding=1)
+
+    def unit(x):
+        return F.normalize(x, dim=1)
+
+    def matching(look):
+        chosen = replace(p, look=look)
+        return matching_loss(
+            [own["seen"]], net(own["image"]), own["label"], prototypes, unit, chosen
+        )
+
+    for name, loss in (
+        ("pooling", lambda: matching("masked_pooling")),
+        ("positions", lambda: matching("positions")),
+        ("segmentation", lambda: segmentation_loss(net, own)["loss"]),
+    ):
+        net.zero_grad()
+        value = loss()
+        value.backward()
+        processes.average_gradients(net)
+        mean = processes.mean({"loss": value.detach()})["loss"].float()
+        left[name] = torch.cat([mean.view(1), net.weight.grad.flatten(), net.bias.grad])
+    if processes.rank() == 0:
+        torch.save(left, folder / f"{processes.count()}.pt")
+
+
+gloo = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch without gloo")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+@gloo
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_gradient_of_all_is_that_of_one(tmp_path, n):
+    _gradients(tmp_path)
+    processes.start(n, _gradients, tmp_path)
+    one, all_ = (torch.load(tmp_path / f"{k}.pt", weights_only=True) for k in (1, n))
+    for name, wanted in one.items():
+        assert wanted.abs().max() > 1e-3
+        torch.testing.assert_close(all_[name], wanted, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@gloo
 def test_two_processes_make_what_one_makes(tmp_path):
     one, two = (Run(TINY, run_dir=tmp_path / name, device="cpu") for name in ("one", "two"))
     two.processes = 2

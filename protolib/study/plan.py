@@ -226,7 +226,7 @@ def _on_card(p: Preset, train: int, gpu: str) -> list[Block]:
     card, found = timed[-1]
     steps = p.epochs * max(1, train // p.batch)
     table = [
-        [f"PBIP, stage 1: {steps} steps", _clock(steps * found["seconds"])],
+        [f"PBIP stage 1: {steps} steps", _clock(steps * found["seconds"])],
         ["everything else", UNKNOWN],
     ]
     return [
