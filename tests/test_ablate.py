@@ -481,7 +481,8 @@ def test_as_many_runs_at_a_time_as_there_is_room_for(monkeypatch):
 
 def test_auto_is_the_device_that_a_run_takes(project, monkeypatch):
     taken = []
-    monkeypatch.setattr(ablate, "_execute", lambda *given: taken.append(given[-1]) or 0)
+    monkeypatch.setattr(ablate, "_threads", taken.append)
+    monkeypatch.setattr(ablate, "_execute", lambda *_: 0)
     auto = [*command("table5", "--seeds", "0"), "--device", "auto"]
     monkeypatch.setattr(experiment.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(experiment.torch.backends.mps, "is_available", lambda: True)

@@ -25,7 +25,7 @@ from protolib import bank, files, presets
 from protolib.data import specs
 from protolib.experiment import Run
 from protolib.study import cluster, grid, runner
-from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, recorded
+from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, read, recorded
 
 NOTEBOOK = "one_run.ipynb"
 MADE = "made.json"  # what that notebook leaves
@@ -108,6 +108,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     # a scheduler gives no run to two workers, so a cluster needs no lock
     with nullcontext() if on else _alone(folder, shard):
+        read(file, folds)  # refused before data is decoded
         book = Book(file, head_of(opened, label, official))
         tasks = _tasks(book, plan.tables, opened)[shard[0] - 1 :: shard[1]]
         asked = {task.where: task.key for task in tasks}

@@ -42,14 +42,32 @@ def recorded(folder: Path, where: Where, key: str) -> dict:
     return found if found.get("key") == key else {}
 
 
+def read(file: Path, folds: Sequence[str]) -> dict[str, Any]:
+    """A results file as it stands, empty where there is none; raises ValueError for one that runs
+    of these folds may not join."""
+    if not file.exists():
+        return {}
+    old = files.read_json(file)
+    files.expect(file.name, old, {"folds": list, "runs": list})
+    if sorted(old["folds"]) != sorted(folds):
+        raise ValueError(
+            f"{file.name} holds the folds {old['folds']}, these are {folds}: a mean must not "
+            "mix them; give the same folders, or move the file away"
+        )
+    if "made_by" in old:
+        raise ValueError(
+            f"{file.name} was made by commit {old['made_by']}: a table must not mix its runs with "
+            "today's; move the file away"
+        )
+    return old
+
+
 class Book:
     """results/<data>-<preset>.json: numbers and where they come from, one line a run, whole at
     every moment."""
 
     def __init__(self, file: Path, head: Mapping[str, Any]):
-        old = files.read_json(file) if file.exists() else {}
-        if old:
-            _check(file.name, old, head["folds"])
+        old = read(file, head["folds"])
         self.file, self.runs = file, newest(old.get("runs", []))
         self.head = dict(head) | {"not_run": old.get("not_run", {}) | head.get("not_run", {})}
 
@@ -78,21 +96,6 @@ class Book:
         """Write all that is known, runs in the order of their names."""
         ordered = [self.runs[where] for where in sorted(self.runs)]
         files.write_json(self.file, self.head | {"runs": ordered}, lines="runs")
-
-
-def _check(file: str, old: dict, folds: Sequence[str]) -> None:
-    """Refuse a result file that new runs may not join."""
-    files.expect(file, old, {"folds": list, "runs": list})
-    if sorted(old["folds"]) != sorted(folds):
-        raise ValueError(
-            f"{file} holds the folds {old['folds']}, these are {folds}: a mean must not "
-            "mix them; give the same folders, or move the file away"
-        )
-    if "made_by" in old:
-        raise ValueError(
-            f"{file} was made by commit {old['made_by']}: a table must not mix its runs with "
-            "today's; move the file away"
-        )
 
 
 def note_shard(file: Path, head: Mapping[str, Any], asked: Mapping[Where, str]) -> None:
