@@ -265,7 +265,7 @@ def position_loss(
     of one class are left out: there is nothing to tell apart. Returns a scalar.
     """
     mixed = labels.sum(1) > 1  # (B,)
-    share = weight(int(mixed.sum()), maps)
+    share = weight(mixed.sum(), maps)
     if not mixed.any():
         return maps.sum() * 0
     C, h, w = maps.shape[1:]
