@@ -110,7 +110,7 @@ def run(
     with nullcontext() if on else _alone(folder, shard):
         read(file, folds)  # refused before data is decoded
         book = Book(file, head_of(opened, label, official))
-        tasks = _tasks(book, plan.tables, opened)[shard[0] - 1 :: shard[1]]
+        tasks = _tasks(book, plan.tables, opened, shard)
         asked = {task.where: task.key for task in tasks}
         if shard == WHOLE:
             book.write()
@@ -218,9 +218,10 @@ def head_of(opened: dict[tuple[str, int], Run], label: str, official: bool) -> d
     }
 
 
-def _tasks(book: Book, tables: Sequence[str], opened: dict[tuple[str, int], Run]) -> list[Task]:
-    """Every run that is asked for, in an order of its own; what cannot be made is noted with its
-    reason."""
+def _tasks(
+    book: Book, tables: Sequence[str], opened: dict[tuple[str, int], Run], shard: tuple[int, int]
+) -> list[Task]:
+    """The runs of a shard of what is asked for; what cannot be made is noted with its reason."""
     p = next(iter(opened.values())).preset
     made_of = grid.tables(p)
     wanted = {e.name: e for name in tables for e in made_of[name].values()}
@@ -230,10 +231,11 @@ def _tasks(book: Book, tables: Sequence[str], opened: dict[tuple[str, int], Run]
     kept = {name: why for name, why in book.head["not_run"].items() if name not in wanted}
     book.head["not_run"] = kept | not_run
     _tell_refusals(not_run)
+    # cut before refusals are left out: those of another machine may be others
+    places = [(place, name) for place in opened for name in wanted][shard[0] - 1 :: shard[1]]
     return [
-        Task(experiment, run, fold, *grid.identity(run, experiment))
-        for (fold, _), run in opened.items()
-        for name, experiment in wanted.items()
+        Task(wanted[name], opened[place], place[0], *grid.identity(opened[place], wanted[name]))
+        for place, name in places
         if name not in not_run
     ]
 
