@@ -274,7 +274,7 @@ def _execute(
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
-            for process in psutil.Process().children():
+            for process in psutil.Process().children(recursive=True):
                 process.kill()  # what it made so far stays in its folder
             print("\ninterrupted; the same command goes on", file=sys.stderr)
             return 130
