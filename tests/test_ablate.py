@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -539,13 +540,15 @@ def test_data_of_several_seeds_is_searched_once(folds, monkeypatch):
 
 def kill_a_worker_at_work() -> int:
     """End one of this process's workers whose kernel runs, as a machine that goes down would."""
-    for worker in psutil.Process().children():
-        below = [" ".join(process.cmdline()) for process in worker.children(recursive=True)]
-        # a kernel of its own, or one that was forked from another process
-        forked = [name for name in below if "protolib.study.kernels" in name]
-        if len(forked) > 1 or any("ipykernel_launcher" in name for name in below):
-            worker.kill()
-            return worker.pid
+    until = time.monotonic() + 20  # the next kernel may be a moment away
+    while time.monotonic() < until:
+        for worker in psutil.Process().children():
+            below = [" ".join(process.cmdline()) for process in worker.children(recursive=True)]
+            # a kernel of its own, or one that was forked from another process
+            forked = [name for name in below if "protolib.study.kernels" in name]
+            if len(forked) > 1 or any("ipykernel_launcher" in name for name in below):
+                worker.kill()
+                return worker.pid
     return 0
 
 

@@ -69,8 +69,9 @@ def test_a_record_is_taken_in_once_and_only_under_its_key(tmp_path):
     asked = {("cam", "", seed): f"b  {seed}" for seed in (0, 1, 2)}
     assert results.take(folder, asked) == 1 and results.take(folder, asked) == 0
     assert [r["seed"] for r in files.read_json(results.file)["runs"]] == [0]
-    assert book.recorded(folder, ("cam", "", 1), "edited  1")["seed"] == 1
-    assert book.recorded(folder, ("cam", "", 2), "b  2") == {}
+    assert book.record_in(folder / "cam" / "seed 1", "edited  1")["seed"] == 1
+    assert book.record_in(folder / "cam" / "seed 1", "b  1") == {}
+    assert book.record_in(folder / "cam" / "seed 2", "b  2") == {}
 
 
 def test_shards_are_gathered_until_nothing_is_missing(tmp_path):

@@ -25,7 +25,7 @@ from protolib import bank, files, presets
 from protolib.data import specs
 from protolib.experiment import Run
 from protolib.study import cluster, grid, runner
-from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, read, recorded
+from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, read, record_in
 
 NOTEBOOK = "one_run.ipynb"
 MADE = "made.json"  # what that notebook leaves
@@ -120,7 +120,8 @@ def run(
         todo = [
             _job(notebooks / NOTEBOOK, folder, task)
             for task in tasks
-            if not book.has(task.where, task.key) and not recorded(folder, task.where, task.key)
+            if not book.has(task.where, task.key)
+            and not record_in(folder / own_folder(task.where), task.key)
         ]
         print(f"{len(tasks)} runs, {len(tasks) - len(todo)} done before", flush=True)
         found = device if cluster.elsewhere(on) else next(iter(opened.values())).device
@@ -354,9 +355,12 @@ def _job(notebook: Path, folder: Path, task: Task) -> Job:
 def _one(job: Job, device: str) -> dict:
     """Make one run in its folder, then keep its record and its notebook and drop the rest.
 
-    Called in a thread of the command or in a worker of a cluster, on whatever machine.
+    Called in a thread of the command or in a worker of a cluster, on whatever machine. A run whose
+    record is there is not made again: Dask asks anew for what a lost worker had made.
     """
     began, own = time.monotonic(), job.own
+    if found := record_in(own, job.says["key"]):
+        return found
     own.mkdir(parents=True, exist_ok=True)
     runner.use_own_kernel()
     if device == "cpu":

@@ -35,10 +35,9 @@ def newest(runs: Iterable[dict]) -> dict[Where, dict]:
     }
 
 
-def recorded(folder: Path, where: Where, key: str) -> dict:
-    """The record that a run of this key has left in the folder of its grid; empty if none."""
-    file = folder / own_folder(where) / RECORD
-    found = files.read_json(file) if file.exists() else {}
+def record_in(own: Path, key: str) -> dict:
+    """The record that a run of this key has left in its folder; empty if none."""
+    found = files.read_json(own / RECORD) if (own / RECORD).exists() else {}
     return found if found.get("key") == key else {}
 
 
@@ -86,7 +85,7 @@ class Book:
         asked: the key that each run must have.
         """
         missing = {where: key for where, key in asked.items() if not self.has(where, key)}
-        left = [recorded(folder, where, key) for where, key in missing.items()]
+        left = [record_in(folder / own_folder(where), key) for where, key in missing.items()]
         made = [record for record in left if record]
         if made:
             self.add(*made)
