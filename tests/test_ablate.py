@@ -543,13 +543,20 @@ def kill_a_worker_at_work() -> int:
     until = time.monotonic() + 20  # the next kernel may be a moment away
     while time.monotonic() < until:
         for worker in psutil.Process().children():
-            below = [" ".join(process.cmdline()) for process in worker.children(recursive=True)]
-            # a kernel of its own, or one that was forked from another process
-            forked = [name for name in below if "protolib.study.kernels" in name]
-            if len(forked) > 1 or any("ipykernel_launcher" in name for name in below):
+            if kernel_below(worker):
                 worker.kill()
                 return worker.pid
     return 0
+
+
+def kernel_below(worker: psutil.Process) -> bool:
+    try:
+        below = [" ".join(process.cmdline()) for process in worker.children(recursive=True)]
+    except psutil.Error:  # one that has just ended
+        return False
+    # a kernel of its own, or one that was forked from another process
+    forked = [name for name in below if "protolib.study.kernels" in name]
+    return len(forked) > 1 or any("ipykernel_launcher" in name for name in below)
 
 
 def test_however_runs_are_made_they_give_the_same_numbers(tmp_path, monkeypatch, root):
