@@ -119,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
         default=(1, 1),
         help="the I-th of N parts of the runs, for an array job; report merges them",
     )
+    spread.add_argument(
+        "--recheck",
+        action="store_true",
+        help="after a change of code that changes no number: make one run of each experiment "
+        "again; where all are equal to the last digit, the others stay",
+    )
     plan = commands.add_parser(
         "plan", help="memory, time and disk of a run, from ten steps of each training here"
     )
@@ -224,7 +230,9 @@ def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
         roots=[str(root.resolve()) for root in args.data or ()] or [""],
         seeds=args.seeds,
     )
-    return ablate.run(notebooks, plan, args.device, args.jobs, args.cluster, args.shard)
+    return ablate.run(
+        notebooks, plan, args.device, args.jobs, args.cluster, args.shard, args.recheck
+    )
 
 
 def _plan(args: argparse.Namespace, notebooks: Path) -> int:

@@ -639,3 +639,46 @@ def test_slurm_is_asked_for_workers(project, monkeypatch, capsys):
     assert len(results_of(project)["runs"]) == 3
     script = (project / "job.sh").read_text()
     assert "#SBATCH --mem=2G" in script and "distributed.cli.dask_worker" in script
+
+
+def test_outdated_runs_stay_where_one_of_each_experiment_is_made_again_and_equal(
+    project, monkeypatch, capsys
+):
+    assert main(command("table5", "--seeds", "0,1")) == 0
+    before = results_of(project)["runs"]
+    monkeypatch.setitem(experiment.CODE, "", "other")
+    monkeypatch.setenv("CODE", "b")
+    capsys.readouterr()
+    assert main(command("table5", "--seeds", "0,1", "--recheck")) == 0
+    assert "3 of 6 outdated runs made again, all equal" in capsys.readouterr().out
+    after = results_of(project)["runs"]
+    # one of each experiment was made, seeds in turn; all have the key of today, and their scores
+    made = {(run["run"], run["seed"]) for run in after if "rechecked" not in run}
+    assert sorted(made) == [(FULL, 0), (CONVOLUTION, 1), (MAP, 0)]
+    assert {run.get("rechecked", "made") for run in after} == {"3 of 6", "made"}
+    assert [run["scores"] for run in after] == [run["scores"] for run in before]
+    assert {run["code"] for run in after} == {"b"}
+    capsys.readouterr()
+    assert main(command("table5", "--seeds", "0,1")) == 0
+    assert capsys.readouterr().out.startswith("6 runs, 6 done before")
+    assert len(ledger.read(project / "results")) == 1  # the ledger takes it
+    assert main(command("table5", "--seeds", "0,1", "--recheck")) == 0
+    assert "no run in the file is outdated" in capsys.readouterr().out
+
+
+def test_a_run_that_comes_out_otherwise_is_named_and_nothing_is_taken_over(
+    project, monkeypatch, capsys
+):
+    assert main(command("table5", "--seeds", "0,1")) == 0
+    file = project / "results" / "phantom-smoke.json"
+    found = results_of(project)
+    of = next(run for run in found["runs"] if (run["run"], run["seed"]) == (CONVOLUTION, 1))
+    of["scores"]["predicted"]["miou"] += 1e-9  # the last digits count
+    file.write_text(json.dumps(found))
+    monkeypatch.setitem(experiment.CODE, "", "other")
+    before = file.read_bytes()
+    capsys.readouterr()
+    assert main(command("table5", "--seeds", "0,1", "--recheck")) == 1
+    named = f"{CONVOLUTION}/seed 1: 70.0000001 in the file, 70 today"
+    assert named in capsys.readouterr().err
+    assert file.read_bytes() == before

@@ -26,6 +26,7 @@ from protolib.data import specs
 from protolib.experiment import Run
 from protolib.study import cluster, grid, runner
 from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, read, record_in
+from protolib.study.recheck import chosen, differing, take_over
 
 NOTEBOOK = "one_run.ipynb"
 MADE = "made.json"  # what that notebook leaves
@@ -73,6 +74,7 @@ def run(
     jobs: int = 0,
     on: str = "",
     shard: tuple[int, int] = WHOLE,
+    recheck: bool = False,
 ) -> int:
     """Make every run of a plan that results/<data>-<preset>.json does not hold yet.
 
@@ -80,10 +82,11 @@ def run(
     time, 0: one per GPU, or per CPU core and 3 GB of free memory. on: "" for this machine, or a
     cluster, see cluster.check. shard: (3, 16) makes every 16th run, from the third on, and leaves
     results/ alone: `report` takes its runs in, or the next command for the whole. A run that is
-    done has its record in a file of its own, so a grid that was stopped goes on where it was. On a
-    CPU each run has one thread: the scores do not depend on the machine's load. Returns the exit
-    status: 0 done, 1 a run failed, 130 interrupted. Raises ValueError before any work for what
-    cannot be.
+    done has its record in a file of its own, so a grid that was stopped goes on where it was.
+    recheck: make only one run of each experiment that the code has outdated; where all are equal,
+    the others stay, see recheck.py. On a CPU each run has one thread: the scores do not depend on
+    the machine's load. Returns the exit status: 0 done, 1 a run failed, 130 interrupted. Raises
+    ValueError before any work for what cannot be.
     """
     if jobs < 0:
         raise ValueError(f"--jobs {jobs}: give 0 (as many as there is room for) or more")
@@ -112,7 +115,11 @@ def run(
         book = Book(file, head_of(opened, label, official))
         tasks = _tasks(book, plan.tables, opened, shard)
         asked = {task.where: task.key for task in tasks}
-        if shard == WHOLE:
+        today = {task.where: (task.key, task.base) for task in tasks}
+        if recheck:
+            again = chosen(asked, book)
+            tasks = [task for task in tasks if task.where in again]
+        elif shard == WHOLE:
             book.write()
             book.take(folder, asked)
         else:
@@ -126,14 +133,32 @@ def run(
         print(f"{len(tasks)} runs, {len(tasks) - len(todo)} done before", flush=True)
         found = device if cluster.elsewhere(on) else next(iter(opened.values())).device
         hands = _cluster(on, found, jobs) if on else _threads(_devices(found, jobs))
-        status = _execute(todo, hands, book.add if shard == WHOLE else None)
+        keep = book.add if shard == WHOLE and not recheck else None
+        status = _execute(todo, hands, keep)
         if status == 130:
             return status
+        if recheck:
+            made = [record_in(folder / own_folder(task.where), task.key) for task in tasks]
+            return status or _settle(today, made, book)
         if shard == WHOLE:
             print(f"results: {runner.short(file)}\ntables: python -m protolib report", flush=True)
         else:
             print(f"runs: {runner.short(folder)}\nmerged by: python -m protolib report", flush=True)
         return status
+
+
+def _settle(today: dict[Where, tuple[str, str]], made: list[dict], book: Book) -> int:
+    """Take the outdated runs over where those that were made again are equal; the exit status."""
+    if not made:
+        print("nothing to check: no run in the file is outdated", flush=True)
+        return 0
+    if differ := differing(made, book):
+        print(
+            "\n".join(["these differ, so every run is to be made again:", *differ]), file=sys.stderr
+        )
+        return 1
+    print(f"{take_over(today, made, book)} outdated runs made again, all equal: the others stay")
+    return 0
 
 
 def _shard_name(shard: tuple[int, int]) -> str:

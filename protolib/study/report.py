@@ -291,6 +291,8 @@ def _caption(table: paper.Table, result: Mapping, own: Sequence[Mapping]) -> str
         sentences.append(f"{', '.join(averaged)}: the mean over folds, for no counts are kept")
     if made_by := result.get("made_by"):
         sentences.append(f"Made by commit {made_by}")
+    for mark in sorted({run["rechecked"] for run in result["runs"] if "rechecked" in run}):
+        sentences.append(f"{mark} runs were made again after a change of code, and are equal")
     return f"{'. '.join(sentences)}. Run ids as {own[0]['run_ids'][0]}."
 
 
