@@ -199,7 +199,9 @@ def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
         drawn = {
             name: (figures.png(figures.figure(found, name)), figures.CAPTION)
             for name in figures.PANELS
-        } | {"when": (figures.png(figures.when(found)), figures.WHEN)}
+        }
+        if any(map(figures.cases, found)):
+            drawn["when"] = figures.png(figures.when(found)), figures.WHEN
         files.write_text(page, html.ledger(found, drawn))
         print(f"ledger: {page}")
     else:

@@ -31,6 +31,8 @@ def test_every_table_has_all_its_rows():
         "figure4": 8,
         "ours": 0,
         "schedule": 0,
+        "followups": 4,
+        "when": 0,
     }
     # 40 rows, 4 of them without FwIoU and bIoU; 20 pairs, 2 of them not run; 5 K on 4 data sets; 6
     # prompts, 5 scores
@@ -43,6 +45,7 @@ def test_every_table_has_all_its_rows():
         "table6": 6 * 5,
         "figure3": 20,
         "figure4": 8,
+        "followups": 5,
     }
     assert Counter(dataset for dataset, _ in of("table1")) == {
         "bcss-wsss": 9,
@@ -59,7 +62,7 @@ def test_names_of_rows():
     assert {
         name: list(table.rows)
         for name, table in paper.TABLES.items()
-        if name not in ("table1", "table2", "ours", "schedule")
+        if name not in ("table1", "table2", "ours", "schedule", "followups", "when")
     } == {
         "table3": [
             f"{encoder}, {backbone}"
@@ -123,6 +126,14 @@ def test_rows_of_ours_have_no_value_and_no_double():
             f"{loss}{time}"
             for loss in ("masked images", "no matching loss", "masked pooling")
             for time in ("", ", 8 epochs", ", 16 epochs")
+        ),
+        "followups": (
+            "full",
+            "full, diffusion",
+            "learned prototypes",
+            "1x1 convolutions, four levels",
+            "images, PLIP",
+            "text and images, PLIP",
         ),
     }
     assert not {(v.table, v.row) for v in paper.VALUES} & {
