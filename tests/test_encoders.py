@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import small_clip
 import timm
 import torch
 import torch.nn.functional as F
@@ -474,47 +475,9 @@ def test_importing_costs_torch_and_no_library_of_models(module):
 # Text
 
 
-SMALL_CLIP = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-WORDS = ["a", "photo", "of", "tumour", "stroma", "[UNK]", "<start>", "<end>"]
-
-
-def small_clip(folder, monkeypatch, name: str):
-    """A tiny CLIP by transformers, its file as published, and a vocabulary of eight words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPConfig, CLIPModel
-
-    vision = SMALL_CLIP | {"image_size": 64, "patch_size": 16, "projection_dim": 8}
-    text = SMALL_CLIP | {
-        "vocab_size": len(WORDS),
-        "max_position_embeddings": 8,
-        "projection_dim": 8,
-        "bos_token_id": 6,
-        "eos_token_id": 7,
-    }
-    monkeypatch.setattr(encoders, "CLIP_B32", vision)
-    monkeypatch.setattr(encoders, "CLIP_TEXT", text)
-    torch.manual_seed(2)
-    full = shake(CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)))
-    state = published(full, folder)
-    positions = "text_model.embeddings.position_ids"  # older files hold them
-    torch.save(state | {positions: torch.arange(8)[None]}, folder / f"{name}.bin")
-    words = {word: i for i, word in enumerate(WORDS)}
-    tokens = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("<start>", 6), ("<end>", 7)]
-    tokens.post_processor = processors.TemplateProcessing("<start> $A <end>", None, ends)
-    tokens.save(str(folder / "clip_tokenizer.json"))
-    return full
-
-
 @pytest.mark.parametrize("name", encoders.TEXT)
 def test_texts_are_the_projected_end_of_the_text_tower(folder, monkeypatch, name):
-    full = small_clip(folder, monkeypatch, name)
+    full = small_clip.write(folder, monkeypatch, name)
     texts = ["a photo of tumour", "stroma"]
     found = encoders.embed_texts(name, texts)
     assert found.shape == (2, 8) and found.dtype == np.float32
@@ -534,7 +497,7 @@ def test_texts_are_the_projected_end_of_the_text_tower(folder, monkeypatch, name
 
 
 def test_a_text_that_does_not_fit_is_refused(folder, monkeypatch):
-    small_clip(folder, monkeypatch, "clip")
+    small_clip.write(folder, monkeypatch, "clip")
     with pytest.raises(ValueError, match="'a a a a a a a' is 9 tokens, clip reads 3 to 8"):
         encoders.embed_texts("clip", ["a a a a a a a"])
     with pytest.raises(ValueError, match="prompt '' is 2 tokens"):
@@ -549,7 +512,7 @@ def test_a_text_that_does_not_fit_is_refused(folder, monkeypatch):
 
 
 def test_without_its_words_a_text_tower_says_what_to_bring(folder, monkeypatch):
-    small_clip(folder, monkeypatch, "clip")
+    small_clip.write(folder, monkeypatch, "clip")
     assert encoders.identity("clip_tokenizer") == weights.sha256(folder / "clip_tokenizer.json")
     (folder / "clip_tokenizer.json").unlink()
     assert encoders.identity("clip_tokenizer") == "random"
