@@ -147,6 +147,13 @@ def test_what_cannot_run_here_says_why(no_weights):
     assert grid.refusal(released, Experiment("", "pbip_stage1", {}), PURE).startswith(
         "no weights of mit_b1 and swin on"
     )
+    # what needs neither bank nor encoder is refused for neither
+    alone = {"encoder": "clip", "prototypes": "learnable", "beta": 0.0}
+    none = {"TUM": 0}
+    assert grid.refusal(QUICK, Experiment("", "pbip_stage1", alone), none) == ""
+    assert grid.refusal(QUICK, rows["followups"]["SSHR's gates"], none) == ""
+    matched = Experiment("", "pbip_stage1", alone | {"beta": 0.1})
+    assert grid.refusal(QUICK, matched, none).startswith("no weights of clip on")
     few = grid.refusal(QUICK, Experiment("", "pbip_stage1", {"K": 5}), {"TUM": 9, "NEC": 4})
     assert few == "NEC has 4 training patches for the bank, this takes 5"
 

@@ -14,7 +14,7 @@ import torch
 
 from protolib import __version__, metrics, presets, results
 from protolib.data import specs
-from protolib.experiment import Run
+from protolib.experiment import Run, plain
 from protolib.keys import CODE
 from protolib.nets import encoders, weights
 from protolib.presets import Preset
@@ -86,8 +86,11 @@ def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
             f"{' and '.join(encoders.TEXT)} alone"
         )
     needed = {made.encoder, encoders.TOKENS} if by_text else {made.encoder}
-    if experiment.method != "text":
+    bankless = made.prototypes == "learnable" or plain(made) or experiment.method == "text"
+    if not bankless:
         needed.add(made.cluster_encoder)
+    elif not by_text and not made.beta:
+        needed = set()  # nothing is looked at but by the network
     if experiment.method not in UNTRAINED:
         needed.add(made.backbone)
     needed = {"swin" if name == "medclip_released" else name for name in needed}
@@ -97,7 +100,7 @@ def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
             f"no weights of {' and '.join(lacking)} on this machine, and none could be had "
             "(notebook 02 says what to bring)"
         )
-    if experiment.method == "text":
+    if bankless:
         return ""
     fewest = min(pure, key=lambda name: pure[name])
     most = max(made.K, made.N if "N" in experiment.settings else 0)
