@@ -244,8 +244,9 @@ def test_the_map_has_a_point_for_each_kind_and_says_for_how_many_the_rule_holds(
     np.testing.assert_allclose(points, [[np.mean(c.lead), np.mean(c.gain)] for c in cases])
     assert [text.get_text() for text in ax.texts] == ["as it is", "size 112"]
     # the teacher leads in both; matching helps in one
-    title = "mosaic, not an official benchmark, lean, 3 seeds\nthe rule holds for 1 of 2"
-    assert ax.get_title() == title
+    title = "mosaic, not an official benchmark, lean, 3 seeds\nthe signs agree for 1 of 2, beyond"
+    beyond = all(np.mean(of) > np.std(of, ddof=1) for of in cases[0][1:])
+    assert ax.get_title() == f"{title} the bars for {int(beyond)}"
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     assert left <= -1 < 1 <= right and low <= -1 < 1 <= high  # 0 is inside
 
