@@ -478,8 +478,11 @@ def test_each_step_reads_the_fields_that_its_key_holds_and_no_others(place, monk
 def test_every_field_is_declared_somewhere_or_stands_outside_the_keys():
     said = set().union(*READS.values())
     elsewhere = {"cam_levels", "cam_fusion", "fusion", "tta", "pseudo_tta", "stage2_tta"}
-    # data: in the fingerprints; protocols: read when counts become scores; the name is a name
-    outside = {"patches", "image_labels", "ignore", "name"}
+    elsewhere |= {"matching_after"}
+    # data: in the fingerprints; protocols: read when counts become scores; the name is a name; of
+    # prompts the key has the words
+    outside = {"patches", "image_labels", "ignore", "name", "prompts"}
+    outside |= {field for field in FIELDS if field.startswith("drawn_")}
     assert FIELDS - said - elsewhere == outside and set(MATCHING) <= said
 
 
