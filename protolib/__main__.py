@@ -10,16 +10,8 @@ from pathlib import Path
 
 # of study/grid.toml
 TABLES = (
-    "table1",
-    "table2",
-    "table3",
-    "table4",
-    "table5",
-    "table6",
-    "figure3",
-    "figure4",
-    "ours",
-    "schedule",
+    *("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4"),
+    *("ours", "schedule", "followups", "when"),
 )
 
 
@@ -81,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TABLE",
         nargs="+",
         choices=("all", *TABLES),
-        help=f"all, or some of {', '.join(TABLES)}",
+        help=f"all but when, a sweep over kinds of data; or some of {', '.join(TABLES)}",
     )
     ablate.add_argument(
         "--preset", default="lean", help="default: lean, made for laptops; paper_text wants GPUs"
@@ -224,7 +216,7 @@ def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.study import ablate
 
     plan = ablate.Plan(
-        tables=TABLES if "all" in args.tables else args.tables,
+        tables=TABLES[:-1] if "all" in args.tables else args.tables,
         preset=args.preset,
         dataset=args.dataset,
         roots=[str(root.resolve()) for root in args.data or ()] or [""],
@@ -277,6 +269,8 @@ def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
             name: (figures.png(figures.figure(found, name)), figures.CAPTION)
             for name in figures.PANELS
         }
+        if any(map(figures.cases, found)):
+            drawn["when"] = figures.png(figures.when(found)), figures.WHEN
         files.write_text(page, html.ledger(found, drawn))
         print(f"ledger: {page}")
     else:

@@ -2,7 +2,7 @@
 the network."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,6 +301,28 @@ def build(
         clusters=clusters,
         members=tuple(members),
     )
+
+
+def with_text(bank: Bank, text: np.ndarray, share: float) -> Bank:
+    """The bank with a share of text in each prototype: unit(share * t + (1 - share) * v), t the
+    class's text and v the image prototype, both of unit length. ProBAG, 2026 (arXiv 2608.11765),
+    which blends with share .6.
+
+    text: (C, D) float32 unit rows, in the joint space of one vision-language encoder. There the
+    blend is made, before anything normalises channels or covariance: a text stands so far from
+    every image that a space fitted to images would give all classes the same text. Raises
+    ValueError for a bank in another space or of another width.
+    """
+    moved = bank.space.origin.any() or (bank.space.transform != 1).any()
+    if moved or text.shape != (len(bank.classes), bank.prototypes.shape[1]):
+        raise ValueError(
+            f"text {text.shape} and a bank of {len(bank.classes)} classes, "
+            f"{bank.prototypes.shape[1]} wide: expected (C, D) of both in the encoder's own space; "
+            "choose normalise = 'none' and one encoder for both"
+        )
+    P = share * np.repeat(text, bank.K, axis=0) + (1 - share) * bank.prototypes  # (S, D)
+    P /= np.linalg.norm(P, axis=1, keepdims=True)
+    return replace(bank, prototypes=P.astype(np.float32))
 
 
 def nearest_of(Z: np.ndarray, run: Clustering, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from protolib import processes
 from protolib.classnet import ClassNet
 from protolib.files import read_json, write_json
-from protolib.maps import argmax_masks, fuse, unit_scores
+from protolib.maps import argmax_masks, diffuse, fuse, unit_scores
 from protolib.presets import Preset
 
 BATCH = 32  # patches that are predicted at once
@@ -41,8 +41,12 @@ def predict(net: ClassNet, images: Tensor, p: Preset, tta: str) -> tuple[Tensor,
     """
     scores, logits = [], []  # one of each view
     for mirrored, brightness, read in VIEWS[tta]:
-        maps = net.read(brightness * net.prepare(images.flip(3) if mirrored else images))
+        prepared = brightness * net.prepare(images.flip(3) if mirrored else images)
+        features = net.features(prepared) if p.diffusion else []  # L maps (B, C_i, h_i, w_i)
+        maps = net.compare(features) if p.diffusion else net.read(prepared)
         classes = net.class_maps(maps, p.merge_test)  # L maps (B, C, h_i, w_i)
+        if p.diffusion:
+            classes = [diffuse(m, f, p.diffusion) for m, f in zip(classes, features)]
         if p.scores == "unit":
             classes = [unit_scores(m) for m in classes]
         score = fuse(classes, p.fusion, images.shape[2:], p.align_corners)  # (B, C, H, W)

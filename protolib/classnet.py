@@ -32,6 +32,38 @@ class PrototypeHead(nn.Module):
         return self.log_scale.exp() * cosine_maps(features, projected, self.similarity)
 
 
+class Gates(nn.Module):
+    """A level's features, its channels weighed by what the deepest level says of the whole image,
+    and its positions smoothed: F + g1 w F + g2 s. SSHR, 2026 (arXiv 2606.20250).
+
+    w = sigmoid(MLP(GAP(deepest))) in (0, 1), one weight a channel, 4096 -> 512 -> C_i for their
+    ResNet-38 and an eighth of the deepest width for others (ours); s: F behind a depthwise 15x15
+    filter that starts as the mean, what lies outside the map being 0. g1 = g2 = 0 at first: the
+    module begins as if it were not there. deepest (B, C_L, h_L, w_L), features (B, C_i, h_i, w_i)
+    -> (B, C_i, h_i, w_i).
+    """
+
+    SIDE = 15
+
+    def __init__(self, channels: int, deepest: int):
+        super().__init__()
+        hidden = max(deepest // 8, 1)
+        self.weigh = nn.Sequential(
+            nn.Linear(deepest, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=False),
+        )
+        self.smooth = nn.Conv2d(
+            channels, channels, self.SIDE, padding=self.SIDE // 2, groups=channels, bias=False
+        )
+        nn.init.constant_(self.smooth.weight, 1 / self.SIDE**2)
+        self.g1, self.g2 = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor, deepest: Tensor) -> Tensor:
+        w = self.weigh(deepest.mean((2, 3))).sigmoid()[:, :, None, None]  # (B, C_i, 1, 1)
+        return features + self.g1 * w * features + self.g2 * self.smooth(features)
+
+
 class ClassNet(nn.Module):
     """Similarity maps of an image at L levels. Sec. 3.3, notebook 04.
 
@@ -67,6 +99,10 @@ class ClassNet(nn.Module):
             self.sizes = (len(prototypes) // C,) * C
             D = prototypes.shape[1]
             self.heads = nn.ModuleList(PrototypeHead(D, width, p) for width in widths)
+        if p.refine == "gates":
+            self.gates = nn.ModuleList(Gates(width, widths[-1]) for width in widths)
+        else:
+            self.gates = None
         # where "present" begins
         self.bias = nn.Parameter(torch.zeros(len(p.levels), C), requires_grad=p.bias)
 
@@ -80,9 +116,21 @@ class ClassNet(nn.Module):
 
     def read(self, prepared: Tensor) -> list[Tensor]:
         """The maps of prepared images: what forward does after prepare. Notebook 06."""
-        pyramid = self.net.pyramid(prepared)  # one map (B, C_i, h_i, w_i) a level, finest first
+        return self.compare(self.features(prepared))
+
+    def features(self, prepared: Tensor) -> list[Tensor]:
+        """What is compared with the prototypes: L maps (B, C_i, h_i, w_i), finest first, of
+        prepared images."""
+        pyramid = self.net.pyramid(prepared)
+        levels = [pyramid[i] for i in self.levels]
+        if self.gates is None:
+            return levels
+        return [gate(level, levels[-1]) for level, gate in zip(levels, self.gates)]
+
+    def compare(self, features: list[Tensor]) -> list[Tensor]:
+        """L maps (B, S, h_i, w_i) of the features of L levels. Eq. (2)."""
         prompts = () if self.prototypes is None else (self.prototypes,)
-        return [head(pyramid[i], *prompts) for i, head in zip(self.levels, self.heads)]
+        return [head(level, *prompts) for level, head in zip(features, self.heads)]
 
     def class_maps(self, maps: list[Tensor], merge: str) -> list[Tensor]:
         """Sub-classes merged at every level: L maps (B, S, h_i, w_i) -> L maps (B, C, h_i, w_i).

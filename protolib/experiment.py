@@ -58,15 +58,15 @@ READS = {
     for step, fields in {
         "features": "encoder encoder_size",
         "bank": "cluster_encoder K N prototypes single_class white_limit normalise shrinkage "
-        "kmeans_start restarts",
+        "kmeans_start restarts text_share",
         "network": "order scaling backbone stride bias merge pool "
         "epochs batch lr lr_power warmup warmup_ratio weight_decay precision",
-        "levels": "levels level_weights similarity",
+        "levels": "levels level_weights similarity refine",
         "prototypes": "prototypes K hidden scale scale_learned",
         "matching": "look space match_maps pairs span threshold delta fill negatives pooling tau "
         "alpha beta enough theta_fg theta_bg penalty chunk align_corners fusion",
-        "diversity": "diversity diversity_after",
-        "maps": "merge_test pool scores align_corners",
+        "diversity": "diversity diversity_after beta",
+        "maps": "merge_test pool scores align_corners diffusion",
         "masks": "gating align_corners",
         "stage 2": "backbone stage2_backbone stage2_epochs stage2_lr stage2_stride stage2_rates "
         "stage2_size size batch weight_decay precision",
@@ -89,6 +89,11 @@ def device_of(name: str) -> str:
     if not known or (number and int(number) >= torch.cuda.device_count()):
         raise ValueError(f"device '{name}' is not here; choose auto or one of {', '.join(here)}")
     return name
+
+
+def plain(p: Preset) -> bool:
+    """Whether stage 1 has no prototypes at all: 1x1 convolutions, and nothing is matched."""
+    return p.similarity == "convolution" and not p.beta
 
 
 class Run:
@@ -131,10 +136,12 @@ class Run:
         """The methods of results.METHODS that this run compares: without those that would be
         another one again, or that have no bank. Notebook 05."""
         p, left = self.preset, set()
-        if p.prototypes == "learnable":
-            left |= {"nearest_prototype"}
-        if p.prototypes == "learnable" or p.look == "masked_image":
+        if p.prototypes == "learnable" or plain(p):
+            left |= {"nearest_prototype", "pbip_masked_image"}
+        if p.look == "masked_image":
             left |= {"pbip_masked_image"}
+        if plain(p):
+            left |= {"prototypes"}
         return tuple(method for method in results.METHODS if method not in left)
 
     @property
@@ -143,13 +150,16 @@ class Run:
         named = {method: results.METHODS[method] for method in self.methods}
         if self.preset.prototypes == "learnable":
             named["pbip_stage1"] = "Learned prototypes, LPD"
+        elif plain(self.preset):
+            gates = self.preset.refine == "gates"
+            named["pbip_stage1"] = "1x1 convolutions" + " behind SSHR's gates" * gates
         return named
 
     def variant(self, p: Preset, run_dir: str | Path) -> "Run":
         """The same data, seed and device under another preset, in a folder of its
         own. Notebooks 00, 01, 02, 03, 04, 05 and 06."""
         other = Run(p, self.dataset, self.data_root, run_dir, self.seed, self.device, self.cache)
-        if (p.size, p.patches) == (self.preset.size, self.preset.patches):
+        if other.drawn == self.drawn:
             other._splits = self._splits  # opened once
         other.processes = self.processes
         return other
@@ -195,9 +205,16 @@ class Run:
                 self.preset.size,
                 cache=self.cache,
                 data_root=self.data_root,
-                drawing=Drawing(n, self.seed),
+                drawing=Drawing(n, self.seed, *self.drawn[2:]),
             )
         return self._splits[split]
+
+    @property
+    def drawn(self) -> tuple:
+        """What is asked of the data: size and number of patches, and the dials of a drawing."""
+        p = self.preset
+        dials = p.drawn_heterogeneity, p.drawn_similarity, p.drawn_pure, p.drawn_together
+        return p.size, p.patches, *dials, p.drawn_never_pure
 
     # keys
 
@@ -216,6 +233,7 @@ class Run:
             "pseudo_masks": self._pseudo_masks_key,
             "counts": lambda: self._counts_key(method, split),
             "zero_shot": lambda: self._zero_shot_key(split),
+            "text": lambda: self._text_shot_key(split),
         }[step]()
 
     def base(self, step: str, method: str = "", split: str = "train") -> str:
@@ -229,7 +247,7 @@ class Run:
 
     def _prints(self, split: str) -> str:
         if self._blank:  # what is asked of the data stays, for it is a setting
-            return f"{self.preset.size} {self.preset.patches}"
+            return str(self.drawn)
         return self.data(split).fingerprint
 
     @property
@@ -254,7 +272,13 @@ class Run:
         rests = [
             self._features_key(name, "train") for name in (p.encoder, p.cluster_encoder) if name
         ]
+        if p.text_share:
+            rests.append(self._text_key())
         return self._hash("bank", READS["bank"], *rests, self._seed_key)
+
+    def _text_key(self) -> str:
+        files = encoders.identity(self.preset.encoder), encoders.identity(encoders.TOKENS)
+        return self._hash("text", (), *files, *sum(self.prompts.values(), []), code=("nets",))
 
     def _network_key(self, method: str) -> str:
         if method in STAGE2:
@@ -265,8 +289,16 @@ class Run:
             return self._hash(method, READS["network"] | {"cam_levels"}, *rests)
         reads = READS["network"] | READS["levels"] | READS["prototypes"]
         if p.prototypes == "learnable":
-            reads |= READS["diversity"] if method == "pbip_stage1" else set()
+            reads |= {"beta"}
+            if p.beta:  # they are as wide as the encoder
+                reads |= READS["features"]
+                rests.append(encoders.identity(p.encoder))
+            if method == "pbip_stage1":
+                reads |= READS["diversity"]
+                reads |= READS["matching"] | {"matching_after"} if p.beta else set()
             return self._hash(method, reads, *rests)
+        if method == "pbip_stage1" and plain(p):
+            return self._hash(method, reads | {"beta"}, *rests)
         if method == "pbip_stage1":
             reads |= READS["matching"] | READS["features"]
             rests.append(encoders.identity(p.encoder))
@@ -309,6 +341,10 @@ class Run:
     def _zero_shot_key(self, split: str) -> str:
         rests = self._bank_key(), self._features_key(self.preset.encoder, split)
         return self._hash("zero shot", (), *rests)
+
+    def _text_shot_key(self, split: str) -> str:
+        whole = self._whole._features_key(self.preset.encoder, split)
+        return self._hash("zero shot", (), self._text_key(), whole)
 
     def _made(self, file: Path, key: str) -> bool:
         return processes.agree(file.exists() and read_json(file).get("key") == key)
@@ -355,11 +391,33 @@ class Run:
             other = self.features("train", p.cluster_encoder) if p.cluster_encoder else None
             features = self.features()
             if processes.rank() == 0:
-                bank.build(train, features, p, self.seed, other).save(folder)
+                made = bank.build(train, features, p, self.seed, other)
+                if p.text_share:
+                    made = bank.with_text(made, self.text, p.text_share)
+                made.save(folder)
                 seconds = time.perf_counter() - began
                 write_json(folder / "key.json", {"key": key, "seconds": seconds})
             processes.wait()
         return bank.Bank.open(folder)
+
+    @property
+    def prompts(self) -> dict[str, list[str]]:
+        """What is said of each class, by its name: see encoders.prompts."""
+        return encoders.prompts(self.preset.prompts, self.spec)
+
+    @cached_property
+    def text(self) -> np.ndarray:
+        """A text prototype of each class, in the joint space of the encoder: (C, D) float32, unit
+        rows, the mean direction of the class's prompts (Radford et al., ICML 2021)."""
+        rows = [encoders.embed_texts(self.preset.encoder, said) for said in self.prompts.values()]
+        means = np.stack([of.mean(0) for of in rows])  # (C, D)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    @property
+    def _whole(self) -> "Run":
+        """The same run seen through features of whole patches: text means nothing to the tokens
+        that masked pooling averages."""
+        return self.variant(replace(self.preset, look="masked_image"), self.folder)
 
     # networks
 
@@ -423,14 +481,16 @@ class Run:
             fusion=p.cam_fusion,
             level_weights=(1.0,) * len(p.cam_levels),
             similarity="convolution",
+            refine="none",
             pairs="classes",
         )
 
     def _stage1(self, method: str, on_epoch) -> tuple[nn.Module, pd.DataFrame]:
         p = self.preset_of(method)
         if method == "pbip_stage1" and p.prototypes == "learnable":
-            loss = partial(losses.lpd_loss, p=p)
-        elif method == "pbip_stage1":
+            encoder = self.encoder if p.beta else None
+            loss = partial(losses.lpd_loss, p=p, encoder=encoder)
+        elif method == "pbip_stage1" and not plain(p):
             self._tell_thin_teacher()
             loss = partial(losses.pbip_loss, p=p, bank=self.bank, encoder=self.encoder)
         else:
@@ -479,8 +539,8 @@ class Run:
         if self.preset.prototypes != "learnable":
             return torch.from_numpy(self.bank.prototypes)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "learned prototypes"))
-        S = self.spec.C * self.preset.K
-        return F.normalize(torch.randn(S, LEARNED_WIDTH, generator=generator), dim=1)
+        S, D = self.spec.C * self.preset.K, self.encoder.D if self.preset.beta else LEARNED_WIDTH
+        return F.normalize(torch.randn(S, D, generator=generator), dim=1)
 
     def _stage2(self, method: str, on_epoch) -> tuple[nn.Module, pd.DataFrame]:
         p = segmentation.stage2(self.preset)
@@ -655,9 +715,13 @@ class Run:
             scorer.counts += found[protocol.image_labels][protocol.ignore]
         return scorer.result()
 
-    def zero_shot(self, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    def zero_shot(
+        self, split: str = "test", prompt: str = "image"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Main class of each patch by its mask, and the class of its nearest prototype, (n,) each.
         Table 6.
+
+        prompt: "image", the prototypes of the bank, or "text", see text.
 
         The paper does not say how it turns similarities into classes: this is ours. A patch of
         ignore alone is left out.
@@ -665,8 +729,11 @@ class Run:
         truth, C = self.data(split), self.spec.C
         # (n, C)
         area = np.array([np.bincount(m.ravel(), minlength=C + 1)[:C] for m in truth.masks])
-        features = self.bank.normalize(self.features(split))  # (n, D) unit rows
-        nearest = (features @ self.bank.prototypes.T).argmax(1) // self.preset.K
+        if prompt == "text":
+            nearest = (self._whole.features(split) @ self.text.T).argmax(1)
+        else:
+            features = self.bank.normalize(self.features(split))  # (n, D) unit rows
+            nearest = (features @ self.bank.prototypes.T).argmax(1) // self.preset.K
         shown = area.any(1)
         return area.argmax(1)[shown], nearest[shown]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,15 +62,40 @@ def cam_loss(net: ClassNet, batch: dict, p: Preset) -> dict[str, Tensor]:
     return {"loss": classification_loss(logits, batch["label"], p.level_weights)}
 
 
-def lpd_loss(net: ClassNet, batch: dict, p: Preset) -> dict[str, Tensor]:
-    """Classification, and from step `diversity_after` on the diversity of the learned prototypes'
-    maps. LPD (2025), notebook 04."""
+class Learned(NamedTuple):
+    """Learned prototypes in the place of a bank: (S, D), in the encoder's own space, which features
+    enter as they are."""
+
+    prototypes: Tensor
+
+    def normalize(self, features: Tensor) -> Tensor:
+        """Features (..., D) at length 1."""
+        return F.normalize(features, dim=-1)
+
+
+def lpd_loss(
+    net: ClassNet, batch: dict, p: Preset, encoder: Encoder | None = None
+) -> dict[str, Tensor]:
+    """Classification, from step `diversity_after` on the diversity of the learned prototypes' maps,
+    and from `matching_after` on, where p.beta is above 0, the matching loss against them. LPD
+    (2025), notebook 04.
+
+    encoder: frozen; not asked before it is needed. Whether LPD's release lets the matching loss
+    move the prototypes is not known to us: here it does not, as in PBIP.
+    """
     maps = net(batch["image"])
     logits = unwrap(net).logits(maps, p.merge)  # (L, B, C)
     cls = classification_loss(logits, batch["label"], p.level_weights)
     alike = torch.stack([diversity_loss(m, p.K) for m in maps]).mean()
     gamma = p.diversity if batch["step"] >= p.diversity_after else 0.0
-    return {"loss": cls + gamma * alike, "classification": cls, "diversity": alike}
+    loss, parts = cls + gamma * alike, {"classification": cls, "diversity": alike}
+    if p.beta:
+        match = maps[-1].sum() * 0
+        if batch["step"] >= p.matching_after:
+            learned = Learned(unwrap(net).prototypes.detach())
+            match = match_maps(unwrap(net), batch, maps, p, learned, encoder)
+        loss, parts = loss + p.beta * match, parts | {"matching": match}
+    return {"loss": loss} | parts
 
 
 def pbip_loss(
@@ -117,7 +142,12 @@ def seen_by(
 
 
 def match_maps(
-    net: ClassNet, batch: dict, maps: list[Tensor], p: Preset, bank: Bank, encoder: Encoder
+    net: ClassNet,
+    batch: dict,
+    maps: list[Tensor],
+    p: Preset,
+    bank: Bank | Learned,
+    encoder: Encoder,
 ) -> Tensor:
     """The matching loss of a batch: which maps are matched, what the frozen encoder looks at, and
     the space in which both meet. Eq. (3-5), notebook 03.
@@ -139,6 +169,7 @@ def match_maps(
     def embed(part: Tensor) -> Tensor:
         return F.normalize(project(bank.normalize(encode(part))), dim=1)
 
-    prototypes = F.normalize(project(images.new_tensor(bank.prototypes)), dim=1)  # (S, D)
+    known = torch.as_tensor(bank.prototypes, dtype=images.dtype, device=images.device)
+    prototypes = F.normalize(project(known), dim=1)  # (S, D)
     # the prototypes are what to match, not what to move: no gradient through them
     return matching_loss(seen, matched, batch["label"], prototypes.detach(), embed, p)

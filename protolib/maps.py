@@ -109,6 +109,32 @@ def fuse(
     return reduce(torch.add, (w * m for w, m in zip(weights, up, strict=True)))
 
 
+def diffuse(maps: Tensor, features: Tensor, side: int, tau: float = 0.1) -> Tensor:
+    """Each position takes the mean of its neighbours' scores, those most whose features are like
+    its own: one step of diffusion. As ProBAG (2026, arXiv 2608.11765) ends with; the weights are
+    ours, for its own are not known to us.
+
+    maps: (B, C, h, w) float scores; features: (B, D, h, w) float of the same positions; side: odd,
+    positions a side of the neighbourhood, itself included; what lies outside the map is left out.
+    tau: temperature of the softmax over the neighbours' cosines. Returns the shape of maps.
+    """
+    h, w = maps.shape[2:]
+    r = side // 2
+    unit = F.normalize(features, dim=1)
+    outside = F.pad(maps.new_zeros(1, h, w), (r, r, r, r), value=1)  # 1 where no position is
+    unit_around, maps_around = (F.pad(m, (r, r, r, r)) for m in (unit, maps))
+    total, weight = torch.zeros_like(maps), maps.new_zeros(len(maps), 1, h, w)
+    # shift by shift: no tensor of side * side copies of the features
+    for y in range(side):
+        for x in range(side):
+            there = slice(y, y + h), slice(x, x + w)
+            cosine = (unit * unit_around[:, :, *there]).sum(1, keepdim=True)  # (B, 1, h, w)
+            near = ((cosine - 1) / tau).exp() * (1 - outside[:, *there])  # a cosine is at most 1
+            total += near * maps_around[:, :, *there]
+            weight += near
+    return total / weight
+
+
 def unit_scores(maps: Tensor) -> Tensor:
     """Each map above 0 stretched to [0, 1]; one that is constant there, or below 0, becomes 0.
 

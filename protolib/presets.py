@@ -12,6 +12,7 @@ CHOICES = {
     "prototypes": ("nearest_mean", "random_mean", "centre", "learnable"),
     "kmeans_start": ("plusplus", "rows"),
     "normalise": ("none", "standardise", "wccn"),
+    "refine": ("none", "gates"),
     "similarity": ("cosine", "half", "convolution"),
     "merge": ("mean", "softmax"),
     "merge_test": ("mean", "softmax"),
@@ -39,7 +40,10 @@ RANGES = {
     "K": (1, 100),
     "N batch epochs stage2_epochs restarts": (1, 1e6),
     "size stage2_size": (16, 4096),
-    "encoder_size chunk hidden enough diversity_after": (0, 1e6),
+    "encoder_size chunk hidden enough diversity_after matching_after": (0, 1e6),
+    "diffusion": (0, 63),
+    "drawn_heterogeneity drawn_similarity drawn_pure drawn_together text_share": (0, 1),
+    "drawn_never_pure": (-1, 11),
     "tau scale": (1e-6, 1e6),
     "lr stage2_lr": (0, 100),
     "white_limit warmup_ratio": (0, 1),
@@ -57,6 +61,12 @@ class Preset:
     # data
     size: int  # px, side of the square patches that the networks see
     patches: tuple[int, int, int]  # phantom only: patches drawn for train, val, test
+    # phantom only: the dials of what is drawn, see data.phantom.Drawing
+    drawn_heterogeneity: float
+    drawn_similarity: float
+    drawn_pure: float
+    drawn_together: float
+    drawn_never_pure: int
     order: str  # of the colour channels that stage 1 sees
     # mean and std of the channels in that order; empty: the backbone's own
     scaling: tuple[tuple[float, ...], ...]
@@ -74,6 +84,10 @@ class Preset:
     # over the training set, or within-class covariance normalised (bank.wccn_space)
     normalise: str
     shrinkage: float  # of that covariance, in mean variances
+    # of text in each prototype, beside the images; 0: none. Text and images meet in the joint space
+    # of a vision-language encoder and nowhere else: see bank.with_text
+    text_share: float
+    prompts: str  # what the text says: a table of nets/prompts.toml
     kmeans_start: str  # centres to begin with: k-means++ or random rows
     restarts: int  # of k-means, the best one is kept
     # network (notebooks 03, 04)
@@ -85,6 +99,7 @@ class Preset:
     # levels of the plain CAM; give it `levels` and `fusion` to see what the pyramid is worth
     cam_levels: tuple[int, ...]
     cam_fusion: tuple[float, ...]
+    refine: str  # what a level's features pass before they are compared: nothing, or SSHR's gates
     hidden: int  # width of the hidden layer that projects prototypes; 0: the level's own
     # Eq. (2): cosine, half of it, only the positions normalised, or a 1x1 convolution in its place
     similarity: str
@@ -110,6 +125,7 @@ class Preset:
     beta: float  # weight of the matching loss, Eq. (6)
     # pure patches of a class that a bank needs to teach at that weight, see losses.trust; 0: any
     enough: int
+    matching_after: int  # steps before it sets in, where prototypes are learned
     theta_fg: float  # weight of the foreground term, Eq. (13)
     theta_bg: float  # weight of the background term, Eq. (13)
     penalty: float  # of the mean of the maps, added inside Eq. (13)
@@ -122,6 +138,8 @@ class Preset:
     # prediction (notebooks 04, 06)
     scores: str  # class scores of a pixel: fused logits, or each map stretched to [0, 1] first
     gating: str  # what an absent class gets: it can never win, or score 0
+    # positions a side over which a map's scores are spread by likeness of features; 0: none
+    diffusion: int
     # views that stage 1 averages: the patch, also its mirror image, or both at three brightnesses
     tta: str
     pseudo_tta: str  # the same when pseudo masks are made
@@ -197,11 +215,25 @@ class Preset:
                 f"{where} raw logits cannot weigh features, for they may be negative; choose "
                 "span = 'share' or 'stretch'"
             )
-        if self.prototypes == "learnable" and self.beta:
+        if self.diffusion and self.diffusion % 2 == 0:
             raise ValueError(
-                f"{where} learnable prototypes have no images to match; set beta = 0 and use the "
-                "diversity loss"
+                f"{where} diffusion = {self.diffusion} has no middle; give an odd number, or 0"
             )
+        if self.text_share:
+            self._refuse_text_elsewhere(where)
+
+    def _refuse_text_elsewhere(self, where: str) -> None:
+        """Text means something in the joint space of the encoder that read it, and nowhere else."""
+        images = tuple(way for way in CHOICES["prototypes"] if way != "learnable")
+        wanted: dict[str, tuple[str, ...]] = {"normalise": ("none",), "look": ("masked_image",)}
+        wanted["prototypes"] = images
+        for name, allowed in wanted.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{where} text_share = {self.text_share} blends text and images in the joint "
+                    f"space of whole patches, {name} = {getattr(self, name)!r} leaves it; choose "
+                    f"{' or '.join(map(repr, allowed))}, or text_share = 0"
+                )
 
 
 def _fits(value: Any, kind: Any) -> bool:

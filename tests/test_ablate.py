@@ -276,6 +276,24 @@ def test_the_key_is_the_kernels_own(project, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("3 runs, 0 done before")
 
 
+def test_a_kind_of_data_is_counted_before_it_is_refused_and_dials_are_the_phantom_s(folds, capsys):
+    p = replace(presets.preset("smoke"), patches=(96, 4, 4))
+    wanted = {e.name: e for e in grid.tables(p)["when"].values()}
+    run = experiment.Run(p, run_dir=folds / "own", device="cpu")
+    why = ablate._refusals(p, wanted, [run])
+    pure = {dial: round(96 * float(dial)) for dial in ("0.2", "0.1", "0.05", "0.02")}
+    for dial, n in pure.items():  # in turn through twelve sub-types, three a class
+        refused = {why[name] for name in wanted if f"drawn_pure={dial}" in name}
+        assert len(refused) == 1 and (n >= 12) != bool(refused.pop()), dial
+    assert not any(why[name] for name in wanted if "pure" not in name)
+    p = replace(p, patches=(8, 2, 2))
+    run = experiment.Run(p, "bcss-wsss", folds / "mosaic-1", folds / "own", device="cpu")
+    why = ablate._refusals(p, wanted, [run])
+    dialled = {name for name in wanted if "drawn_" in name}
+    assert {name for name, said in why.items() if "dials are of the phantom" in said} == dialled
+    assert any(not said for said in why.values())
+
+
 def test_shards_make_every_run_once_and_the_report_merges_them(project, monkeypatch, capsys):
     asked = ("table5", "--seeds", "0,1")
     assert main(command(*asked, "--shard", "2/2")) == 0

@@ -376,3 +376,50 @@ def test_another_encoder_may_do_the_clustering():
     np.testing.assert_allclose(
         by_other.prototypes[row], unit(raw.mean(0)), atol=1e-6
     )  # of the encoder's own features
+
+
+# Text
+
+
+def a_bank(P, K, **space):
+    S, D = P.shape
+    origin, transform = np.zeros(D, np.float32), np.ones(D, np.float32)
+    return bank.Bank(
+        classes=("A", "B")[: S // K],
+        K=K,
+        kind="nearest_mean",
+        prototypes=P,
+        space=bank.Space(**{"origin": origin, "transform": transform} | space),
+        candidates=np.arange(2),
+        clusters=np.arange(2),
+        members=(("p0",),) * S,
+    )
+
+
+def test_text_is_blended_into_every_prototype_of_its_class():
+    P = np.array([[1, 0, 0], [0, 1, 0], [0.6, 0.8, 0], [0, 0, 1]], np.float32)
+    text = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
+    found = bank.with_text(a_bank(P, K=2), text, 0.6)
+    # .6 t + .4 v: (.4, .6, 0), (0, 1, 0), (.84, .32, 0), (.6, 0, .4), back to unit length
+    rows = [[0.4, 0.6, 0], [0, 1, 0], [0.84, 0.32, 0], [0.6, 0, 0.4]]
+    np.testing.assert_allclose(found.prototypes, unit(np.array(rows)), rtol=0, atol=1e-7)
+    assert found.prototypes.dtype == np.float32
+    assert found.members == a_bank(P, K=2).members
+    alone = bank.with_text(a_bank(P, K=2), text, 1.0)
+    np.testing.assert_array_equal(alone.prototypes, text[[0, 0, 1, 1]])
+    np.testing.assert_allclose(bank.with_text(a_bank(P, K=2), text, 0.0).prototypes, P, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "space, text",
+    [
+        ({"transform": np.eye(3, dtype=np.float32)}, np.eye(2, 3)),  # WCCN
+        ({"origin": np.full(3, 0.1, np.float32)}, np.eye(2, 3)),
+        ({}, np.eye(2, 4)),
+        ({}, np.eye(3, 3)),
+    ],
+)
+def test_text_has_no_place_in_another_space(space, text):
+    made = a_bank(np.eye(4, 3, dtype=np.float32), K=2, **space)
+    with pytest.raises(ValueError, match="expected \\(C, D\\) of both in the encoder's own space"):
+        bank.with_text(made, text.astype(np.float32), 0.6)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from protolib import cams
 from protolib.data.specs import SPECS
 from protolib.files import read_json
-from protolib.maps import argmax_masks, fuse, unit_scores
+from protolib.maps import argmax_masks, diffuse, fuse, unit_scores
 from protolib.presets import PRESETS
 
 SPEC = SPECS["phantom"]
@@ -94,6 +94,23 @@ def test_the_label_is_read_off_all_levels_or_off_the_last_where_maps_are_pooled_
     assert torch.equal(cams.predict(net, images, P, "none")[1], levels.mean(0))
     pooled_first = replace(P, pool="logits")  # as released
     assert torch.equal(cams.predict(net, images, pooled_first, "none")[1], levels[-1])
+
+
+def test_diffusion_spreads_the_class_maps_of_each_level_by_its_own_features():
+    class WithFeatures(HandMade):
+        def features(self, images):
+            return [images, nn.functional.avg_pool2d(images, 2)]
+
+        def compare(self, features):
+            assert [f.shape[2] for f in features] == [H, H // 2]
+            return self.read(features[0])
+
+    net, images = WithFeatures(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    plain, logits = cams.predict(net, images, P, "none")
+    found, same = cams.predict(net, images, replace(P, diffusion=3), "none")
+    maps = [diffuse(m, f, 3) for m, f in zip(net.read(images), net.features(images))]
+    assert torch.equal(found, fuse(maps, P.fusion, (H, W))) and not torch.equal(found, plain)
+    assert torch.equal(same, logits)  # image labels are of the maps as they are
 
 
 def over(patches, rows=None):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from protolib import presets
-from protolib.classnet import ClassNet, PrototypeHead
+from protolib.classnet import ClassNet, Gates, PrototypeHead
 from protolib.losses import classification_loss
 
 
@@ -179,3 +179,53 @@ def test_a_preset_s_own_scaling_is_applied_to_the_channels_as_they_come():
     pixel = torch.tensor([1.0, 0.5, 0.75]).view(1, 3, 1, 1)  # R, G, B; so B is scaled first
     torch.testing.assert_close(net.prepare(pixel).flatten(), torch.tensor([0.5, 1.0, 0.5]))
     assert "net.mean" not in net.state_dict()
+
+
+# SSHR's gates
+
+
+def test_gates_add_weighed_channels_and_a_mean_of_neighbours():
+    torch.manual_seed(0)
+    gates = Gates(channels=4, deepest=16).double()
+    assert [tuple(v.shape) for v in gates.parameters() if v.ndim > 1] == [
+        (2, 16),
+        (4, 2),
+        (4, 1, 15, 15),
+    ]
+    features, deepest = random(2, 4, 3, 20).double(), random(2, 16, 2, 2, seed=1).double()
+    assert gates(features, deepest).equal(features)  # g1 = g2 = 0: as if it were not there
+    with torch.no_grad():
+        gates.g1.fill_(0.5)
+        gates.g2.fill_(-2.0)
+    W1, W2 = (layer.weight.detach().numpy() for layer in (gates.weigh[0], gates.weigh[2]))
+    pooled = deepest.mean((2, 3)).numpy()  # (2, 16)
+    w = 1 / (1 + np.exp(-(np.maximum(pooled @ W1.T, 0) @ W2.T)))  # (2, 4)
+    F = features.numpy()
+    padded = np.pad(F, ((0, 0), (0, 0), (7, 7), (7, 7)))
+    s = np.empty_like(F)
+    for y, x in np.ndindex(3, 20):
+        s[:, :, y, x] = padded[:, :, y : y + 15, x : x + 15].sum((2, 3)) / 225
+    wanted = F + 0.5 * w[:, :, None, None] * F - 2 * s
+    # 1 / 225 is kept as float32
+    np.testing.assert_allclose(gates(features, deepest).detach(), wanted, rtol=0, atol=1e-7)
+
+
+def test_a_network_with_gates_begins_as_one_without_and_learns_them():
+    more = {"similarity": "convolution", "beta": 0.0, "levels": (2, 4)}
+    plain, gated = network(**more).eval(), network(**more, refine="gates").eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for a, b in zip(plain(images), gated(images)):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert plain.gates is None and [g.weigh[0].in_features for g in gated.gates] == [320, 320]
+    assert [g.weigh[2].out_features for g in gated.gates] == [40, 320]
+    sum(m.square().sum() for m in gated(images)).backward()
+    assert all(g.g1.grad.abs() > 0 and g.g2.grad.abs() > 0 for g in gated.gates)
+
+
+def test_maps_are_the_features_of_the_levels_compared(net):
+    prepared = net.prepare(random(2, 3, 64, 64).double())
+    with torch.no_grad():
+        features = net.features(prepared)
+        assert [f.shape[1] for f in features] == [40, 112, 320]
+        for a, b in zip(net.read(prepared), net.compare(features)):
+            assert a.equal(b)

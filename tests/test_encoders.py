@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import small_clip
 import timm
 import torch
 import torch.nn.functional as F
@@ -469,3 +470,70 @@ def test_importing_costs_torch_and_no_library_of_models(module):
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
     assert said.strip() == ""
+
+
+# Text
+
+
+@pytest.mark.parametrize("name", encoders.TEXT)
+def test_texts_are_the_projected_end_of_the_text_tower(folder, monkeypatch, name):
+    full = small_clip.write(folder, monkeypatch, name)
+    texts = ["a photo of tumour", "stroma"]
+    found = encoders.embed_texts(name, texts)
+    assert found.shape == (2, 8) and found.dtype == np.float32
+    for row, ids in zip(found, ([6, 0, 1, 2, 3, 7], [6, 4, 7])):
+        with torch.no_grad():
+            hidden = full.text_model(input_ids=torch.tensor([ids])).last_hidden_state
+            wanted = F.normalize(full.text_projection(hidden[:, -1]), dim=1)[0]  # at the end
+        np.testing.assert_allclose(row, wanted, rtol=0, atol=1e-6)
+    # the images of the same file lie in the same space: one logit of CLIP, without its scale
+    images = torch.rand(1, 3, 64, 64)
+    ids = torch.tensor([[6, 4, 7]])
+    pixels = scaled(images, *encoders.OPENAI)
+    with torch.no_grad():
+        logit = full(input_ids=ids, pixel_values=pixels).logits_per_image / full.logit_scale.exp()
+    cosine = F.normalize(encoders.load(name)(images), dim=1) @ torch.from_numpy(found[1])
+    torch.testing.assert_close(cosine, logit[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_that_does_not_fit_is_refused(folder, monkeypatch):
+    small_clip.write(folder, monkeypatch, "clip")
+    with pytest.raises(ValueError, match="'a a a a a a a' is 9 tokens, clip reads 3 to 8"):
+        encoders.embed_texts("clip", ["a a a a a a a"])
+    with pytest.raises(ValueError, match="prompt '' is 2 tokens"):
+        encoders.embed_texts("clip", [""])
+    monkeypatch.setitem(encoders.CLIP_TEXT, "bos_token_id", 5)
+    with pytest.raises(ValueError, match="clip_tokenizer.json is not CLIP's: .* begins with 6"):
+        encoders.embed_texts("clip", ["a"])
+    with pytest.raises(
+        ValueError, match="encoder 'lite0' has no text tower .* choose clip or plip"
+    ):
+        encoders.embed_texts("lite0", ["a"])
+
+
+def test_without_its_words_a_text_tower_says_what_to_bring(folder, monkeypatch):
+    small_clip.write(folder, monkeypatch, "clip")
+    assert encoders.identity("clip_tokenizer") == weights.sha256(folder / "clip_tokenizer.json")
+    (folder / "clip_tokenizer.json").unlink()
+    assert encoders.identity("clip_tokenizer") == "random"
+    wanted = (
+        r"bring tokenizer.json of https://huggingface.co/openai/clip-vit-base-patch32 and put it"
+    )
+    with pytest.raises(FileNotFoundError, match=f"{wanted} into .* as clip_tokenizer.json"):
+        encoders.embed_texts("clip", ["a"])
+
+
+def test_prompts_are_a_data_set_s_own_or_say_the_title():
+    from protolib.data.specs import SPECS
+
+    phantom, bcss = SPECS["phantom"], SPECS["bcss-wsss"]
+    assert encoders.prompts("photo", phantom)["LYM"] == ["a photo of lymphocytes"]
+    assert list(encoders.prompts("photo", bcss)) == list(bcss.classes)
+    own, any_ = encoders.prompts("described", bcss), encoders.prompts("described", phantom)
+    assert {len(said) for said in (own | any_).values()} == {3}
+    assert any_["NEC"][0] == "a histopathology image of necrosis" not in own["NEC"]
+    assert len(set(sum(own.values(), []))) == 12  # no sentence stands for two classes
+    with pytest.raises(
+        ValueError, match="prompts 'poems' are not known; choose photo or described"
+    ):
+        encoders.prompts("poems", phantom)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_clip
 import torch
 
 from protolib import cams, experiment, metrics, presets, results
@@ -65,6 +66,9 @@ def test_a_run_leaves_out_what_would_be_another_method_again(tmp_path):
     assert methods(presets.with_masked_images(TINY)) == {"pbip_masked_image"}
     learned = replace(TINY, prototypes="learnable", beta=0.0)
     assert methods(learned) == {"pbip_masked_image", "nearest_prototype"}
+    plain = replace(TINY, similarity="convolution", beta=0.0, refine="gates")
+    assert methods(plain) == {"pbip_masked_image", "nearest_prototype", "prototypes"}
+    assert open_run(tmp_path, plain).titles["pbip_stage1"] == "1x1 convolutions behind SSHR's gates"
     assert open_run(tmp_path, learned).titles["pbip_stage1"] == "Learned prototypes, LPD"
     assert open_run(tmp_path).titles == results.METHODS
 
@@ -357,3 +361,78 @@ def test_convolutions_in_the_place_of_similarities_still_learn_from_the_matching
     plain = open_run(folder).net("cam")
     assert run.key("network", "prototypes") != run.key("network", "cam")
     assert plain.levels == TINY.cam_levels and len(plain.heads) == len(TINY.cam_levels)
+
+
+def test_the_dials_of_the_phantom_reach_the_patches_and_the_keys(folder):
+    plain = open_run(folder)
+    dials = {"drawn_pure": 1.0, "drawn_heterogeneity": 0.9, "drawn_similarity": 0.1}
+    run = plain.variant(replace(TINY, **dials), folder)
+    drawing = phantom.Drawing(8, 0, heterogeneity=0.9, similarity=0.1, pure=1.0)
+    np.testing.assert_array_equal(run.data("val").images, phantom.draw("val", 64, drawing).images)
+    assert (run.data("val").labels.sum(1) == 1).all() and run.key("bank") != plain.key("bank")
+    together = plain.variant(replace(TINY, drawn_together=1.0, drawn_never_pure=1), folder)
+    drawing = phantom.Drawing(8, 0, together=1.0, never_pure=1)
+    np.testing.assert_array_equal(
+        together.data("val").masks, phantom.draw("val", 64, drawing).masks
+    )
+    # as the data is asked for, a mean over seeds does not mix dials
+    assert len({r.base("network", "cam") for r in (plain, run, together)}) == 3
+    assert plain.variant(TINY, folder).data("val") is plain.data("val")
+
+
+def test_convolutions_without_matching_need_no_bank_and_no_encoder(folder, tmp_path, monkeypatch):
+    levels = {"levels": (2, 4), "level_weights": (0.5, 0.5), "fusion": (0.0, 1.0)}
+    p = replace(TINY, similarity="convolution", beta=0.0, refine="gates", diffusion=3, **levels)
+    run = open_run(tmp_path, p, cache=folder / "cache")
+    monkeypatch.setattr(experiment.encoders, "load", lambda *_: pytest.fail("an encoder"))
+    history, net = run.history("pbip_stage1"), run.net("pbip_stage1")
+    assert set(history) >= {"loss"} and "matching" not in history
+    assert not (tmp_path / "bank").exists() and len(net.gates) == 2
+    assert all(gate.g1.abs() > 0 and gate.g2.abs() > 0 for gate in net.gates)  # they learned
+    title = run.record(["cam", "pbip_stage1"])["methods"]["pbip_stage1"]["title"]
+    assert title == "1x1 convolutions behind SSHR's gates" and run.net("cam").gates is None
+
+
+def test_learned_prototypes_are_as_wide_as_the_encoder_that_they_are_matched_with(tmp_path):
+    p = replace(TINY, prototypes="learnable", beta=0.1, matching_after=2, diversity=0.0, epochs=2)
+    run = open_run(tmp_path, p)
+    assert run.net("pbip_stage1").prototypes.shape == (12, 496) and not (tmp_path / "bank").exists()
+    history, steps = run.history("pbip_stage1"), 4
+    assert (history["matching"] > 0).all()
+    added = history["loss"] - history["classification"]
+    assert added.to_numpy() == pytest.approx(0.1 * history["matching"].to_numpy(), rel=1e-4)
+    assert len(run.data("train")) // p.batch == steps
+
+
+def test_text_is_blended_into_the_bank_and_names_patches_without_one(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROTOLIB_WEIGHTS", str(tmp_path))
+    small_clip.write(tmp_path, monkeypatch, "clip")
+    images = replace(TINY, encoder="clip", normalise="none", look="masked_image", threshold="map")
+    text = replace(images, text_share=0.6)
+    one, two = (open_run(tmp_path / name, p) for name, p in (("one", images), ("two", text)))
+    said = {c: [f"a photo of {t}"] for c, t in zip(one.spec.classes, one.spec.titles)}
+    assert two.prompts == said
+    T = np.concatenate([experiment.encoders.embed_texts("clip", s) for s in said.values()])
+    np.testing.assert_allclose(two.text, T, rtol=0, atol=1e-6)
+    P = 0.6 * T.repeat(3, 0) + 0.4 * one.bank.prototypes
+    P /= np.linalg.norm(P, axis=1, keepdims=True)
+    np.testing.assert_allclose(two.bank.prototypes, P, rtol=0, atol=1e-6)
+    assert one.key("bank") != two.key("bank")
+    # text alone: by class tokens, also where the preset looks at the tokens of positions
+    pooled = open_run(tmp_path / "three", replace(TINY, encoder="clip"))
+    truth, found = pooled.zero_shot(prompt="text")
+    nearest = (one.features("test") @ T.T).argmax(1)
+    assert found.tolist() == nearest[one.data("test").masks.reshape(8, -1).min(1) < 4].tolist()
+    assert len(truth) == len(found) and not (tmp_path / "three" / "bank").exists()
+    before = one.key("bank"), two.key("bank")
+    (tmp_path / "clip_tokenizer.json").unlink()  # other words are another bank where text has a say
+    assert one.key("bank") == before[0] and two.key("bank") != before[1]
+
+
+def test_other_prompts_are_another_bank_and_another_zero_shot(folder):
+    p = replace(TINY, encoder="clip", normalise="none", look="masked_image", threshold="map")
+    two = [open_run(folder, replace(p, text_share=0.6, prompts=n)) for n in ("photo", "described")]
+    for step in ("bank", "text"):
+        assert two[0].key(step) != two[1].key(step)
+    two = [open_run(folder, replace(p, prompts=name)) for name in ("photo", "described")]
+    assert two[0].key("bank") == two[1].key("bank")  # no text, no prompts

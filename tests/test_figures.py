@@ -7,6 +7,7 @@ import fake_results
 import numpy as np
 import pytest
 
+from protolib import metrics
 from protolib.study import figures, ledger, paper
 from protolib.teach import viz
 
@@ -189,3 +190,75 @@ def test_a_training_is_drawn_on_the_band_of_its_reference():
         "stroma",
     ] and loss.get_ylabel() == "loss (nats)"
     assert len(figures.history({"loss": [1.0], "iou": [[0.5, 0.5]]}, spec).axes[1].lines) == 1
+
+
+# When matching helps
+
+
+def when_result(read, val=lambda method, seed: 0.0, **more):
+    """A result file with table `when`: two kinds of data, three methods, three seeds."""
+    made = fake_results.result(**more)
+    made["tables"] = made["tables"] | {"when": {}}
+    for kind, shares in {"as it is": (50, 60, 70), "size 112": (40, 62, 58)}.items():
+        for method, share in zip(("teacher", "student", "matching"), shares):
+            name = f"{method} {kind}"
+            made["tables"]["when"][f"{kind}, {method}"] = name
+            for seed, fold in [(s, f) for s in (0, 1, 2) for f in made["folds"]]:
+                slides = [f"{fold}S{i}" for i in range(6)]
+                one = fake_results.run(name, share, seed, slides, fold)
+                if method != "matching":
+                    one["val"] = val(name, seed) + (len(fold) and int(fold[-1])) / 100
+                made["runs"].append(one)
+    return read(made)[0]
+
+
+def val_of(name, seed):
+    return {"teacher": 0.6, "student": 0.5}[name.split()[0]] - 0.01 * seed * ("teacher" in name)
+
+
+@pytest.mark.parametrize("folds", [("",), ("F1", "F3")])
+def test_a_case_is_teacher_minus_student_on_val_and_what_matching_adds_on_test(read, folds):
+    result = when_result(read, val_of, folds=folds)
+    found = {case.data: case for case in figures.cases(result)}
+    assert list(found) == ["as it is", "size 112"]
+    np.testing.assert_allclose(found["as it is"].lead, [10, 9, 8], rtol=0, atol=1e-9)
+    for kind in found:
+        gains = []
+        for seed in (0, 1, 2):
+            scores = []
+            for method in ("matching", "student"):
+                runs = fake_results.runs_of(result, f"{method} {kind}")
+                own = [r for r in runs if r["seed"] == seed]
+                counts = sum(s["predicted"]["matrix"] for r in own for s in r["slides"].values())
+                scores.append(100 * metrics.scores(counts)["miou"])
+            gains.append(scores[0] - scores[1])
+        np.testing.assert_allclose(found[kind].gain, gains, rtol=0, atol=1e-9)
+
+
+def test_the_map_has_a_point_for_each_kind_and_says_for_how_many_the_rule_holds(read):
+    result = when_result(read, val_of)
+    fig = figures.when([result, fake_results.result("bcss-wsss", True, preset="paper_text")])
+    [ax] = fig.axes  # a file without the table has no panel
+    cases = figures.cases(result)
+    points = [curve.lines[0].get_xydata()[0] for curve in ax.containers]
+    np.testing.assert_allclose(points, [[np.mean(c.lead), np.mean(c.gain)] for c in cases])
+    assert [text.get_text() for text in ax.texts] == ["as it is", "size 112"]
+    # the teacher leads in both; matching helps in one
+    title = "mosaic, not an official benchmark, lean, 3 seeds\nthe signs agree for 1 of 2, beyond"
+    beyond = all(np.mean(of) > np.std(of, ddof=1) for of in cases[0][1:])
+    assert ax.get_title() == f"{title} the bars for {int(beyond)}"
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    assert left <= -1 < 1 <= right and low <= -1 < 1 <= high  # 0 is inside
+
+
+def test_without_runs_the_map_says_so(read):
+    assert figures.cases(read(fake_results.result())[0]) == []
+    [ax] = figures.when([]).axes
+    assert [text.get_text() for text in ax.texts] == ["not run"]
+
+
+def test_a_seed_that_lacks_one_of_the_three_is_left_out(read):
+    made = when_result(read, val_of)
+    made["runs"] = [r for r in made["runs"] if (r["run"], r["seed"]) != ("student size 112", 1)]
+    sizes = {case.data: len(case.lead) for case in figures.cases(made)}
+    assert sizes == {"as it is": 3, "size 112": 2}

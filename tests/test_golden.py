@@ -150,7 +150,7 @@ class Bare(ClassNet):
     def __init__(self, sizes: tuple[int, ...]):
         nn.Module.__init__(self)
         self.sizes, self.levels = sizes, RELEASED.levels
-        self.pool, self.order = RELEASED.pool, RELEASED.order
+        self.pool, self.order, self.gates = RELEASED.pool, RELEASED.order, None
         self.bias = nn.Parameter(
             torch.zeros(len(self.levels), len(sizes)), requires_grad=RELEASED.bias
         )

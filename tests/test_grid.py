@@ -116,7 +116,11 @@ def test_what_cannot_run_here_says_why(no_weights):
         for table in rows.values()
         for row, wanted in table.items()
     }
-    assert why["text, CLIP"] == "text prompts need a text encoder, and protolib has none"
+    assert why["text, CLIP"].startswith("no weights of clip and clip_tokenizer on this machine")
+    unread = "protolib reads no text tower of encoder medclip: that of clip and plip alone"
+    assert why["text, MedCLIP"] == unread
+    assert why["text and images, PLIP"].startswith("no weights of clip_tokenizer and plip on")
+    assert not any(why[row] for row in ("LPD", "SSHR's gates", "full, diffusion"))
     assert why["image, PLIP"].startswith(
         "no weights of plip on this machine, and none could be had"
     )
@@ -143,6 +147,13 @@ def test_what_cannot_run_here_says_why(no_weights):
     assert grid.refusal(released, Experiment("", "pbip_stage1", {}), PURE).startswith(
         "no weights of mit_b1 and swin on"
     )
+    # what needs neither bank nor encoder is refused for neither
+    alone = {"encoder": "clip", "prototypes": "learnable", "beta": 0.0}
+    none = {"TUM": 0}
+    assert grid.refusal(QUICK, Experiment("", "pbip_stage1", alone), none) == ""
+    assert grid.refusal(QUICK, rows["followups"]["SSHR's gates"], none) == ""
+    matched = Experiment("", "pbip_stage1", alone | {"beta": 0.1})
+    assert grid.refusal(QUICK, matched, none).startswith("no weights of clip on")
     few = grid.refusal(QUICK, Experiment("", "pbip_stage1", {"K": 5}), {"TUM": 9, "NEC": 4})
     assert few == "NEC has 4 training patches for the bank, this takes 5"
 
@@ -172,6 +183,19 @@ def test_table_3_is_every_encoder_with_every_backbone():
             own = {"encoder": encoder.lower(), "backbone": backbone}
             wanted[f"{encoder}, {title}"] = own | levels | strides.get(title, {})
     assert grid.ROWS["table3"] == wanted and list(grid.ROWS["table3"]) == list(wanted)
+
+
+def test_when_is_every_kind_of_data_under_three_methods():
+    rows = grid.tables(QUICK)["when"]
+    kinds = list(dict.fromkeys(row.rpartition(", ")[0] for row in rows))
+    assert len(rows) == 3 * len(kinds) and kinds[0] == "as it is"
+    assert rows["as it is, matching"] == Experiment("pbip_stage1", "pbip_stage1", {})
+    assert rows["pure 0.05, student"] == Experiment(
+        "prototypes drawn_pure=0.05", "prototypes", {"drawn_pure": 0.05}
+    )
+    assert rows["size 224, encoder 112, teacher"].settings == {"size": 224, "encoder_size": 112}
+    dials = {field for e in rows.values() for field in e.settings if field.startswith("drawn_")}
+    assert dials == {f for f in vars(QUICK) if f.startswith("drawn_")}
 
 
 def of(settings, method="pbip_stage1"):
@@ -219,10 +243,16 @@ def test_a_key_tells_setting_method_seed_and_data_and_a_base_the_first_two(small
         ("full_supervision", "stage2_lr", "lr"),
         ("nearest_prototype", "K", "lr"),
         ("zero_shot", "restarts", "lr"),
+        ("text", "prompts", "K"),
+        ("cam", "diffusion", "refine"),
+        ("pbip_stage1", "refine", "matching_after"),
+        ("cam", "drawn_pure", "beta"),
     ],
 )
 def test_a_field_that_the_method_does_not_read_changes_nothing(small, method, read, unread):
     other = {"lr": 0.1, "stage2_lr": 0.1, "tta": "none", "beta": 0.1, "K": 1, "restarts": 2}
+    other |= {"prompts": "described", "diffusion": 3, "refine": "gates", "matching_after": 9}
+    other |= {"drawn_pure": 0.9}
     assert all(getattr(SMALL, field) != value for field, value in other.items())
     full = grid.identity(small, of({}, method))
     assert same(full, grid.identity(small, of({unread: other[unread]}, method))) == (True, True)
@@ -261,6 +291,14 @@ def test_a_run_yields_scores_slides_and_curve(tiny):
     assert (made["device"], made["code"]) == ("cpu", code)
     assert made["key"] == experiment.read_json(tiny.folder / "cam" / "counts_test.json")["key"]
     assert (made["key"], made["base"]) == grid.identity(tiny, of({}, "cam"))
+    assert "val" not in made
+
+
+@pytest.mark.slow
+def test_of_teacher_and_student_a_run_tells_val_under_oracle_labels(tiny):
+    for method in grid.ON_VAL:
+        made = grid.measure(tiny, method)
+        assert made["val"] == tiny.scores(method, "val", metrics.ORACLE)["miou"]
 
 
 @pytest.mark.slow

@@ -201,6 +201,26 @@ def test_the_projection_learns_by_the_features_and_not_by_moving_the_prototypes(
     assert not torch.allclose(grads[0], grads[1])  # or the comparison would say nothing
 
 
+def test_the_matching_of_learned_prototypes_sets_in_at_its_step_and_does_not_move_them():
+    net = Fixed()
+    net.prototypes = torch.nn.Parameter(3 * torch.from_numpy(PROTOTYPES))  # of any length
+    p = replace(P, prototypes="learnable", beta=0.1, diversity=0.0, matching_after=5)
+    early, late = (lpd_loss(net, BATCH | {"step": step}, p, Mosaic()) for step in (4, 5))
+    classified = cam_loss(net, BATCH, p)["loss"]
+    fused = fuse(net.class_maps(list(net.levels), p.merge), p.fusion, (8, 8))
+    embed = lambda part: F.normalize(part, dim=1)
+    seen, prototypes = Mosaic().maps(BATCH["image"]), torch.from_numpy(PROTOTYPES)
+    matched = matching_loss(seen, fused, LABELS, prototypes, embed, p)
+    assert early["matching"] == 0 and matched > 0
+    torch.testing.assert_close(early["loss"], classified)
+    torch.testing.assert_close(late["matching"], matched)
+    torch.testing.assert_close(late["loss"], classified + 0.1 * matched)
+    late["loss"].backward()
+    assert net.prototypes.grad is None and net.levels[0].grad.abs().sum() > 0
+    # before its step nobody asks the encoder
+    assert lpd_loss(net, BATCH | {"step": 4}, p)["loss"].equal(early["loss"])
+
+
 def test_the_diversity_of_learned_prototypes_sets_in_at_its_step():
     net = Fixed()
     p = replace(P, prototypes="learnable", beta=0.0, diversity=0.5, diversity_after=10)

@@ -10,6 +10,7 @@ from protolib.maps import (
     argmax_masks,
     background_score,
     cosine_maps,
+    diffuse,
     fuse,
     masked_average,
     merge_subclasses,
@@ -43,6 +44,50 @@ def slow_bilinear(grid: np.ndarray, H: int, W: int) -> np.ndarray:
             upper, lower = ((1 - fu) * grid[row, l] + fu * grid[row, r] for row in (t, b))
             out[y, x] = (1 - fv) * upper + fv * lower
     return out
+
+
+# Diffusion
+
+
+def slow_diffusion(maps: np.ndarray, features: np.ndarray, side: int, tau: float) -> np.ndarray:
+    """Position by position: the softmax over the neighbours' cosines, of those inside the map."""
+    out, (B, _, h, w), r = np.empty_like(maps), maps.shape, side // 2
+    for b, y, x in np.ndindex(B, h, w):
+        near = [
+            (v, u)
+            for v in range(y - r, y + r + 1)
+            for u in range(x - r, x + r + 1)
+            if 0 <= v < h and 0 <= u < w
+        ]
+        own = features[b, :, y, x]
+        cosines = [
+            own @ features[b, :, v, u] / np.linalg.norm(own) / np.linalg.norm(features[b, :, v, u])
+            for v, u in near
+        ]
+        weight = np.exp(np.array(cosines) / tau)
+        around = np.stack([maps[b, :, v, u] for v, u in near])  # (n, C)
+        out[b, :, y, x] = weight @ around / weight.sum()
+    return out
+
+
+@pytest.mark.parametrize("side, tau", [(1, 0.1), (3, 0.1), (7, 0.5), (15, 0.1)])
+def test_diffusion_equals_a_slow_reference_up_to_the_edges(side, tau):
+    maps, features = random(2, 3, 5, 6).double(), random(2, 4, 5, 6, seed=1).double()
+    found = diffuse(maps, features, side, tau)
+    wanted = slow_diffusion(maps.numpy(), features.numpy(), side, tau)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    if side == 1:
+        torch.testing.assert_close(found, maps, rtol=0, atol=1e-15)
+
+
+def test_scores_spread_within_a_tissue_and_not_over_its_border():
+    left = torch.arange(6) < 3
+    features = torch.stack([left, ~left]).double().view(1, 2, 1, 6).expand(1, 2, 4, 6)
+    maps = random(1, 1, 4, 6).double()
+    found = diffuse(maps, features, 15, tau=0.01)  # all positions are neighbours
+    for half in (left, ~left):
+        mean = maps[..., half].mean()
+        torch.testing.assert_close(found[..., half], mean.expand(1, 1, 4, 3), rtol=0, atol=1e-12)
 
 
 # Cosine maps

@@ -31,6 +31,8 @@ def test_every_table_has_all_its_rows():
         "figure4": 8,
         "ours": 0,
         "schedule": 0,
+        "followups": 4,
+        "when": 0,
     }
     # 40 rows, 4 of them without FwIoU and bIoU; 20 pairs, 2 of them not run; 5 K on 4 data sets; 6
     # prompts, 5 scores
@@ -43,6 +45,7 @@ def test_every_table_has_all_its_rows():
         "table6": 6 * 5,
         "figure3": 20,
         "figure4": 8,
+        "followups": 5,
     }
     assert Counter(dataset for dataset, _ in of("table1")) == {
         "bcss-wsss": 9,
@@ -59,7 +62,7 @@ def test_names_of_rows():
     assert {
         name: list(table.rows)
         for name, table in paper.TABLES.items()
-        if name not in ("table1", "table2", "ours", "schedule")
+        if name not in ("table1", "table2", "ours", "schedule", "followups", "when")
     } == {
         "table3": [
             f"{encoder}, {backbone}"
@@ -124,6 +127,14 @@ def test_rows_of_ours_have_no_value_and_no_double():
             for loss in ("masked images", "no matching loss", "masked pooling")
             for time in ("", ", 8 epochs", ", 16 epochs")
         ),
+        "followups": (
+            "full",
+            "full, diffusion",
+            "learned prototypes",
+            "1x1 convolutions, four levels",
+            "images, PLIP",
+            "text and images, PLIP",
+        ),
     }
     assert not {(v.table, v.row) for v in paper.VALUES} & {
         (name, row) for name, rows in ours.items() for row in rows
@@ -172,8 +183,11 @@ def test_what_a_table_is_about():
     assert {
         name: table.stage for name, table in paper.TABLES.items() if table.stage != "stage 1"
     } == {"table1": "stage 2", "table6": "zero-shot"}
-    of_paper = {name: table for name, table in paper.TABLES.items() if table.source != "ours"}
-    assert list(of_paper) == list(paper.TABLES)[:-2]
+    ours = [name for name, table in paper.TABLES.items() if table.source == "ours"]
+    assert ours == ["ours", "schedule", "when"]
+    assert paper.TABLES["followups"].source == "their own papers"
+    of_paper = {n: t for n, t in paper.TABLES.items() if n not in (*ours, "followups")}
+    assert list(of_paper) == list(paper.TABLES)[:-4]
     for name, table in of_paper.items():
         assert (
             table.name == name

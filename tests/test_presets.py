@@ -6,6 +6,9 @@ from dataclasses import fields, replace
 import pytest
 
 from protolib import presets
+from protolib.data import phantom
+
+TEXT = {"text_share": 0.6, "normalise": "none", "look": "masked_image", "threshold": "map"}
 
 
 def test_presets_by_name_and_their_sizes():
@@ -18,6 +21,7 @@ def test_presets_by_name_and_their_sizes():
         "paper_text",
         "released_code",
         "lpd",
+        "sshr",
     ]
     assert all(p.name == name and p.size % 16 == 0 for name, p in presets.PRESETS.items())
 
@@ -70,7 +74,7 @@ def test_what_the_paper_says_and_what_the_code_does_differ_in_these_values():
 
 
 def test_unknown_preset_lists_the_known_ones():
-    known = "quick, masked_image, smoke, lean, recommended, paper_text, released_code, lpd"
+    known = "quick, masked_image, smoke, lean, recommended, paper_text, released_code"
     with pytest.raises(ValueError, match=f"preset 'quik' is not known; choose one of {known}"):
         presets.preset("quik")
 
@@ -128,7 +132,18 @@ def test_masked_images_are_the_paper_s_matching_loss_and_nothing_else():
             {"similarity": "convolution", "pairs": "subclasses"},
             "a convolution has no sub-classes; choose pairs = 'classes'",
         ),
-        ({"prototypes": "learnable"}, "learnable prototypes have no images to match; set beta = 0"),
+        ({"diffusion": 4}, "diffusion = 4 has no middle; give an odd number, or 0"),
+        ({"drawn_pure": 1.1}, "drawn_pure = 1.1; give 0 to 1"),
+        ({"drawn_never_pure": 12}, "drawn_never_pure = 12; give -1 to 11"),
+        ({"text_share": 0.6}, "text_share = 0.6 blends .* normalise = 'wccn' leaves it"),
+        (
+            {"text_share": 0.6, "normalise": "none"},
+            "look = 'masked_pooling' leaves it; choose 'masked_image', or text_share = 0",
+        ),
+        (
+            TEXT | {"prototypes": "learnable"},
+            "prototypes = 'learnable' leaves it; choose 'nearest_mean' or 'random_mean' or",
+        ),
     ],
 )
 def test_wrong_fields_are_named(change, message):
@@ -173,8 +188,28 @@ def test_a_changed_preset_is_checked_and_holds_tuples():
     for unknown in ("betta", "name"):
         with pytest.raises(
             ValueError,
-            match=f"a preset has no field {unknown} to change; it has size, patches, order",
+            match=f"a preset has no field {unknown} to change; it has size, patches, drawn",
         ):
             presets.changed(made, {unknown: 1})
     with pytest.raises(ValueError, match="delta = 2"):
         presets.changed(made, {"delta": 2})
+
+
+def test_what_is_known_of_lpd_s_release_and_of_sshr():
+    lpd, sshr = presets.PRESETS["lpd"], presets.PRESETS["sshr"]
+    assert (lpd.K, lpd.beta, lpd.matching_after) == (3, 0.1, 3000)
+    assert (lpd.diversity, lpd.diversity_after, lpd.prototypes) == (0.5, 3000, "learnable")
+    assert (sshr.refine, sshr.similarity, sshr.beta) == ("gates", "convolution", 0)
+    assert (sshr.level_weights, sorted(sshr.fusion)) == ((0.1, 0.15, 0.25, 0.5), [0, 0.2, 0.2, 0.6])
+
+
+def test_nothing_that_came_after_the_paper_is_on_unless_asked_for():
+    off = {"refine": "none", "diffusion": 0, "text_share": 0.0, "matching_after": 0}
+    for name, p in presets.PRESETS.items():
+        if name not in ("lpd", "sshr"):
+            assert {field: getattr(p, field) for field in off} == off, name
+        assert p.diffusion == p.text_share == 0
+        dials = phantom.Drawing(1)
+        assert p.drawn_heterogeneity == dials.heterogeneity and p.drawn_pure == dials.pure
+        assert p.drawn_similarity == dials.similarity and p.drawn_together == dials.together
+        assert p.drawn_never_pure == dials.never_pure

@@ -379,14 +379,18 @@ SHORT_LIST = {
         "warmup": 1.0,
     },
     "learned": {"prototypes": "learnable", "beta": 0.0, "diversity": 0.5},
+    "learned and matched": {"prototypes": "learnable", "beta": 0.1, "diversity": 0.5},
+    "gates, diffused": {"similarity": "convolution", "beta": 0.0, "refine": "gates"}
+    | {"diffusion": 3},
 }
 # whose value a step's own preset has, where it is not that of the field's name
 CAM = {"levels": "cam_levels", "level_weights": "cam_levels", "fusion": "cam_fusion"}
-CAM |= {"similarity": "", "pairs": ""}
+CAM |= {"similarity": "", "pairs": "", "refine": ""}
 STAGE2 = {"epochs": "stage2_epochs", "lr": "stage2_lr", "lr_power": "", "warmup": ""}
 STAGE2 |= {"warmup_ratio": ""}
 # they hand presets on or put their fields into keys: no part of a step
-UNCOUNTED = ("Run._hash", "Run.key", "Run.data", "Run.methods", "Run.preset_of", "stage2")
+UNCOUNTED = ("Run._hash", "Run.key", "Run.data", "Run.drawn", "Run.methods", "Run.preset_of")
+UNCOUNTED += ("stage2",)
 FIELDS = {f.name for f in fields(Preset)}
 READ: set[str] = set()
 
@@ -416,7 +420,7 @@ def made_and_declared(run: Run, monkeypatch):
 
     monkeypatch.setattr(Run, "_hash", noted)
     val = lambda p, net: {"watched": ""}
-    on_val, learned = Run._on_val, run.preset.prototypes == "learnable"
+    on_val, bankless = Run._on_val, "nearest_prototype" not in run.methods
     monkeypatch.setattr(run, "_on_val", val)
 
     def step(name, make, key, own=None):
@@ -430,12 +434,14 @@ def made_and_declared(run: Run, monkeypatch):
 
     for split in ("train", "val", "test"):
         run.data(split)
-    if not learned:
+    if not bankless:
         yield step("features", run.features, partial(run.key, "features"))
         if run.preset.cluster_encoder:
             run.features("train", run.preset.cluster_encoder)
         yield step("bank", lambda: run.bank, partial(run.key, "bank"))
     for method in ("cam", "prototypes", "pbip_stage1", "pbip_stage2", "full_supervision"):
+        if method not in run.methods:
+            continue
         if method == "pbip_stage2":
             key = partial(run.key, "pseudo_masks")
             yield step("pseudo masks", run.pseudo_masks, key)
@@ -447,7 +453,7 @@ def made_and_declared(run: Run, monkeypatch):
             yield step("watched", watch, run._watched_key, CAM if method == "cam" else {})
         counts = partial(run._count, method, "test")
         yield step(f"counts of {method}", counts, partial(run.key, "counts", method), own)
-    if not learned:
+    if not bankless:
         counts, key = run._count, partial(run.key, "counts", "nearest_prototype")
         yield step("counts of the nearest", partial(counts, "nearest_prototype", "test"), key)
 
@@ -472,8 +478,11 @@ def test_each_step_reads_the_fields_that_its_key_holds_and_no_others(place, monk
 def test_every_field_is_declared_somewhere_or_stands_outside_the_keys():
     said = set().union(*READS.values())
     elsewhere = {"cam_levels", "cam_fusion", "fusion", "tta", "pseudo_tta", "stage2_tta"}
-    # data: in the fingerprints; protocols: read when counts become scores; the name is a name
-    outside = {"patches", "image_labels", "ignore", "name"}
+    elsewhere |= {"matching_after"}
+    # data: in the fingerprints; protocols: read when counts become scores; the name is a name; of
+    # prompts the key has the words
+    outside = {"patches", "image_labels", "ignore", "name", "prompts"}
+    outside |= {field for field in FIELDS if field.startswith("drawn_")}
     assert FIELDS - said - elsewhere == outside and set(MATCHING) <= said
 
 

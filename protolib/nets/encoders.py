@@ -3,9 +3,11 @@ weights they run on."""
 
 import json
 import math
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,19 @@ CLIP_B32: dict[str, Any] = {
     "num_attention_heads": 12,
     "projection_dim": 512,
 }
+CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "projection_dim": 512,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+}
+TEXT = ("clip", "plip")  # encoders whose text tower is read
+TOKENS = "clip_tokenizer"  # PLIP is CLIP tuned further: one vocabulary
 DINOV2_S: dict[str, Any] = {
     "image_size": 518,
     "patch_size": 14,
@@ -359,6 +374,71 @@ def clip(name: str, size: int) -> Encoder:
     return Encoder(name, Clip(model), CLIP_B32["projection_dim"], info, OPENAI, size)
 
 
+@cache
+def _tables() -> dict[str, dict]:
+    return tomllib.loads(Path(__file__).with_name("prompts.toml").read_text("utf-8"))
+
+
+def prompts(name: str, spec: Any) -> dict[str, list[str]]:
+    """What a table of prompts.toml says of each class of a data set, by the class's name.
+
+    spec: a data.specs.DatasetSpec: its own entry where the table has one for its name, else the
+    table's sentences for any class, {title} being the class's title. Raises ValueError for an
+    unknown table.
+    """
+    if name not in _tables():
+        raise ValueError(f"prompts '{name}' are not known; choose {' or '.join(_tables())}")
+    table = _tables()[name]
+    own = table.get(spec.name, {})
+    return {
+        short: own.get(short) or [said.format(title=title) for said in table["any"]]
+        for short, title in zip(spec.classes, spec.titles)
+    }
+
+
+@torch.no_grad()
+def embed_texts(name: str, texts: Sequence[str]) -> np.ndarray:
+    """Texts in the joint space of CLIP or PLIP: (n, D) float32, unit rows. Radford et al., ICML
+    2021.
+
+    The text tower lies in the encoder's own file; its words are in `clip_tokenizer.json`, see
+    weights.PUBLISHED. Raises ValueError for an encoder without one here or a text that is too long,
+    and as weights.find and weights.put do.
+    """
+    if name not in TEXT:
+        raise ValueError(
+            f"encoder '{name}' has no text tower that protolib reads; choose {' or '.join(TEXT)}"
+        )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+    words = weights.find(TOKENS)
+    file, state = _found(name)
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_TEXT)).eval()
+    ignore = (
+        r"vision_model\.",
+        r"visual_projection\.",
+        "logit_scale",
+        r"text_model\.embeddings\.position_ids",
+    )
+    weights.put(model, state, file, ignore)
+    tokens = PreTrainedTokenizerFast(tokenizer_file=str(words.path))
+    rows = []
+    for text in texts:  # one at a time: none is padded
+        ids = tokens(text)["input_ids"]
+        if not 2 < len(ids) <= CLIP_TEXT["max_position_embeddings"]:
+            raise ValueError(
+                f"prompt {text!r:.60} is {len(ids)} tokens, {name} reads 3 to "
+                f"{CLIP_TEXT['max_position_embeddings']}: write another one"
+            )
+        if (ids[0], ids[-1]) != (CLIP_TEXT["bos_token_id"], CLIP_TEXT["eos_token_id"]):
+            raise ValueError(
+                f"{words.path.name} is not CLIP's: a text of its begins with {ids[0]} and ends "
+                f"with {ids[-1]}; bring the one that is published"
+            )
+        rows.append(F.normalize(model(torch.tensor([ids])).text_embeds, dim=1))
+    return torch.cat(rows).numpy()
+
+
 def dinov2(size: int) -> Encoder:
     """DINOv2 ViT-S/14, its class token, D = 384. Oquab et al., TMLR 2024; paper, Table 3."""
     # trained at 518 px, published with 224: the model interpolates its positions
@@ -457,6 +537,8 @@ def identity(name: str) -> str:
 
     Raises ValueError for an unknown name, or if the embedded weights are not the recorded ones.
     """
+    if name == TOKENS:
+        return weights.identity(name)
     if _known(name) == "lite0":
         return backbones.identity(backbones.LITE0)
     return weights.identity("swin" if name == "medclip_released" else name)

@@ -34,6 +34,12 @@ class Published:
     url: str = ""  # of the file itself, where it is on no hub
     page: str = ""  # where a person finds the file
     file: str = ""  # its name there, without suffix
+    files: tuple[str, ...] = HUB_FILES  # its name on the hub, the first that is there
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What its file may end in, in the folder where people bring files."""
+        return SUFFIXES if self.files == HUB_FILES else (Path(self.files[0]).suffix,)
 
 
 PUBLISHED = {
@@ -55,6 +61,10 @@ PUBLISHED = {
     ),
     "clip": Published(
         "MIT for the code; none stated for the weights", repo="openai/clip-vit-base-patch32"
+    ),
+    # words of CLIP and PLIP, not weights
+    "clip_tokenizer": Published(
+        "MIT", repo="openai/clip-vit-base-patch32", files=("tokenizer.json",)
     ),
     "plip": Published("none stated", repo="vinid/plip"),
     "dinov2": Published("Apache-2.0", repo="facebook/dinov2-small"),
@@ -142,14 +152,14 @@ def _offline() -> bool:
 def _on_disk(name: str, known: Published) -> WeightsFile | None:
     """The file in the folder, else in the hub's cache; no network."""
     for stem in filter(None, (name, known.file)):
-        for suffix in SUFFIXES:
+        for suffix in known.suffixes:
             path = weights_folder() / f"{stem}{suffix}"
             if path.is_file():
                 return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
     if known.repo:
         from huggingface_hub import try_to_load_from_cache
 
-        for file in HUB_FILES:
+        for file in known.files:
             if isinstance(cached := try_to_load_from_cache(known.repo, file), str):
                 return _hub_file(Path(cached), known)
     return None
@@ -158,11 +168,12 @@ def _on_disk(name: str, known: Published) -> WeightsFile | None:
 def _absent(name: str, why: str) -> FileNotFoundError:
     known = PUBLISHED[name]
     where = known.page or f"https://huggingface.co/{known.repo}"
-    what = f"'{known.file}'" if known.file else " or ".join(HUB_FILES)
+    what = f"'{known.file}'" if known.file else " or ".join(known.files)
+    ends = ".safetensors, .bin, .pth or .zip" if known.suffixes == SUFFIXES else known.suffixes[0]
     return FileNotFoundError(
         f"the weights of '{name}' are not on this machine and could not be had ({why}): "
         f"bring {what} of {where} and put it into {weights_folder()} "
-        f"as {name}.safetensors, .bin, .pth or .zip"
+        f"as {name}{ends}"
     )
 
 
@@ -181,7 +192,7 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
         raise _no_access(name, known, "HF_TOKEN is not set")
     try:  # hf_hub_download itself tries for half a minute before it gives up
         hub.get_session().head(hub.constants.ENDPOINT, timeout=SECONDS)
-        for file in HUB_FILES:
+        for file in known.files:
             try:
                 return _hub_file(Path(hub.hf_hub_download(known.repo, file)), known)
             except RemoteEntryNotFoundError:
@@ -192,7 +203,7 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
         raise _absent(name, f"the hub shows no {known.repo}") from error
     except Exception as error:  # of httpx, of the hub, of the disk: for the reader all the same
         raise _absent(name, f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    raise _absent(name, f"{known.repo} has neither {' nor '.join(HUB_FILES)}")
+    raise _absent(name, f"{known.repo} has neither {' nor '.join(known.files)}")
 
 
 def _hub_file(path: Path, known: Published) -> WeightsFile:

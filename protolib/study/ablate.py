@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ from protolib.study.recheck import chosen, differing, take_over
 NOTEBOOK = "one_run.ipynb"
 MADE = "made.json"  # what that notebook leaves
 WHOLE = (1, 1)  # a grid in one shard
+# the fields of a preset that say what data is asked for
+DATA = ("size", "patches", *(f.name for f in fields(presets.Preset) if f.name.startswith("drawn_")))
 MEMORY = 3e9  # bytes that one run may take on a CPU
 
 
@@ -251,8 +254,7 @@ def _tasks(
     p = next(iter(opened.values())).preset
     made_of = grid.tables(p)
     wanted = {e.name: e for name in tables for e in made_of[name].values()}
-    pure = _fewest_pure(p, list(opened.values()))
-    reasons = {name: grid.refusal(p, experiment, pure) for name, experiment in wanted.items()}
+    reasons = _refusals(p, wanted, list(opened.values()))
     not_run = {name: why for name, why in reasons.items() if why}
     kept = {name: why for name, why in book.head["not_run"].items() if name not in wanted}
     book.head["not_run"] = kept | not_run
@@ -264,6 +266,26 @@ def _tasks(
         for place, name in places
         if name not in not_run
     ]
+
+
+def _refusals(
+    p: presets.Preset, wanted: dict[str, grid.Experiment], opened: Sequence[Run]
+) -> dict[str, str]:
+    """Why each experiment cannot run, "" where it can: what its bank could stand on is counted on
+    the data that it asks for."""
+    pure: dict[str, dict[str, int]] = {}
+    reasons = {}
+    for name, experiment in wanted.items():
+        data = {f: v for f, v in experiment.settings.items() if f in DATA}
+        if opened[0].dataset != "phantom" and data.keys() - {"size"}:
+            reasons[name] = "these dials are of the phantom, which is drawn; other data is as it is"
+            continue
+        if str(data) not in pure:
+            own = presets.changed(p, data)
+            runs = [run.variant(own, run.folder) for run in opened] if data else opened
+            pure[str(data)] = _fewest_pure(own, runs)
+        reasons[name] = grid.refusal(p, experiment, pure[str(data)])
+    return reasons
 
 
 def _fewest_pure(p: presets.Preset, opened: Sequence[Run]) -> dict[str, int]:

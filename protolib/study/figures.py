@@ -35,6 +35,13 @@ PANELS: dict[str, dict[tuple[str, ...], str]] = {
     "figure4": {("random", "clustering"): "images per sub-class (values evenly spaced)"},
 }
 
+WHEN = (
+    "Each point one kind of data, mean and standard deviation over seeds. Across: how much better "
+    "the nearest prototype, nothing trained, is on val than the network without matching, oracle "
+    "labels. Up: what matching adds on test, predicted labels. White: the signs agree, matching "
+    "helps where the teacher leads."
+)
+
 
 class Curve(NamedTuple):
     """One line: mIoU in % at each x, and how far the bars reach down and up from it, NaN for
@@ -98,6 +105,106 @@ def _enough(curves: Sequence[Curve], columns: Mapping[tuple[str, ...], str]) -> 
         len({x for curve in curves if curve.sweep in sweeps for x in curve.x}) > 2
         for sweeps in columns
     )
+
+
+class Case(NamedTuple):
+    """One kind of data of table `when`, differences in points of mIoU, one entry a seed."""
+
+    data: str
+    lead: list[float]  # of the teacher over the student, on val
+    gain: list[float]  # of matching over the student, on test
+
+
+def cases(result: Mapping) -> list[Case]:
+    """The kinds of data of table `when` whose three methods a result file has, over the seeds that
+    all of them have; val is the mean over folds, test is pooled over them."""
+    found = []
+    rows = result["tables"].get("when", {})
+    for data in dict.fromkeys(row.rpartition(", ")[0] for row in rows):
+        three = [f"{data}, {method}" for method in ("teacher", "student", "matching")]
+        teacher, student = (_val(result, rows.get(row)) for row in three[:2])
+        alone, matched = (_test(result, row) for row in three[1:])
+        seeds = sorted(set(teacher) & set(student) & set(alone) & set(matched))
+        if seeds:
+            lead = [100 * (teacher[seed] - student[seed]) for seed in seeds]
+            gain = [100 * (matched[seed] - alone[seed]) for seed in seeds]
+            found.append(Case(data, lead, gain))
+    return found
+
+
+def _val(result: Mapping, run: str | None) -> dict[int, float]:
+    """mIoU on val of each seed of a run, the mean over its folds."""
+    values: dict[int, list[float]] = {}
+    for entry in result["runs"]:
+        if entry["run"] == run and entry.get("val") is not None:
+            values.setdefault(entry["seed"], []).append(entry["val"])
+    return {seed: float(np.mean(of)) for seed, of in values.items()}
+
+
+def _test(result: Mapping, row: str) -> dict[int, float]:
+    """mIoU on test of each seed of a row, predicted labels."""
+    found = ledger.seeds_of(result, "when", row)
+    return {seed.seed: seed.scores["predicted"]["miou"] for seed in found}
+
+
+def when(results: Sequence[Mapping]) -> Figure:
+    """The map of when matching helps: teacher minus student on val against the gain of matching on
+    test, a panel for each result file that has table `when`.
+
+    results: as ledger.read returns them.
+    """
+    known = [(result, cases(result)) for result in results]
+    known = [(result, found) for result, found in known if found]
+    fig = Figure(figsize=(5.6 * max(len(known), 1), 5), layout="constrained")
+    axes = fig.subplots(1, max(len(known), 1), squeeze=False)[0]
+    if not known:
+        axes[0].text(0.5, 0.5, "not run", transform=axes[0].transAxes, ha="center", color="0.4")
+        axes[0].set(xticks=[], yticks=[])
+    for ax, (result, found) in zip(axes, known):
+        _map(ax, found)
+        right = [case for case in found if np.mean(case.lead) * np.mean(case.gain) > 0]
+        clear = sum(_clear(case.lead) and _clear(case.gain) for case in right)
+        seeds = min(len(c.lead) for c in found)
+        said = f"{ledger.name(result)}, {result['preset']}, {seeds} seed{'s' * (seeds > 1)}"
+        held = f"the signs agree for {len(right)} of {len(found)}, beyond the bars for {clear}"
+        ax.set_title(f"{said}\n{held}", fontsize=9)
+        ax.set(
+            xlabel="teacher minus student on val (points of mIoU)",
+            ylabel="gain of matching on test (points of mIoU)",
+        )
+    return fig
+
+
+def _clear(differences: Sequence[float]) -> bool:
+    """Whether a mean lies further from 0 than its standard deviation over seeds."""
+    return len(differences) > 1 and abs(np.mean(differences)) > np.std(differences, ddof=1)
+
+
+def _map(ax: Axes, found: Sequence[Case]) -> None:
+    """Cases as points, one look for each dial, and where the rule does not hold in grey."""
+    dials = list(dict.fromkeys(case.data.split()[0] for case in found))
+    for case in found:
+        i = dials.index(case.data.split()[0])
+        (x, y), spread = (np.mean(case.lead), np.mean(case.gain)), len(case.lead) > 1
+        ax.errorbar(
+            x,
+            y,
+            xerr=np.std(case.lead, ddof=1) if spread else None,
+            yerr=np.std(case.gain, ddof=1) if spread else None,
+            color=OKABE_ITO[i % len(OKABE_ITO)],
+            marker="os^DvPX*"[i % 8],
+            mec="black",
+            elinewidth=0.7,
+        )
+        ax.annotate(case.data, (x, y), (5, 5), textcoords="offset points", fontsize=7)
+    ax.axhline(0, color="0.3", lw=0.8)
+    ax.axvline(0, color="0.3", lw=0.8)
+    ax.margins(0.15)
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    left, right, low, high = min(left, -1), max(right, 1), min(low, -1), max(high, 1)
+    ax.fill_between([left, 0], 0, high, color="0.92", zorder=0, lw=0)
+    ax.fill_between([0, right], low, 0, color="0.92", zorder=0, lw=0)
+    ax.set(xlim=(left, right), ylim=(low, high))
 
 
 def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:

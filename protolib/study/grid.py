@@ -14,22 +14,25 @@ import torch
 
 from protolib import __version__, metrics, presets, results
 from protolib.data import specs
-from protolib.experiment import Run
+from protolib.experiment import Run, plain
 from protolib.keys import CODE
-from protolib.nets import weights
+from protolib.nets import encoders, weights
 from protolib.presets import Preset
 
-UNTRAINED = ("zero_shot", "nearest_prototype")
+UNTRAINED = ("zero_shot", "text", "nearest_prototype")
+# teacher and student: their scores on val say, before anything is matched, whether it will help
+ON_VAL = ("nearest_prototype", "prototypes")
 
 
 def _rows(table: Mapping[str, dict]) -> Mapping[str, dict]:
-    """What each row of a table of grid.toml changes; encoders and backbones are multiplied."""
-    if table.keys() != {"encoders", "backbones"}:
+    """What each row of a table of grid.toml changes; two tables within one are multiplied."""
+    if table.keys() not in ({"encoders", "backbones"}, {"data", "methods"}):
         return table
+    first, second = table.values()
     return {
-        f"{encoder}, {backbone}": change | more
-        for encoder, change in table["encoders"].items()
-        for backbone, more in table["backbones"].items()
+        f"{name}, {other}": change | more
+        for name, change in first.items()
+        for other, more in second.items()
     }
 
 
@@ -72,13 +75,22 @@ def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
     does not stand for the paper's, so a backbone that would start from random ones is refused like
     an encoder.
     """
-    if experiment.method == "text":
-        return "text prompts need a text encoder, and protolib has none"
     try:
         made = presets.changed(p, experiment.settings)
     except ValueError as error:
         return str(error)
-    needed = {made.encoder, made.cluster_encoder}
+    by_text = experiment.method == "text" or made.text_share
+    if by_text and made.encoder not in encoders.TEXT:
+        return (
+            f"protolib reads no text tower of encoder {made.encoder}: that of "
+            f"{' and '.join(encoders.TEXT)} alone"
+        )
+    needed = {made.encoder, encoders.TOKENS} if by_text else {made.encoder}
+    bankless = made.prototypes == "learnable" or plain(made) or experiment.method == "text"
+    if not bankless:
+        needed.add(made.cluster_encoder)
+    elif not by_text and not made.beta:
+        needed = set()  # nothing is looked at but by the network
     if experiment.method not in UNTRAINED:
         needed.add(made.backbone)
     needed = {"swin" if name == "medclip_released" else name for name in needed}
@@ -88,6 +100,8 @@ def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
             f"no weights of {' and '.join(lacking)} on this machine, and none could be had "
             "(notebook 02 says what to bring)"
         )
+    if bankless:
+        return ""
     fewest = min(pure, key=lambda name: pure[name])
     most = max(made.K, made.N if "N" in experiment.settings else 0)
     if pure[fewest] < most:
@@ -116,7 +130,7 @@ def identity(run: Run, experiment: Experiment) -> tuple[str, str]:
 
 
 def _identity(run: Run, method: str) -> tuple[str, str]:
-    asked = "zero_shot" if method == "zero_shot" else "counts", method, "test"
+    asked = method if method in ("zero_shot", "text") else "counts", method, "test"
     return run.key(*asked), run.base(*asked)
 
 
@@ -141,7 +155,10 @@ def measure(run: Run, method: str) -> dict:
     """What a run adds to the results: scores, counts by slide, curve, seconds, key and base, and
     where it ran."""
     key, base = _identity(run, method)
-    made = _zero_shot(run) if method == "zero_shot" else _segmented(run, method)
+    if method in ("zero_shot", "text"):
+        made = _zero_shot(run, "image" if method == "zero_shot" else "text")
+    else:
+        made = _segmented(run, method)
     return made | {
         "key": key,
         "base": base,
@@ -166,6 +183,9 @@ def _segmented(run: Run, method: str) -> dict:
         for slide, found in run.counts(method).items()
     }
     made = {"scores": scores, "slides": slides, "seconds": 0.0}
+    if method in ON_VAL:
+        oracle = metrics.Protocol("oracle", rule)
+        made["val"] = run.scores(method, "val", oracle)["miou"]
     if method in UNTRAINED:
         return made
     history = run.history(method)
@@ -179,10 +199,10 @@ def _segmented(run: Run, method: str) -> dict:
     return made
 
 
-def _zero_shot(run: Run) -> dict:
+def _zero_shot(run: Run, prompt: str) -> dict:
     from sklearn.metrics import f1_score  # here: a second and a half that other runs need not wait
 
-    truth, said = run.zero_shot()
+    truth, said = run.zero_shot(prompt=prompt)
     per_class = f1_score(truth, said, labels=range(run.spec.C), average=None, zero_division=np.nan)
     f1 = {"f1": float(np.nanmean(per_class)), "per_class": per_class}
     return {"scores": {"f1": f1}, "seconds": 0.0}
