@@ -3,7 +3,7 @@
 # make quick   the tests of the kernels, in about a minute
 # make check   style and types
 # make test    every test, the notebooks too
-# make lab     JupyterLab on the notebooks
+# make lab     JupyterLab on your own copies of the notebooks; RESET=03: a fresh copy of 03
 # make clean   undo the install
 # Each of them first builds .venv from requirements.lock when it is missing or older than the lock.
 # The first Python 3.11 to 3.13 found is used; another one: make PYTHON=/path/to/python3.12
@@ -42,8 +42,9 @@ check: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q -p no:cacheprovider tests/test_style.py
 
+# your own copies of the notebooks, in work/, which git does not see; RESET=03: a fresh 03
 lab: .venv/ready
-	.venv/bin/jupyter-lab notebooks $(ARGS)
+	.venv/bin/python -m protolib lab $(if $(RESET),--reset $(RESET)) $(ARGS)
 
 # a bar or a widget is blank without its kernel
 define DROP_WIDGETS

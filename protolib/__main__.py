@@ -113,7 +113,22 @@ def parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--json", action="store_true", help="print the tables as one JSON list of rows"
     )
-    for command in (run, ablate, report):
+    lab = commands.add_parser(
+        "lab",
+        help="JupyterLab on your own copies of the notebooks, made where they are missing",
+        description="JupyterLab on your own copies of the notebooks. What this command does not "
+        "know is handed on to JupyterLab.",
+    )
+    lab.add_argument(
+        "--desk", metavar="DIR", type=Path, help="folder of the copies (default: work/ of the kit)"
+    )
+    lab.add_argument(
+        "--reset",
+        metavar="NN",
+        default="",
+        help="a fresh copy of one notebook, 03 say; the old one is kept in DIR/old",
+    )
+    for command in (run, ablate, report, lab):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -138,10 +153,13 @@ def seeds(text: str) -> tuple[int, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
     interrupted."""
-    args = parser().parse_args(argv)
+    args, more = parser().parse_known_args(argv)
+    if more and args.command != "lab":  # JupyterLab's own options
+        parser().parse_args(argv)
+    args.more = more
     notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
     try:
-        return {"run": _run, "ablate": _ablate, "report": _report}[args.command](args, notebooks)
+        return COMMANDS[args.command](args, notebooks)
     except ValueError as error:
         print(f"protolib: {error}", file=sys.stderr)
         return 2
@@ -214,6 +232,15 @@ def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
         print(report.text(found), end="")
     return 0
 
+
+def _lab(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.teach import desk
+
+    place = (args.desk or notebooks.parent / "work").expanduser().resolve()
+    return desk.start(notebooks, place, args.reset, tuple(args.more))
+
+
+COMMANDS = {"run": _run, "ablate": _ablate, "report": _report, "lab": _lab}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -278,6 +278,14 @@ def test_make_run_passes_its_variables_on(checkout):
     assert printed(make(checkout, "-n")) == command.split()
 
 
+def test_make_lab_opens_own_copies(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "ready").touch()
+    command = ".venv/bin/python -m protolib lab"
+    assert printed(make(checkout, "-n", "lab")) == command.split()
+    assert printed(make(checkout, "-n", "lab", "RESET=03")) == f"{command} --reset 03".split()
+
+
 def test_make_lets_every_process_share_compiled_modules(checkout, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (checkout / ".venv" / "bin").mkdir(parents=True)
