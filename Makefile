@@ -4,6 +4,8 @@
 # make check   style and types
 # make test    every test, the notebooks too
 # make lab     JupyterLab on your own copies of the notebooks; RESET=03: a fresh copy of 03
+# make site    notebooks, glossary and docs as pages, in site/
+# make browser JupyterLab, report and site, tried in Chromium
 # make clean   undo the install
 # Each of them first builds .venv from requirements.lock when it is missing or older than the lock.
 # The first Python 3.11 to 3.13 found is used; another one: make PYTHON=/path/to/python3.12
@@ -17,7 +19,7 @@ UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick check lab notebooks clean
+.PHONY: run test quick check lab site browser notebooks clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
@@ -45,6 +47,15 @@ check: .venv/ready
 # your own copies of the notebooks, in work/, which git does not see; RESET=03: a fresh 03
 lab: .venv/ready
 	.venv/bin/python -m protolib lab $(if $(RESET),--reset $(RESET)) $(ARGS)
+
+# notebooks as committed, glossary and docs as pages, in site/
+site: .venv/ready
+	.venv/bin/python -m protolib site site
+
+# in Debian's Chromium: notebooks 00 and 02 from JupyterLab's menu, a slider, report.html, the site;
+# pictures of all in runs/browser/
+browser: .venv/ready
+	.venv/bin/python -m pytest tests/browser.py $(ARGS)
 
 # a bar or a widget is blank without its kernel
 define DROP_WIDGETS

@@ -128,7 +128,11 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="a fresh copy of one notebook, 03 say; the old one is kept in DIR/old",
     )
-    for command in (run, ablate, report, lab):
+    site = commands.add_parser(
+        "site", help="notebooks, glossary and docs as pages that need no server; runs nothing"
+    )
+    site.add_argument("out", metavar="DIR", type=Path, help="made anew, site/ say")
+    for command in (run, ablate, report, lab, site):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -240,7 +244,15 @@ def _lab(args: argparse.Namespace, notebooks: Path) -> int:
     return desk.start(notebooks, place, args.reset, tuple(args.more))
 
 
-COMMANDS = {"run": _run, "ablate": _ablate, "report": _report, "lab": _lab}
+def _site(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.teach import site
+
+    pages = site.write(notebooks.parent, args.out)
+    print(f"site: {args.out / 'index.html'}, {len(pages)} pages")
+    return 0
+
+
+COMMANDS = {"run": _run, "ablate": _ablate, "report": _report, "lab": _lab, "site": _site}
 
 if __name__ == "__main__":
     sys.exit(main())
