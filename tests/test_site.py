@@ -85,7 +85,7 @@ def test_a_formula_is_a_picture_that_stands_on_the_line():
     deep, flat = site.formula(r"\frac{a}{b}"), site.formula("a")
     assert 'alt="\\frac{a}{b}"' in deep
     below = [float(re.search(r"vertical-align:-([\d.]+)em", of)[1]) for of in (deep, flat)]
-    assert below[0] > 0.4 > 0.2 > below[1] >= 0
+    assert below[0] > 0.3 > 0.2 > below[1] >= 0
     assert site.formula(r"\frac{a}{b}") == deep
 
 

@@ -471,7 +471,7 @@ def warn_untrained(p: Preset) -> None:
 
 def narrow(title: str) -> str:
     """A method's name as the head of a narrow column. Notebook 04."""
-    return "\n".join(textwrap.wrap(title, 18))
+    return "\n".join(textwrap.wrap(title, 15))
 
 
 def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
