@@ -1,4 +1,4 @@
-"""The glossary: what the notebooks link to is there, what is there is linked, once, in the story."""
+"""The glossary: what notebooks link to is there, what is there is linked, once, in the story."""
 
 import re
 from pathlib import Path
