@@ -57,12 +57,35 @@ def test_reset_names_one_notebook_or_is_refused_before_anything_is_copied(kit, r
     assert not (kit / "work").exists()
 
 
-def test_a_desk_elsewhere_gets_the_pages_that_notebooks_link_to(kit, tmp_path):
-    own = tmp_path / "home" / "protolib" / "work"
-    desk.lay_out(kit / "notebooks", own)
-    assert (own / "../docs/glossary.md").read_text() == "stroma"
-    desk.lay_out(kit / "notebooks", kit / "work")
-    assert [path.name for path in (kit / "docs").iterdir()] == ["glossary.md"]
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_two_users_of_one_read_only_kit_have_desks_of_their_own(kit, tmp_path):
+    (kit / "results").mkdir()
+    (kit / "results" / "a.json").write_text("{}")
+    before = tree(kit)
+    for path in (*kit.rglob("*"), kit):  # root may write all the same: the tree is compared
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    homes = [tmp_path / "home" / name / "protolib" for name in ("ada", "bo")]
+    for home in homes:
+        new = desk.lay_out(kit / "notebooks", home / "work")
+        new[0].write_text(f"{home.parent.name}'s")  # the copies are theirs to write
+    assert [tree(home)["work/00_start.ipynb"] for home in homes] == ["ada's", "bo's"]
+    for home in homes:
+        assert sorted(tree(home)) == [
+            "docs/glossary.md",
+            "results/a.json",
+            "work/00_start.ipynb",
+            "work/03_loss.ipynb",
+        ]
+    for path in (kit, *kit.rglob("*")):
+        path.chmod(0o755)
+    assert tree(kit) == before
 
 
 def test_jupyterlab_opens_at_the_first_notebook_or_the_one_made_anew(kit):

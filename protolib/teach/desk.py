@@ -26,9 +26,9 @@ def lay_out(notebooks: Path, desk: Path, reset: str = "") -> list[Path]:
     """Copy the notebooks that are missing in `desk`, made if need be; returns the new copies.
 
     notebooks: folder with *.ipynb. reset: the number or name of one that is copied anew, "03"; the
-    old copy is kept in desk/old with the time in its name. The pages that the notebooks link to
-    are copied where none stand beside `desk`. Raises ValueError where no notebook has that name,
-    or more than one.
+    old copy is kept in desk/old with the time in its name. Pages and results that the notebooks
+    read are copied where they do not stand beside `desk`. Raises ValueError where no notebook has
+    that name, or more than one.
     """
     books = sorted(notebooks.glob("*.ipynb"))
     if reset:
@@ -46,10 +46,11 @@ def lay_out(notebooks: Path, desk: Path, reset: str = "") -> list[Path]:
         if not (desk / book.name).exists():
             files.write_text(desk / book.name, book.read_text("utf-8"))
             new.append(desk / book.name)
-    docs = desk.parent / "docs"
-    if not docs.exists():
-        for page in (notebooks.parent / "docs").glob("*.md"):
-            files.write_text(docs / page.name, page.read_text("utf-8"))
+    for name in ("docs/*.md", "results/*.json"):
+        for page in notebooks.parent.glob(name):
+            beside = desk.parent / page.relative_to(notebooks.parent)
+            if not beside.exists():
+                files.write_text(beside, page.read_text("utf-8"))
     return new
 
 
