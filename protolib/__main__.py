@@ -128,6 +128,9 @@ def parser() -> argparse.ArgumentParser:
         default="",
         help="a fresh copy of one notebook, 03 say; the old one is kept in DIR/old",
     )
+    lab.add_argument(
+        "--only-copy", action="store_true", help="do not start JupyterLab: a hub has its own"
+    )
     site = commands.add_parser(
         "site", help="notebooks, glossary and docs as pages that need no server; runs nothing"
     )
@@ -241,6 +244,9 @@ def _lab(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.teach import desk
 
     place = (args.desk or notebooks.parent / "work").expanduser().resolve()
+    if args.only_copy:
+        print(f"{len(desk.lay_out(notebooks, place, args.reset))} new copies in {place}")
+        return 0
     return desk.start(notebooks, place, args.reset, tuple(args.more))
 
 

@@ -110,6 +110,14 @@ def test_the_command_line_hands_jupyterlabs_options_on_and_no_others(monkeypatch
     assert refused.value.code == 2 and "--no-browser" in capsys.readouterr().err
 
 
+def test_copies_alone_for_a_hub(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(desk, "start", None)
+    assert __main__.main(["lab", "--only-copy", "--desk", str(tmp_path / "work")]) == 0
+    count = len(list((ROOT / "notebooks").glob("*.ipynb")))
+    assert capsys.readouterr().out == f"{count} new copies in {tmp_path / 'work'}\n"
+    assert len(list((tmp_path / "work").glob("*.ipynb"))) == count
+
+
 def test_git_does_not_see_the_copies():
     ignored = subprocess.run(
         ["git", "check-ignore", "work/00_start_here.ipynb"], cwd=ROOT, capture_output=True

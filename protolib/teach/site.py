@@ -78,15 +78,14 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #d5dae0; text-align: lef
 # a cell's parts; a figure takes its words from the metadata that viz.describe left
 CELLS = """
 {%- extends 'basic/index.html.j2' -%}
-{%- block any_cell -%}
-{%- if 'hide-input' in cell.metadata.get('tags', []) or cell.metadata.get('jupyter', {})
-    .get('source_hidden') -%}<details><summary>setup</summary>{{ super() }}</details>
-{%- else -%}{{ super() }}{%- endif -%}
-{%- endblock any_cell -%}
 {%- block in_prompt -%}{%- endblock -%}
 {%- block output_prompt -%}{%- endblock -%}
 {%- block markdowncell -%}{{ cell.source | page_markdown }}{%- endblock -%}
-{%- block input -%}{{ cell.source | highlight_code(metadata=cell.metadata) }}{%- endblock -%}
+{%- block input -%}
+{%- if cell.metadata.get('jupyter', {}).get('source_hidden') -%}
+<details><summary>code</summary>{{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
+{%- else -%}{{ cell.source | highlight_code(metadata=cell.metadata) }}{%- endif -%}
+{%- endblock -%}
 {%- block stream -%}<pre tabindex="0">{{ output.text | ansi2html }}</pre>{%- endblock -%}
 {%- block data_text -%}<pre tabindex="0">{{ output.data['text/plain'] | ansi2html }}</pre>
 {%- endblock -%}
