@@ -424,5 +424,7 @@ def test_workflow_runs_the_three_commands_on_every_python(root, project):
     assert [f"3.{n}" for n in (11, 12, 13)] == job["strategy"]["matrix"]["python"]
     runs = [step["run"] for step in job["steps"] if "run" in step]
     assert runs == [f"make {name} PYTHON=python" for name in ("check", "quick", "test")]
-    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+    browser = workflow["jobs"]["browser"]["steps"]
+    assert [s["run"] for s in browser if "run" in s] == ["make browser PYTHON=python"]
+    for action in (step["uses"] for step in job["steps"] + browser if "uses" in step):
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), "pinned to a commit"

@@ -246,10 +246,10 @@ def legible(fig: Figure) -> None:
     least = 72 * LEAST / shown  # points
     for ax in fig.axes:
         for axis in (ax.xaxis, ax.yaxis):  # numbers at ticks are made when the figure is drawn
-            if any(text.get_fontsize() < least for text in axis.get_ticklabels()):
+            if any(float(text.get_fontsize()) < least for text in axis.get_ticklabels()):
                 axis.set_tick_params(labelsize=least)
     for text in fig.findobj(Text):
-        if text.get_fontsize() < least:
+        if float(text.get_fontsize()) < least:
             text.set_fontsize(least)
 
 
@@ -261,19 +261,18 @@ def describe(fig: Figure, words: str) -> None:
     for kind in ("image/png", "image/jpeg"):
         formatter = shell.display_formatter.formatters[kind]
         plain = formatter.type_printers.get(Figure)
-        if plain and not hasattr(plain, "described"):
+        if plain and getattr(plain, "__name__", "") != "described":
             formatter.for_type(Figure, _described(plain))
 
 
 def _described(plain: Callable[[Figure], bytes | str]) -> Callable:
     """A formatter that hands the words on beside the picture, as nbconvert reads them."""
 
-    def drawn(fig: Figure):
+    def described(fig: Figure):
         picture = plain(fig)
         return (picture, {"alt": fig.get_label()}) if picture and fig.get_label() else picture
 
-    drawn.described = True
-    return drawn
+    return described
 
 
 class LivePlot:
