@@ -155,6 +155,22 @@ def test_play_draws_again_when_a_control_moves():
     assert after[0] > before[0] and plt.get_fignums() == []
 
 
+def test_axes_stay_where_they_are_when_a_control_moves():
+    drawn = []
+
+    def draw(a):
+        fig, ax = plt.subplots(layout="constrained")
+        ax.set(ylabel="\n" * int(a), title="t")  # a label of more lines would push the axes aside
+        drawn.append((fig, ax))
+        return fig
+
+    control = widgets.IntSlider(1, min=1, max=9)
+    viz.play(draw, a=control)
+    control.value = 9
+    places = [ax.get_position().bounds for _, ax in drawn]
+    assert places[0] == pytest.approx(places[1]) and drawn[1][0].get_layout_engine() is None
+
+
 def test_show_source_is_the_source():
     shown = viz.show_source(bank.seed_centres, bank.lloyd).data
     assert shown.startswith("def seed_centres(X: np.ndarray, K: int, ")

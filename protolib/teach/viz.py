@@ -203,10 +203,17 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     misses that end, for ever.
     """
     picture = widgets.Image(format="jpeg")
+    places: list = []  # of the axes: to find them takes longest, and axes that stay do not jump
 
     def redraw(_=None) -> None:
         fig, file = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
-        fig.savefig(file, format="jpeg", dpi=90, bbox_inches="tight")
+        if places and len(places) == len(fig.axes):
+            fig.set_layout_engine("none")
+            for ax, place in zip(fig.axes, places):
+                ax.set_position(place)
+        legible(fig)
+        fig.savefig(file, format="jpeg", dpi=90)
+        places[:] = [ax.get_position() for ax in fig.axes]
         plt.close(fig)
         picture.value = file.getvalue()
 
