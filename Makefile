@@ -109,8 +109,8 @@ clean:
 	rm -rf .venv protolib.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find protolib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-# CPU=1: torch's build without CUDA, which PyPI does not have for Linux. uv knows PyTorch's own index
-# and locks that build with its hashes on this machine, every other package at the lock's version.
+# CPU=1: torch's build without CUDA, which PyPI does not have for Linux. uv knows PyTorch's own
+# index and locks that build with its hashes here, every other package at the lock's version.
 LOCK   = true
 LOCKED = requirements.lock
 ifdef CPU

@@ -215,6 +215,7 @@ def test_a_shown_figure_carries_its_words_beside_the_picture(tmp_path, monkeypat
     shell = InteractiveShell.instance()
     try:
         monkeypatch.setattr(viz, "get_ipython", lambda: shell)
+        shell.display_formatter.active_types = ["text/plain", "image/png"]  # as in a kernel
         set_matplotlib_formats("png")
         fig = plt.figure(figsize=(2, 1))
         for words in ("First.", "A line goes up."):  # told twice, wrapped once

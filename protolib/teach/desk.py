@@ -55,8 +55,8 @@ def lay_out(notebooks: Path, desk: Path, reset: str = "") -> list[Path]:
 
 
 def command(desk: Path, reset: str = "", more: tuple[str, ...] = ()) -> list[str]:
-    """The command that starts JupyterLab on the copies in `desk`, at notebook 00 or the one that
-    was reset; more: its own options, which count more than ours."""
+    """The command that starts JupyterLab on the copies in `desk`, at the first notebook or
+    the one that was reset; more: its own options, which count more than ours."""
     files.write_text(desk / ".lab" / "overrides.json", json.dumps(SETTINGS, indent=1))
     first = next(iter(sorted(desk.glob(f"{reset or '00'}*.ipynb"))), None)
     return [
