@@ -7,10 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import datetime
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 
 from protolib import files
 
@@ -84,16 +84,18 @@ def free(names: MutableMapping[str, object]) -> None:
     keeps it. Notebook 00.
 
     names: globals() of the notebook; what its cells have bound there goes, but for modules,
-    functions and classes.
+    functions, classes, and what the controls of viz.play draw with.
     """
     import matplotlib.pyplot as plt  # here: who lays out a desk in a terminal needs none of these
     import psutil
     from IPython import get_ipython
 
     from protolib import results
+    from protolib.teach import viz
 
     plt.close("all")
-    for name in [name for name in names if not name.startswith("_") and name not in ("In", "Out")]:
+    spared = {"In", "Out"} | set().union(*(_named(draw, names) for draw in viz.PLAYED))
+    for name in [name for name in names if not name.startswith("_") and name not in spared]:
         if not isinstance(names[name], ModuleType | FunctionType | MethodType | type):
             del names[name]
     if shell := get_ipython():
@@ -107,3 +109,19 @@ def free(names: MutableMapping[str, object]) -> None:
         f"most memory that this notebook took: {peak / 1e9:.2f} GB; now {memory.rss / 1e9:.2f} GB"
     )
     print("to give back the rest: Kernel > Shut Down Kernel")
+
+
+def _named(function: Callable, names: Mapping[str, object]) -> set[str]:
+    """The names of a notebook that a function needs, and those that its own functions need."""
+    found: set[str] = set()
+    waiting = [function]
+    while waiting:
+        code = getattr(waiting.pop(), "__code__", None)
+        codes = [code] if code else []
+        while codes:  # what stands in a comprehension or a lambda is code of its own
+            code = codes.pop()
+            codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+            new = {name for name in code.co_names if name in names} - found
+            found |= new
+            waiting += [names[name] for name in new if isinstance(names[name], FunctionType)]
+    return found

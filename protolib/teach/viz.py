@@ -194,6 +194,9 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
     ax.set_yticks(range(len(names)), names, fontsize=8)
 
 
+PLAYED: list[Callable] = []  # what the controls of this notebook draw with: desk.free spares it
+
+
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
     """Controls over the picture that draw makes of their values, drawn again when one
     moves. Notebook 01.
@@ -221,6 +224,7 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
         control.description = control.description or name
         control.observe(redraw, "value")
     redraw()
+    PLAYED.append(draw)
     return widgets.VBox([*controls.values(), picture])
 
 
