@@ -114,7 +114,7 @@ def free(names: MutableMapping[str, object]) -> None:
 def _named(function: Callable, names: Mapping[str, object]) -> set[str]:
     """The names of a notebook that a function needs, and those that its own functions need."""
     found: set[str] = set()
-    waiting = [function]
+    waiting: list = [function]
     while waiting:
         code = getattr(waiting.pop(), "__code__", None)
         codes = [code] if code else []
