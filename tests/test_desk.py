@@ -65,13 +65,13 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
-def test_two_users_of_one_read_only_kit_have_desks_of_their_own(kit, tmp_path):
+def test_two_users_of_one_read_only_kit_have_desks_of_their_own(kit, tmp_path_factory):
     (kit / "results").mkdir()
     (kit / "results" / "a.json").write_text("{}")
     before = tree(kit)
     for path in (*kit.rglob("*"), kit):  # root may write all the same: the tree is compared
         path.chmod(0o555 if path.is_dir() else 0o444)
-    homes = [tmp_path / "home" / name / "protolib" for name in ("ada", "bo")]
+    homes = [tmp_path_factory.mktemp("home") / name / "protolib" for name in ("ada", "bo")]
     for home in homes:
         new = desk.lay_out(kit / "notebooks", home / "work")
         new[0].write_text(f"{home.parent.name}'s")  # the copies are theirs to write
