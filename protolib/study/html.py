@@ -45,7 +45,7 @@ img { display: block; max-width: 100%; height: auto; background: #fff;
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
         overflow-wrap: normal; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
          vertical-align: bottom; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { min-width: 8.5rem; }
@@ -76,14 +76,16 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
         said = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}."
         run = said.format_map(record)
         scores = [results.table(record, titles, oracle) for oracle in (False, True)]
+    origin = f'<p class="from">{escape(run)}</p>\n'
     body = [
-        f'<p class="from">{escape(run)}</p>',
         written([Heading("Scores on the test split"), *scores]),
         *_figures(run_dir),
         written([Heading("Time and memory"), _cost(record)]),
     ]
     title = escape(f"protolib on {record.get('dataset', run_dir.name)}")
-    files.write_text(path, PAGE.substitute(title=title, body=with_contents("\n".join(body))))
+    files.write_text(
+        path, PAGE.substitute(title=title, body=origin + with_contents("\n".join(body)))
+    )
     return path
 
 
