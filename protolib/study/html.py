@@ -143,7 +143,7 @@ def _table(table: Table) -> str:
     caption = "".join(f"<p>{escape(text)}</p>" for text in table.caption)
     rows = "\n".join(_row(row, "td", kinds) for row in table.rows)
     return (
-        f'<figure><figcaption>{caption}</figcaption><div class="wide" tabindex="0"><table>\n'
+        f'<figure><figcaption>{caption}</figcaption>\n<div class="wide" tabindex="0"><table>\n'
         f"<thead>{_row(table.heads, 'th', kinds)}</thead>\n"
         f"<tbody>{rows}</tbody>\n</table></div></figure>"
     )

@@ -30,7 +30,7 @@ FREE = """# how much memory it took; a kernel that stays open keeps the rest
 from protolib.teach import desk
 
 desk.free(globals())"""
-MEMORY = re.compile(r"[\d.]+ [GM]B of memory")
+MEMORY = re.compile(r"([\d.]+)\s([GM])B\s+of\s+memory")
 
 
 def address(kit: Path) -> str:
