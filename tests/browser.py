@@ -182,6 +182,14 @@ def test_a_notebook_runs_from_the_menu(page, lab, name, minutes):
     page.screenshot(path=SHOTS / f"{name}-run.png")
 
 
+def test_a_word_of_the_first_notebook_leads_to_the_glossary(page, lab):
+    opened(page, lab, "00_start_here")
+    page.get_by_role("link", name="stroma").first.click()
+    shown = page.locator(".jp-MarkdownViewer h3", has_text="stroma")  # read, not edited
+    shown.wait_for(timeout=MINUTES)
+    page.screenshot(path=SHOTS / "glossary-in-the-lab.png")
+
+
 def test_a_slider_changes_its_figure(page, lab):
     opened(page, lab, "01_dataset_exploration")
     run_all(page, lab, "01_dataset_exploration", 5)
