@@ -3,21 +3,31 @@
 # make quick   the tests of the kernels, in about a minute
 # make check   style and types
 # make test    every test, the notebooks too
-# make lab     JupyterLab on the notebooks
+# make lab     JupyterLab on your own copies of the notebooks; RESET=03: a fresh copy of 03
+# make site    notebooks, glossary and docs as pages, in site/
+# make browser JupyterLab, report and site, tried in Chromium
+# make offline OUT=/media/stick   all that a room without network needs, for machines like this one;
+#              there: make lab WHEELS=/media/stick/wheels
 # make clean   undo the install
 # Each of them first builds .venv from requirements.lock when it is missing or older than the lock.
+# make CPU=1 installs torch without CUDA, a few GB less; only where .venv is built anew.
 # The first Python 3.11 to 3.13 found is used; another one: make PYTHON=/path/to/python3.12
 
 PYTHON   = python3.11 python3.12 python3.13 python3
 IN_RANGE = import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python
+UV       = .venv/bin/uv pip install --quiet --python .venv/bin/python $(OFFLINE)
+
+# WHEELS: a folder that `make offline` filled; nothing is asked of the network
+ifdef WHEELS
+OFFLINE = --no-index --find-links "$(abspath $(WHEELS))"
+endif
 
 # Every test, kernel and subprocess reads compiled modules from one folder: a machine that writes
 # none compiles torch and all the rest again in each process, 15 s of CPU instead of 6.
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick check lab notebooks clean
+.PHONY: run test quick check lab site browser offline notebooks clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
@@ -42,8 +52,27 @@ check: .venv/ready
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q -p no:cacheprovider tests/test_style.py
 
+# your own copies of the notebooks, in work/, which git does not see; RESET=03: a fresh 03
 lab: .venv/ready
-	.venv/bin/jupyter-lab notebooks $(ARGS)
+	.venv/bin/python -m protolib lab $(if $(RESET),--reset $(RESET)) $(ARGS)
+
+# notebooks as committed, glossary and docs as pages, in site/
+site: .venv/ready
+	.venv/bin/python -m protolib site site
+
+# every wheel of the lock, checked by its hash, and the kit as git has it
+offline: .venv/ready
+	@if [ -z "$(OUT)" ]; then echo "say where to: make offline OUT=/media/stick" >&2; exit 1; fi
+	mkdir -p "$(OUT)/wheels" "$(OUT)/protolib"
+	.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	    --only-binary :all: --require-hashes -r requirements.lock --dest "$(OUT)/wheels"
+	git ls-files -z | xargs -0 cp --parents --target-directory "$(OUT)/protolib"
+	@echo "there: cp -r $(OUT)/protolib . && cd protolib && make lab WHEELS=$(OUT)/wheels"
+
+# in Debian's Chromium: notebooks 00 and 02 from JupyterLab's menu, a slider, report.html, the site;
+# pictures of all in runs/browser/
+browser: .venv/ready
+	.venv/bin/python -m pytest tests/browser.py $(ARGS)
 
 # a bar or a widget is blank without its kernel
 define DROP_WIDGETS
@@ -58,6 +87,10 @@ for path in glob.glob("notebooks/*.ipynb"):
 endef
 export DROP_WIDGETS
 
+# badges, the cells at both ends, and in each head the memory that the run just took
+STAMP = from pathlib import Path; from protolib.teach import heads; heads.stamp_all(Path())
+export STAMP
+
 # for maintainers, before a commit that changes numbers or figures: outputs of preset quick, clean
 # of bars and widget state
 notebooks: .venv/ready
@@ -65,6 +98,7 @@ notebooks: .venv/ready
 	.venv/bin/python -c "$$DROP_WIDGETS"
 	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
+	.venv/bin/python -c "$$STAMP"
 	$(STRIP) notebooks/*.ipynb
 
 STRIP = .venv/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
@@ -74,6 +108,18 @@ STRIP = .venv/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys "
 clean:
 	rm -rf .venv protolib.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find protolib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# CPU=1: torch's build without CUDA, which PyPI does not have for Linux. uv knows PyTorch's own
+# index and locks that build with its hashes here, every other package at the lock's version.
+LOCK   = true
+LOCKED = requirements.lock
+ifdef CPU
+LOCKED  = .venv/cpu.lock
+BACKEND = --torch-backend cpu
+LOCK    = sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock > .venv/versions.txt && \
+    .venv/bin/uv pip compile pyproject.toml --quiet --all-extras --generate-hashes $(BACKEND) \
+    --python .venv/bin/python --constraints .venv/versions.txt --output-file $(LOCKED)
+endif
 
 # .venv/ready is written last, so an install that was interrupted starts again.
 # uv installs all the rest in seconds; its own version and hashes stand in the lock too, and pip
@@ -92,11 +138,11 @@ clean:
 	echo "building .venv with $$("$$python" --version), about a minute the first time ..."; \
 	rm -rf .venv && "$$python" -B -m venv .venv
 	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.lock
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-	    -r .venv/uv.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check $(OFFLINE) \
+	    --require-hashes -r .venv/uv.lock
 	@mirror=$$(.venv/bin/python -m pip config list \
 	    | sed -n "s/^[^=]*\.index-url='\(.*\)'$$/\1/p" | head -n 1); \
 	if [ -n "$$mirror" ]; then export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$mirror}"; fi; \
-	$(UV) --require-hashes -r requirements.lock
+	$(LOCK) && $(UV) $(BACKEND) --require-hashes -r $(LOCKED)
 	@$(UV) --no-deps --no-build-isolation -e .
 	@touch .venv/ready

@@ -143,7 +143,29 @@ def parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--json", action="store_true", help="print the tables as one JSON list of rows"
     )
-    for command in (run, ablate, plan, report):
+    lab = commands.add_parser(
+        "lab",
+        help="JupyterLab on your own copies of the notebooks, made where they are missing",
+        description="JupyterLab on your own copies of the notebooks. What this command does not "
+        "know is handed on to JupyterLab.",
+    )
+    lab.add_argument(
+        "--desk", metavar="DIR", type=Path, help="folder of the copies (default: work/ of the kit)"
+    )
+    lab.add_argument(
+        "--reset",
+        metavar="NN",
+        default="",
+        help="a fresh copy of one notebook, 03 say; the old one is kept in DIR/old",
+    )
+    lab.add_argument(
+        "--only-copy", action="store_true", help="do not start JupyterLab: a hub has its own"
+    )
+    site = commands.add_parser(
+        "site", help="notebooks, glossary and docs as pages that need no server; runs nothing"
+    )
+    site.add_argument("out", metavar="DIR", type=Path, help="made anew, site/ say")
+    for command in (run, ablate, plan, report, lab, site):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -176,7 +198,10 @@ def shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
     interrupted."""
-    args = parser().parse_args(argv)
+    args, more = parser().parse_known_args(argv)
+    if more and args.command != "lab":  # JupyterLab's own options
+        parser().parse_args(argv)
+    args.more = more
     notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -278,7 +303,32 @@ def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
     return 0
 
 
-COMMANDS = {"run": _run, "ablate": _ablate, "plan": _plan, "report": _report}
+def _lab(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.teach import desk
+
+    place = (args.desk or notebooks.parent / "work").expanduser().resolve()
+    if args.only_copy:
+        print(f"{len(desk.lay_out(notebooks, place, args.reset))} new copies in {place}")
+        return 0
+    return desk.start(notebooks, place, args.reset, tuple(args.more))
+
+
+def _site(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.teach import site
+
+    pages = site.write(notebooks.parent, args.out)
+    print(f"site: {args.out / 'index.html'}, {len(pages)} pages")
+    return 0
+
+
+COMMANDS = {
+    "run": _run,
+    "ablate": _ablate,
+    "plan": _plan,
+    "report": _report,
+    "lab": _lab,
+    "site": _site,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

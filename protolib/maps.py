@@ -151,7 +151,7 @@ def background_score(scores: Tensor) -> Tensor:
     score)^10. Notebook 06.
 
     scores: (B, C, H, W) in [0, 1]. Returns (B, 1, H, W). TPRO keeps it, and so can predict
-    background (E3).
+    background.
     """
     return (1 - scores.amax(1, keepdim=True)) ** 10
 

@@ -42,7 +42,7 @@ class Protocol:
     `image_labels`: whose labels close absent classes before the argmax: "predicted" by the
     classifier, "oracle" (read off the true mask) or "none". `ignore`: "dropped" leaves ignore
     pixels out; "counted" is the rule of the released code: they stay and are false positives of the
-    class predicted there (E4). `str(protocol)` is the wording printed beside scores. Raises
+    class predicted there. `str(protocol)` is the wording printed beside scores. Raises
     ValueError for any other value. Notebook 06.
     """
 

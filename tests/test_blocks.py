@@ -57,7 +57,8 @@ def test_html_to_the_letter():
 <ul>
 <li>&lt;1&gt;</li>
 </ul>
-<figure><figcaption><p>Two methods.</p><p>One seed.</p></figcaption><div class="wide"><table>
+<figure><figcaption><p>Two methods.</p><p>One seed.</p></figcaption>
+<div class="wide" tabindex="0"><table>
 <thead><tr><th class="text">method</th><th>mIoU (%)</th><th class="text">note</th></tr></thead>
 <tbody><tr><td class="text">CAM</td><td>50.0</td><td class="text">ours</td></tr>
 <tr><td class="text">PBIP stage 1</td><td>–</td><td class="text"></td></tr></tbody>

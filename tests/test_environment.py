@@ -194,6 +194,100 @@ def test_pip_section_installs_into_an_empty_venv(root, blocks, tmp_path):
     assert sorted(listed.split()) == expected
 
 
+def unreached(done) -> bool:
+    """The index was not reached; in CI that is a failure like any other."""
+    lost = re.search("error sending request|failed to fetch", done.stderr, re.IGNORECASE)
+    return bool(lost) and "CI" not in os.environ
+
+
+@pytest.mark.slow
+def test_the_lock_has_a_wheel_of_every_package_for_windows_and_no_cuda_there(
+    root, blocks, tmp_path
+):
+    windows = next(m for m in MACHINES if m["sys_platform"] == "win32")
+    command = [
+        UV,
+        "pip",
+        "install",
+        "--dry-run",
+        "--python",
+        sys.executable,
+        "--only-binary",
+        ":all:",
+    ]
+    where = ["--target", tmp_path, "--python-platform", "x86_64-pc-windows-msvc"]
+    done = subprocess.run(
+        [*command, *where, "--require-hashes", "-r", root / "requirements.lock"],
+        capture_output=True,
+        text=True,
+    )
+    if unreached(done):
+        pytest.skip("the package index was not reached")
+    assert done.returncode == 0, done.stderr
+    found = set(re.findall(r"(?m)^ \+ (\S+?)==", done.stderr))
+    wanted = {
+        canonicalize_name(pin.name)
+        for pin, _, _ in blocks
+        if pin.marker is None or pin.marker.evaluate(windows)
+    }
+    assert found == wanted and "torch" in found
+    assert not [name for name in found if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+@pytest.mark.slow
+def test_a_stick_holds_all_that_a_room_without_network_needs(root, tmp_path, monkeypatch):
+    """Two small packages stand in for the lock's two hundred; the way is the same."""
+    kit, stick, room = (tmp_path / name for name in ("kit", "stick", "room"))
+    kit.mkdir()
+    text = (root / "requirements.lock").read_text("utf-8")
+    few = re.findall(
+        r"(?m)^(?:uv|setuptools|packaging)==.*\n(?:    .*\n)+", text
+    )  # with what builds the kit
+    (kit / "requirements.lock").write_text("".join(few))
+    shutil.copy(root / "Makefile", kit)
+    (kit / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "kit"\nversion = "1"\n[tool.setuptools]\npy-modules = ["kit"]\n'
+    )
+    (kit / "kit.py").write_text("print('here')\n")
+    for words in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", "-C", kit, *words], check=True)
+    refused = make(kit, "offline", f"PYTHON={sys.executable}")
+    if "ERROR" in refused.stderr and "index" in refused.stderr:
+        pytest.skip("the package index was not reached")
+    assert refused.returncode == 2 and "say where to: make offline OUT=" in refused.stderr
+    filled = make(kit, "offline", f"OUT={stick}")
+    assert filled.returncode == 0, filled.stderr
+    assert sorted(path.name.split("-")[0] for path in (stick / "wheels").iterdir()) == [
+        "packaging",
+        "setuptools",
+        "uv",
+    ]
+    shutil.copytree(stick / "protolib", room)
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/")  # nobody answers there
+    built = make(room, ".venv/ready", f"WHEELS={stick / 'wheels'}", f"PYTHON={sys.executable}")
+    assert built.returncode == 0, built.stderr
+    said = subprocess.run(
+        [room / ".venv/bin/python", "-c", "import kit, packaging"], capture_output=True, text=True
+    )
+    assert said.stdout == "here\n"
+
+
+def test_make_cpu_locks_and_installs_torch_without_cuda(checkout):
+    written = make(checkout, "-n", ".venv/ready", "CPU=1").stdout
+    assert "--constraints .venv/versions.txt --output-file .venv/cpu.lock" in written
+    assert "--torch-backend cpu --require-hashes -r .venv/cpu.lock" in written
+    plain = make(checkout, "-n", ".venv/ready").stdout
+    assert "--require-hashes -r requirements.lock" in plain and "torch-backend" not in plain
+    [sed] = re.findall(r"sed -n '(s/\^[^']*)' requirements.lock > .venv/versions.txt", written)
+    shown = subprocess.run(
+        ["sed", "-n", sed, "requirements.lock"], cwd=checkout, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert all(re.fullmatch(r"[a-z0-9._-]+==[^ ;]+", line) for line in shown)
+    assert any(line.startswith("torch==") for line in shown) and len(shown) > 150
+
+
 def test_torchvision_is_built_for_this_torch():
     wanted = next(
         r for r in map(Requirement, importlib.metadata.requires("torchvision")) if r.name == "torch"
@@ -278,6 +372,14 @@ def test_make_run_passes_its_variables_on(checkout):
     assert printed(make(checkout, "-n")) == command.split()
 
 
+def test_make_lab_opens_own_copies(checkout):
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "ready").touch()
+    command = ".venv/bin/python -m protolib lab"
+    assert printed(make(checkout, "-n", "lab")) == command.split()
+    assert printed(make(checkout, "-n", "lab", "RESET=03")) == f"{command} --reset 03".split()
+
+
 def test_make_lets_every_process_share_compiled_modules(checkout, monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (checkout / ".venv" / "bin").mkdir(parents=True)
@@ -322,5 +424,7 @@ def test_workflow_runs_the_three_commands_on_every_python(root, project):
     assert [f"3.{n}" for n in (11, 12, 13)] == job["strategy"]["matrix"]["python"]
     runs = [step["run"] for step in job["steps"] if "run" in step]
     assert runs == [f"make {name} PYTHON=python" for name in ("check", "quick", "test")]
-    for action in (step["uses"] for step in job["steps"] if "uses" in step):
+    browser = workflow["jobs"]["browser"]["steps"]
+    assert [s["run"] for s in browser if "run" in s] == ["make browser PYTHON=python"]
+    for action in (step["uses"] for step in job["steps"] + browser if "uses" in step):
         assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), "pinned to a commit"

@@ -497,7 +497,8 @@ def test_report_writes_one_page_that_needs_nothing_else(finished, capsys):
     text = (finished / "report.html").read_text("utf-8")
     seen = Reader(text)
     image = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    assert seen.addresses == ["data:,", image, image, image] and "http" not in text
+    parts = [f"#part-{n}" for n in range(1, 5)]
+    assert seen.addresses == ["data:,", *parts, image, image, image] and "http" not in text
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert seen.cells == [
         "CAM",

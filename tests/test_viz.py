@@ -155,6 +155,22 @@ def test_play_draws_again_when_a_control_moves():
     assert after[0] > before[0] and plt.get_fignums() == []
 
 
+def test_axes_stay_where_they_are_when_a_control_moves():
+    drawn = []
+
+    def draw(a):
+        fig, ax = plt.subplots(layout="constrained")
+        ax.set(ylabel="\n" * int(a), title="t")  # a label of more lines would push the axes aside
+        drawn.append((fig, ax))
+        return fig
+
+    control = widgets.IntSlider(1, min=1, max=9)
+    viz.play(draw, a=control)
+    control.value = 9
+    places = [ax.get_position().bounds for _, ax in drawn]
+    assert places[0] == pytest.approx(places[1])
+
+
 def test_show_source_is_the_source():
     shown = viz.show_source(bank.seed_centres, bank.lloyd).data
     assert shown.startswith("def seed_centres(X: np.ndarray, K: int, ")
@@ -173,6 +189,44 @@ def test_save_leaves_picture_and_caption_and_nothing_else(tmp_path):
     with Image.open(tmp_path / "figures" / "01_line.png") as picture:
         picture.load()  # raises on a file cut short
         assert picture.format == "PNG" and picture.info["dpi"] == pytest.approx((110, 110), abs=0.1)
+
+
+def test_no_text_is_smaller_than_11_px_where_a_page_shows_the_figure():
+    wide = plt.figure(figsize=(17.6, 4), dpi=100)  # 1760 px: a page of 880 px shows half of each
+    ax = wide.add_subplot()
+    ax.plot([0, 1])
+    small, large = ax.text(0, 0, "a", fontsize=7), ax.text(0, 1, "b", fontsize=20)
+    viz.legible(wide)
+    wide.canvas.draw()
+    # 11 px shown are 22 px drawn, 15.84 points at 100 dpi
+    assert small.get_fontsize() == pytest.approx(15.84) and large.get_fontsize() == 20
+    ticks = [text.get_fontsize() for text in ax.get_xticklabels()]
+    assert len(ticks) > 3 and ticks == [pytest.approx(15.84)] * len(ticks)
+    narrow = plt.figure(figsize=(4, 4), dpi=100)  # drawn and shown alike: 7.92 points are 11 px
+    text = narrow.text(0, 0, "a", fontsize=7)
+    viz.legible(narrow)
+    assert text.get_fontsize() == pytest.approx(7.92)
+
+
+def test_a_shown_figure_carries_its_words_beside_the_picture(tmp_path, monkeypatch):
+    from IPython.core.interactiveshell import InteractiveShell
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    shell = InteractiveShell.instance()
+    try:
+        monkeypatch.setattr(viz, "get_ipython", lambda: shell)
+        shell.display_formatter.active_types = ["text/plain", "image/png"]  # as in a kernel
+        set_matplotlib_formats("png")
+        fig = plt.figure(figsize=(2, 1))
+        fig.add_subplot()  # without axes there is no picture
+        for words in ("First.", "A line goes up."):  # told twice, wrapped once
+            viz.save(fig, tmp_path, "01_line", words)
+        data, metadata = shell.display_formatter.format(fig)
+        assert metadata["image/png"] == {"alt": "A line goes up."} and "image/png" in data
+        plain, nothing = shell.display_formatter.format(plt.subplots()[0])
+        assert "image/png" in plain and not nothing.get("image/png")
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_save_keeps_the_old_picture_when_drawing_fails(tmp_path):

@@ -2,6 +2,7 @@
 the ledger's."""
 
 import base64
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -36,12 +37,15 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin: .5r
 figcaption p { margin: .2rem 0; }
 p, li { max-width: 46rem; }
 .warning { font-weight: 600; }
+.question { margin: 2rem 0 -.8rem; font-weight: 600; }
+nav ol { padding-left: 1.4rem; }
+a { color: inherit; }
 img { display: block; max-width: 100%; height: auto; background: #fff;
       border: 1px solid var(--line); border-radius: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
         overflow-wrap: normal; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
          vertical-align: bottom; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { min-width: 8.5rem; }
@@ -72,14 +76,16 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
         said = "Preset {preset}, seed {seed}, device {device}, protolib {protolib}."
         run = said.format_map(record)
         scores = [results.table(record, titles, oracle) for oracle in (False, True)]
+    origin = f'<p class="from">{escape(run)}</p>\n'
     body = [
-        f'<p class="from">{escape(run)}</p>',
         written([Heading("Scores on the test split"), *scores]),
         *_figures(run_dir),
         written([Heading("Time and memory"), _cost(record)]),
     ]
     title = escape(f"protolib on {record.get('dataset', run_dir.name)}")
-    files.write_text(path, PAGE.substitute(title=title, body="\n".join(body)))
+    files.write_text(
+        path, PAGE.substitute(title=title, body=origin + with_contents("\n".join(body)))
+    )
     return path
 
 
@@ -99,7 +105,18 @@ def ledger(found: Sequence[Mapping], figures: Mapping[str, tuple[bytes, str]] | 
         body.append(written(chain.from_iterable(parts.values())))
         if name in figures:
             body.append(_figure(*figures[name]))
-    return PAGE.substitute(title=escape(report.TITLE), body="\n".join(body))
+    return PAGE.substitute(title=escape(report.TITLE), body=with_contents("\n".join(body)))
+
+
+def with_contents(body: str) -> str:
+    """A page's body whose sections can be linked to, after a list of such links."""
+    heads = re.findall("<h2>(.*?)</h2>", body)
+    for n, head in enumerate(heads, start=1):
+        body = body.replace(f"<h2>{head}</h2>", f'<h2 id="part-{n}">{head}</h2>', 1)
+    links = "\n".join(
+        f'<li><a href="#part-{n}">{head}</a></li>' for n, head in enumerate(heads, start=1)
+    )
+    return f'<nav aria-label="contents"><ol>\n{links}\n</ol></nav>\n{body}'
 
 
 def written(some: Iterable[Block]) -> str:
@@ -126,7 +143,7 @@ def _table(table: Table) -> str:
     caption = "".join(f"<p>{escape(text)}</p>" for text in table.caption)
     rows = "\n".join(_row(row, "td", kinds) for row in table.rows)
     return (
-        f'<figure><figcaption>{caption}</figcaption><div class="wide"><table>\n'
+        f'<figure><figcaption>{caption}</figcaption>\n<div class="wide" tabindex="0"><table>\n'
         f"<thead>{_row(table.heads, 'th', kinds)}</thead>\n"
         f"<tbody>{rows}</tbody>\n</table></div></figure>"
     )
@@ -138,38 +155,82 @@ def _row(texts: Sequence[str], tag: str, kinds: Sequence[str]) -> str:
 
 
 def _figures(run_dir: Path) -> Iterator[str]:
-    """One section per notebook that left figures, in order."""
+    """One section per notebook that left figures, in order; in it the figures as the notebook has
+    them, each after the question that it answers."""
     pictures = sorted((run_dir / "figures").glob("[0-9][0-9]_*.png"))
     for number, group in groupby(pictures, key=lambda picture: picture.name[:2]):
         notebook = next(iter((run_dir / "notebooks").glob(f"{number}_*.ipynb")), None)
+        cells = _cells(notebook)
         name = notebook.stem if notebook else f"notebook {number}"
-        yield f'<h2>{escape(_heading(notebook) or name)}</h2>\n<p class="from">{escape(name)}</p>'
-        for picture in group:
+        yield f'<h2>{escape(_heading(cells) or name)}</h2>\n<p class="from">{escape(name)}</p>'
+        asked = ""
+        for picture in sorted(group, key=lambda picture: _place(picture.stem, cells)):
             note = picture.with_suffix(".txt")
             caption = (
                 note.read_text("utf-8").strip()
                 if note.is_file()
                 else picture.stem[3:].replace("_", " ")
             )
+            question = _question(cells[: _place(picture.stem, cells)])
+            if question and question != asked:
+                yield f'<p class="question">{escape(question)}</p>'
+            asked = question
             yield _figure(picture.read_bytes(), caption)
 
 
 def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode("ascii")
+    data = base64.b64encode(_smaller(png)).decode("ascii")
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def _heading(notebook: Path | None) -> str:
-    """The notebook's own first heading, without Markdown's marks."""
+def _smaller(png: bytes) -> bytes:
+    """A picture in 256 colours of its own, a third of the bytes; itself where that saves none."""
+    from PIL import Image  # here, so that the ledger need not wait for it
+
+    out = io.BytesIO()
+    try:
+        drawn = Image.open(io.BytesIO(png)).convert("RGB")
+    except OSError:  # no picture: the page shows what is there
+        return png
+    drawn.quantize(256, dither=Image.Dither.NONE).save(out, format="png")
+    return min(png, out.getvalue(), key=len)
+
+
+def _cells(notebook: Path | None) -> list:
     import nbformat  # here, so that the ledger's page need not wait for it
 
-    cells = nbformat.read(notebook, as_version=4).cells if notebook else []
+    return nbformat.read(notebook, as_version=4).cells if notebook else []
+
+
+def _heading(cells: Sequence) -> str:
+    """A notebook's own first heading, without Markdown's marks."""
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     found = re.search(r"^# +(.+)$", text, flags=re.MULTILINE)
     return re.sub(r"[*`]", "", found[1]).strip() if found else ""
+
+
+def _place(name: str, cells: Sequence) -> int:
+    """The cell that draws a figure, by the name that it gives it: "04_masks", or the beginning of
+    it, f"04_band_{method}"; the end where none does."""
+    for n, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            begun = re.findall(r"""f["'](\d\d_\w+)\{""", cell.source)
+            if f'"{name}"' in cell.source or any(name.startswith(start) for start in begun):
+                return n
+    return len(cells)
+
+
+def _question(cells: Sequence) -> str:
+    """The question with which the text before a cell ends, without Markdown's marks; "" where the
+    last text asks none."""
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    found = re.search(r"\*\*Question[:.]\*\*((?:.+\n?)+)", texts[-1]) if texts else None
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", found[1]) if found else ""
+    words = " ".join(re.sub(r"[*`$\\]", "", plain).split())
+    return words[:1].upper() + words[1:]
 
 
 def _cost(record: Mapping) -> Table:

@@ -12,10 +12,12 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Code, display
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from protolib import cams, metrics
@@ -28,6 +30,7 @@ from protolib.metrics import SCORES
 from protolib.presets import Preset
 from protolib.study.figures import OKABE_ITO
 
+PAGE, LEAST = 880, 11  # px: the width that JupyterLab gives a figure on a laptop; the least text
 MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
@@ -191,6 +194,9 @@ def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
     ax.set_yticks(range(len(names)), names, fontsize=8)
 
 
+PLAYED: list[Callable] = []  # what the controls of this notebook draw with: desk.free spares it
+
+
 def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBox:
     """Controls over the picture that draw makes of their values, drawn again when one
     moves. Notebook 01.
@@ -200,10 +206,17 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     misses that end, for ever.
     """
     picture = widgets.Image(format="jpeg")
+    places: list = []  # of the axes: to find them takes longest, and axes that stay do not jump
 
     def redraw(_=None) -> None:
         fig, file = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
-        fig.savefig(file, format="jpeg", dpi=90, bbox_inches="tight")
+        if places and len(places) == len(fig.axes):
+            fig.set_layout_engine("none")
+            for ax, place in zip(fig.axes, places):
+                ax.set_position(place)
+        legible(fig)
+        fig.savefig(file, format="jpeg", dpi=90)
+        places[:] = [ax.get_position() for ax in fig.axes]
         plt.close(fig)
         picture.value = file.getvalue()
 
@@ -211,6 +224,7 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
         control.description = control.description or name
         control.observe(redraw, "value")
     redraw()
+    PLAYED.append(draw)
     return widgets.VBox([*controls.values(), picture])
 
 
@@ -224,15 +238,52 @@ def show_source(*kernels) -> Code:
 
 def save(fig: Figure, run_dir: str | Path, name: str, caption: str) -> None:
     """Keep a figure for the report: figures/<name>.png and its caption beside it, each whole or
-    not. Notebook 00.
+    not; where the notebook shows it, the caption is its alternative text. Notebook 00.
 
     name: two digits of the notebook, underscore, words: "02_umap"; caption: a sentence that says
-    what to see.
+    what to see. Text that a page would show smaller than LEAST px is enlarged.
     """
+    legible(fig)
+    describe(fig, caption)
     folder = Path(run_dir) / "figures"
     with whole(folder / f"{name}.png") as file:
         fig.savefig(file, format="png", dpi=110, bbox_inches="tight")
     write_text(folder / f"{name}.txt", caption + "\n")
+
+
+def legible(fig: Figure) -> None:
+    """Enlarge what is written smaller than LEAST px where a page of PAGE px shows the figure."""
+    shown = fig.dpi * min(1, PAGE / (fig.get_figwidth() * fig.dpi))  # px an inch
+    least = 72 * LEAST / shown  # points
+    for ax in fig.axes:
+        for axis in (ax.xaxis, ax.yaxis):  # numbers at ticks are made when the figure is drawn
+            if any(float(text.get_fontsize()) < least for text in axis.get_ticklabels()):
+                axis.set_tick_params(labelsize=least)
+    for text in fig.findobj(Text):
+        if float(text.get_fontsize()) < least:
+            text.set_fontsize(least)
+
+
+def describe(fig: Figure, words: str) -> None:
+    """Give a figure the words that stand in a notebook for who cannot see it."""
+    fig.set_label(words)
+    if not (shell := get_ipython()):
+        return
+    for kind in ("image/png", "image/jpeg"):
+        formatter = shell.display_formatter.formatters[kind]
+        plain = formatter.type_printers.get(Figure)
+        if plain and getattr(plain, "__name__", "") != "described":
+            formatter.for_type(Figure, _described(plain))
+
+
+def _described(plain: Callable[[Figure], bytes | str]) -> Callable:
+    """A formatter that hands the words on beside the picture, as nbconvert reads them."""
+
+    def described(fig: Figure):
+        picture = plain(fig)
+        return (picture, {"alt": fig.get_label()}) if picture and fig.get_label() else picture
+
+    return described
 
 
 class LivePlot:
@@ -270,6 +321,8 @@ class LivePlot:
         losses = [h[self.losses(h)].max(axis=None) for h in self.histories.values() if len(h)]
         ax.set_ylim(0, 1.1 * max(losses, default=1))  # of all panels: they share the axis
         axes[0, 0].set_ylabel("loss (nats)")
+        legible(fig)
+        describe(fig, f"Mean loss over epochs: {', '.join(self.histories)}.")
         return fig
 
     @staticmethod
@@ -428,7 +481,7 @@ def warn_untrained(p: Preset) -> None:
 
 def narrow(title: str) -> str:
     """A method's name as the head of a narrow column. Notebook 04."""
-    return "\n".join(textwrap.wrap(title, 18))
+    return "\n".join(textwrap.wrap(title, 15))
 
 
 def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
