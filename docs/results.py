@@ -44,7 +44,7 @@ def scored(table: paper.Table, result: Mapping) -> blocks.Table:
         spread = of.std(0, ddof=1) if len(of) > 1 else np.full(of.shape[1], np.nan)
         rows.append([row, *(f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(of.mean(0), spread))])
     heads = [*SCORES.values(), *(f"IoU {name}" for name in result["classes"])]
-    return blocks.Table(["row", *(f"{head} (%)" for head in heads)], rows, (_made(result),))
+    return blocks.Table(["row", *(f"{head} (%)" for head in heads)], rows, _made(result))
 
 
 def compared(table: paper.Table, result: Mapping) -> blocks.Table:
@@ -64,15 +64,20 @@ def compared(table: paper.Table, result: Mapping) -> blocks.Table:
             ]
         )
     heads = ["compared", "difference (points)", "over seeds", "over slides", ""]
-    return blocks.Table(heads, rows, (_made(result),))
+    return blocks.Table(heads, rows, _made(result))
 
 
-def _made(result: Mapping) -> str:
-    seeds = sorted({run["seed"] for run in result["runs"]})
-    by = f", made by commit {result['made_by']}" if "made_by" in result else ""
+def _made(result: Mapping) -> tuple[str, ...]:
+    """On what the numbers of a file stand."""
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in result["runs"]})))
+    marks = {
+        f"{run['rechecked']} runs were made again" for run in result["runs"] if "rechecked" in run
+    }
     return (
-        f"{ledger.name(result)}, preset {result['preset']}, seeds {', '.join(map(str, seeds))}, "
-        f"predicted image labels, ignore pixels dropped{by}."
+        f"{ledger.name(result)}, preset {result['preset']}, seeds {seeds}.",
+        "Predicted image labels, ignore pixels dropped.",
+        *(f"Made by commit {result[name]}." for name in ("made_by",) if name in result),
+        *(f"{mark} after a change of code, and are equal." for mark in sorted(marks)),
     )
 
 

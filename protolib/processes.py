@@ -164,7 +164,8 @@ def share_statistics(net: nn.Module) -> None:
         return
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.forward = partial(_normalised, layer, layer.forward)  # type: ignore[method-assign]
+            # an attribute of one layer in the place of its method, which mypy cannot know
+            layer.forward = partial(_normalised, layer, layer.forward)  # type: ignore
 
 
 class _Total(torch.autograd.Function):

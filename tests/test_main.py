@@ -65,6 +65,10 @@ def test_page_says_what_the_text_says_and_needs_nothing_else(project, capsys):
     text = (project / "out" / "ledger.html").read_text("utf-8")
     assert "http" not in text and "prefers-color-scheme: dark" in text
     body = re.sub(r"<img[^>]*>", "", text[text.index("<h1>") :])
+    contents = re.search(r"<nav.*?</nav>", body, re.DOTALL).group()
+    heads = re.findall(r'<h2 id="(.*?)">(.*?)</h2>', body)
+    assert re.findall(r'<a href="#(.*?)">(.*?)</a>', contents) == heads
+    body = body.replace(contents, "")
     shown = (
         re.sub(r"<[^>]+>", " ", body)
         .replace("&lt;", "<")
@@ -81,7 +85,12 @@ def test_page_puts_each_figure_under_its_table():
     made = html.ledger([], {"table4": (b"png", "Four <curves>.")})
     order = [
         made.index(words)
-        for words in ("<h2>Table 4", 'alt="Four &lt;curves&gt;."', "cG5n", "<h2>Table 5")
+        for words in (
+            ">Table 4: Sub-classes per class (stage 1)</h2>",
+            'alt="Four &lt;curves&gt;."',
+            "cG5n",
+            ">Table 5: Similarity",
+        )
     ]
     assert order == sorted(order)
     with pytest.raises(ValueError, match="figure of 'table9'; expected one of table1"):

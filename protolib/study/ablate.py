@@ -58,6 +58,7 @@ class Task(NamedTuple):
 
     @property
     def where(self) -> Where:
+        """Its place in the grid."""
         return self.experiment.name, self.fold, self.run.seed
 
 
