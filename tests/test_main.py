@@ -89,7 +89,7 @@ def test_page_puts_each_figure_under_its_table():
             ">Table 4: Sub-classes per class (stage 1)</h2>",
             'alt="Four &lt;curves&gt;."',
             "cG5n",
-            ">Table 5: Similarity",
+            '<h2 id="part-5">',
         )
     ]
     assert order == sorted(order)
