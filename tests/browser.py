@@ -131,8 +131,8 @@ def _wait(done, seconds: float) -> None:
 def opened(page, address: str, name: str):
     """A notebook in JupyterLab, alone on its page."""
     page.goto(f"{address}/lab/workspaces/{name[:2]}/tree/work/{name}.ipynb?token=secret&reset")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=MINUTES)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=MINUTES)
+    page.wait_for_selector(".jp-Notebook .jp-RenderedMarkdown h1", timeout=MINUTES)
+    page.get_by_text("| Idle").wait_for(timeout=MINUTES)  # of the kernel, in the bar below
 
 
 def run_all(page, address: str, name: str, minutes: int) -> dict:
