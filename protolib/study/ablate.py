@@ -274,7 +274,7 @@ def _refusals(
 ) -> dict[str, str]:
     """Why each experiment cannot run, "" where it can: what its bank could stand on is counted on
     the data that it asks for."""
-    pure: dict[str, dict[str, int]] = {}
+    pure: dict[str, dict[str, int] | str] = {}  # or why nothing could be counted
     reasons = {}
     for name, experiment in wanted.items():
         data = {f: v for f, v in experiment.settings.items() if f in DATA}
@@ -284,8 +284,17 @@ def _refusals(
         if str(data) not in pure:
             own = presets.changed(p, data)
             runs = [run.variant(own, run.folder) for run in opened] if data else opened
-            pure[str(data)] = _fewest_pure(own, runs)
-        reasons[name] = grid.refusal(p, experiment, pure[str(data)])
+            try:
+                pure[str(data)] = _fewest_pure(own, runs)
+            except ValueError as error:  # a class without any pure patch
+                if not data:  # of what was asked for, not of one row
+                    raise
+                pure[str(data)] = str(error)
+        counted = pure[str(data)]
+        if isinstance(counted, str):
+            reasons[name] = counted
+        else:
+            reasons[name] = grid.refusal(p, experiment, counted)
     return reasons
 
 
