@@ -261,11 +261,16 @@ class Run:
         return digest(step, fields, [CODE[folder] for folder in code], rests)
 
     def _features_key(self, encoder: str, split: str) -> str:
-        pooled = "pooled" if self.preset.look != "masked_image" else "whole"
+        pooled = "pooled" if self._pooled(encoder) else "whole"
         rests = pooled, encoder, encoders.identity(encoder), self._prints(split)
         # of the encoder that is asked for, which may be the clustering's: the other plays no part
         reads = READS["features"] - {"encoder"}
         return self._hash("features", reads, *rests, code=("data", "nets"))
+
+    def _pooled(self, encoder: str) -> bool:
+        """Whether features are the mean of maps; lite0's are so by themselves, and embedded once
+        for both looks."""
+        return self.preset.look != "masked_image" and encoder != "lite0"
 
     def _bank_key(self) -> str:
         p = self.preset
@@ -372,7 +377,7 @@ class Run:
             self._together("features", split, name)
         if not processes.agree(file.exists()):
             net = self.encoder if name == self.preset.encoder else self._encoder(name)
-            pooled, patches = self.preset.look != "masked_image", self.data(split)
+            pooled, patches = self._pooled(name), self.data(split)
             rows = processes.own_rows(range(len(patches)), EMBEDDED)
             own = encoders.embed(net, Subset(patches, rows), EMBEDDED, pooled) if rows else None
             made = processes.in_order(own, rows)
