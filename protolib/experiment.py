@@ -687,9 +687,11 @@ class Run:
             for how, masks in self._close(split, index, scores, predicted).items():
                 for slide in set(slides[rows]):
                     own = slides[rows] == slide
+                    both = truth.masks[rows[own]], masks[own], C
+                    matrix = metrics.confusion(*both)  # the same under each rule
                     for rule, sum_ in counted[slide][how].items():
-                        counts = metrics.Counts.of(truth.masks[rows[own]], masks[own], C, rule)
-                        counted[slide][how][rule] = sum_ + counts
+                        boundary = metrics.boundary_counts(*both, rule)
+                        counted[slide][how][rule] = sum_ + metrics.Counts(matrix, boundary, rule)
         every = processes.gathered(counted)
         return {
             slide: {
