@@ -161,6 +161,7 @@ def main() -> None:
                 elif line := sys.stdin.buffer.readline():
                     if not (pid := os.fork()):
                         _become(json.loads(line), wake)
+                    os.setpgid(pid, pid)  # here too: it may be killed before it has begun
                     kernels.add(pid)
                     _say(begun=pid)
                 else:
@@ -188,7 +189,7 @@ def _say(**said: Any) -> None:
 def _become(asked: dict, wake: int) -> None:
     """Turn this process, a fork of the nest, into a kernel; never returns."""
     try:
-        os.setsid()
+        os.setpgid(0, 0)  # a signal for it reaches what it starts, and nobody else
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -198,9 +199,11 @@ def _become(asked: dict, wake: int) -> None:
         os.dup2(2, 1)
         sys.stdin = open(0, closefd=False)
         os.environ.clear()
-        os.environ |= asked["env"] | {"JPY_PARENT_PID": str(os.getppid())}
+        os.environ |= asked["env"]
         os.chdir(asked["cwd"])
-        sys.argv = ["ipykernel_launcher", *asked["arguments"]]
+        # it ends by itself where the nest is killed
+        parent = f"--IPKernelApp.parent_handle={os.getppid()}"
+        sys.argv = ["ipykernel_launcher", *asked["arguments"], parent]
         from ipykernel import kernelapp
 
         kernelapp.launch_new_instance()
