@@ -86,6 +86,7 @@ class Kernel:
     wait = poll  # only asked when it has ended
 
     def send_signal(self, number: int) -> None:
+        """To it and to all that it has started; nothing where it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
