@@ -111,3 +111,14 @@ def test_the_table_says_what_ran_where_and_what_did_not(tmp_path, monkeypatch):
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "not run" in text and "old" not in text
+
+
+@pytest.mark.slow
+def test_every_case_of_the_step_takes_one_and_the_bank_is_full():
+    for name, (kind, p) in topics.gpu.cases(64, tiny=True).items():
+        case = kind(p, "cpu", 2)
+        before = [w.clone() for w in case.net.heads.parameters()]
+        case.step(None)
+        moved = [not a.equal(b) for a, b in zip(before, case.net.heads.parameters())]
+        assert any(moved), name
+        assert topics.losses.trust(case.bank, p) == 1, name
