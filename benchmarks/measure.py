@@ -71,7 +71,7 @@ def _cost(work: Callable) -> dict[str, float | None]:
         work()
     peak = None if before is None else max(0.0, _resident("VmHWM") - before)
     flops = counter.get_total_flops()
-    return {"peak_mb": peak, "gflop": flops / 1e9 if flops else None}
+    return {"peak_mb": peak, "gflop": flops / 1e9 if flops > 1e7 else None}
 
 
 def _resident(name: str) -> float | None:
