@@ -23,6 +23,7 @@ from protolib import bank, cams, losses, maps, matching, metrics, presets
 from protolib.classnet import ClassNet
 from protolib.data import patches, regions, specs
 from protolib.presets import Preset
+from protolib.study import runner
 
 C = gpu.C
 BCSS = specs.SPECS["bcss-wsss"]
@@ -213,7 +214,7 @@ def story(device: str) -> list[dict]:
     at preset smoke, start to report, by the CPU seconds of all its processes."""
     from jupyter_client import AsyncKernelManager
 
-    from protolib.study import kernels, runner
+    from protolib.study import kernels
 
     runner.use_own_kernel()  # the first round, which is not counted, makes the nest
 
@@ -235,7 +236,7 @@ def story(device: str) -> list[dict]:
 
 async def _imports(kind: type) -> None:
     """Start a kernel, wait for its imports, end it."""
-    manager = kind(kernel_name="python3")
+    manager = kind(kernel_name="python3", config=runner.KERNEL)
     await manager.start_kernel()
     client = manager.client()
     client.start_channels()
