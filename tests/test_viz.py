@@ -359,7 +359,7 @@ def test_what_numba_compiles_is_kept_where_there_is_a_place(monkeypatch):
 
     kept = SimpleNamespace(double=numba.njit(lambda x: 2 * x), other=3)
     asked = []
-    monkeypatch.setattr(type(kept.double), "enable_caching", asked.append)
+    monkeypatch.setattr(type(kept.double), "enable_caching", lambda self: asked.append(self))
     viz.keep_compiled(kept)
     assert asked == [kept.double]
     monkeypatch.undo()

@@ -44,7 +44,6 @@ class Nest:
         self.lock, self.begun = Lock(), SimpleQueue()
         self.ended: dict[int, int] = {}  # exit codes by process
         self.peak_rss_mb = 0.0  # of the largest kernel that has ended
-        self.alive = True
         Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -55,9 +54,13 @@ class Nest:
             else:
                 self.peak_rss_mb = max(self.peak_rss_mb, said["rss_mb"])
                 self.ended[said["ended"]] = said["code"]
-        self.alive = False
-        self.begun.put(0)
+        self.begun.put(0)  # whoever waits for a kernel
         self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked for a kernel, and its kernels may run."""
+        return self.process.poll() is None
 
     def fork(self, arguments: Sequence[str], env: Mapping[str, str], cwd: str) -> int:
         """A kernel with these arguments of ipykernel_launcher: its process, 0 where the nest has
