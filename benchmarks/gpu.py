@@ -73,8 +73,8 @@ class Case:
 
 def full_bank(p: Preset, prompts: Tensor, space: bank.Space) -> bank.Bank:
     """A bank of these prototypes (S, D) that stands on enough patches to teach."""
-    patches = np.arange(losses.ENOUGH * len(prompts))
-    clusters = patches // losses.ENOUGH
+    patches = np.arange(max(1, p.enough) * len(prompts))
+    clusters = patches // max(1, p.enough)
     names = tuple("abcd")
     return bank.Bank(names, p.K, "", prompts.numpy(), space, patches, clusters, ())
 

@@ -1,12 +1,15 @@
-"""A step of the released training, written naively from its formulas: the other side of ratios.
+"""The released training, clustering and evaluation, written naively from their formulas: the other
+side of ratios.
 
 A loop over pairs, each foreground and background picture made and encoded one after the other by
-an encoder whose weights take a gradient, and no step fused with another. The equations are those of
-the golden vectors' description; nothing here is tuned.
+an encoder whose weights take a gradient; a loop over rows; a loop over images, views and classes
+through numpy. The equations are those of the golden vectors' description; nothing here is tuned.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_erosion
 from torch import Tensor, nn
 
 
@@ -49,3 +52,75 @@ def matching_loss(
     p_bg = ((unit_bg * own).sum(1) / tau).exp().sum()
     q_bg = (torch.einsum("pd,pnd->pn", unit_bg, other) / tau).exp().mean(1).sum()
     return -(p_fg / (p_fg + q_fg)).log() - (q_bg / (q_bg + p_bg)).log()
+
+
+def kmeans(X: np.ndarray, centres: np.ndarray, max_iter: int = 100) -> np.ndarray:
+    """Cosine k-means, one row after the other: labels (n,). X: (n, D); centres: (K, D)."""
+    labels = np.zeros(len(X), int)
+    for _ in range(max_iter):
+        for i, row in enumerate(X):
+            length = np.linalg.norm(row)
+            labels[i] = np.argmax([row @ c / (length * np.linalg.norm(c)) for c in centres])
+        before, centres = centres, centres.copy()
+        for k in range(len(centres)):
+            if (labels == k).any():
+                mean = X[labels == k].mean(0)
+                centres[k] = mean / np.linalg.norm(mean)
+        if np.allclose(before, centres, rtol=1e-5, atol=1e-8):
+            break
+    return labels
+
+
+def white_share(images: np.ndarray) -> np.ndarray:
+    """Share of pixels whose optical density is below .15 in every colour: (n,)."""
+    density = -np.log((images.astype(float) + 1) / 256)  # (n, H, W, 3)
+    return (density < 0.15).all(3).mean((1, 2))
+
+
+@torch.no_grad()
+def six_views(net: nn.Module, images: Tensor, labels: Tensor, weights, K: int) -> list[np.ndarray]:
+    """Masks of images, one at a time, each view and class on its way through numpy.
+
+    net: (1, 3, H, W) -> L maps (1, S, h, w); images: (B, 3, H, W); labels: (B, C), 0 or 1.
+    """
+    masks = []
+    for image, label in zip(images, labels):
+        total = np.zeros((labels.shape[1], *image.shape[1:]))
+        for mirrored in (False, True):
+            for brightness in (0.9, 1.0, 1.1):
+                view = brightness * (image.flip(2) if mirrored else image)
+                for weight, maps in zip(weights, net(view[None])):
+                    for c in range(len(total)):
+                        group = maps[0, c * K : c * K + K]
+                        merged = (group.softmax(0) * group).sum(0).clamp_min(0)
+                        low, high = merged.min().item(), merged.max().item()
+                        score = (merged - low) / (high - low + 1e-6) * label[c]
+                        size = image.shape[1:]
+                        large = F.interpolate(
+                            score[None, None], size, mode="bilinear", align_corners=True
+                        )
+                        back = large[0, 0].numpy()
+                        total[c] += weight * (back[:, ::-1] if mirrored else back) / 6
+        masks.append(total.argmax(0).astype(np.uint8))
+    return masks
+
+
+def score(
+    truth: np.ndarray, predicted: np.ndarray, C: int, d: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confusion matrix (C+1, C+1) and, per class, pixels in intersection and union of its border
+    bands, (2, C): one image and one class at a time, each band by d erosions."""
+    matrix, boundary = np.zeros((C + 1, C + 1), int), np.zeros((2, C), int)
+    for t, p in zip(truth, predicted):
+        for i in range(C + 1):
+            for j in range(C + 1):
+                matrix[i, j] += ((t == i) & (p == j)).sum()
+        p = np.where(t < C, p, C + 1)  # what is not judged is cut out of both
+        for c in range(C):
+            bands = []
+            for mask in (t == c, p == c):
+                inside = binary_erosion(mask, np.ones((3, 3)), iterations=d)
+                bands.append(mask & ~inside)
+            boundary[0, c] += (bands[0] & bands[1]).sum()
+            boundary[1, c] += (bands[0] | bands[1]).sum()
+    return matrix, boundary

@@ -261,11 +261,16 @@ class Run:
         return digest(step, fields, [CODE[folder] for folder in code], rests)
 
     def _features_key(self, encoder: str, split: str) -> str:
-        pooled = "pooled" if self.preset.look != "masked_image" else "whole"
+        pooled = "pooled" if self._pooled(encoder) else "whole"
         rests = pooled, encoder, encoders.identity(encoder), self._prints(split)
         # of the encoder that is asked for, which may be the clustering's: the other plays no part
         reads = READS["features"] - {"encoder"}
         return self._hash("features", reads, *rests, code=("data", "nets"))
+
+    def _pooled(self, encoder: str) -> bool:
+        """Whether features are the mean of maps; lite0's are so by themselves, and embedded once
+        for both looks."""
+        return self.preset.look != "masked_image" and encoder != "lite0"
 
     def _bank_key(self) -> str:
         p = self.preset
@@ -372,7 +377,7 @@ class Run:
             self._together("features", split, name)
         if not processes.agree(file.exists()):
             net = self.encoder if name == self.preset.encoder else self._encoder(name)
-            pooled, patches = self.preset.look != "masked_image", self.data(split)
+            pooled, patches = self._pooled(name), self.data(split)
             rows = processes.own_rows(range(len(patches)), EMBEDDED)
             own = encoders.embed(net, Subset(patches, rows), EMBEDDED, pooled) if rows else None
             made = processes.in_order(own, rows)
@@ -682,9 +687,11 @@ class Run:
             for how, masks in self._close(split, index, scores, predicted).items():
                 for slide in set(slides[rows]):
                     own = slides[rows] == slide
+                    both = truth.masks[rows[own]], masks[own], C
+                    matrix = metrics.confusion(*both)  # the same under each rule
                     for rule, sum_ in counted[slide][how].items():
-                        counts = metrics.Counts.of(truth.masks[rows[own]], masks[own], C, rule)
-                        counted[slide][how][rule] = sum_ + counts
+                        boundary = metrics.boundary_counts(*both, rule)
+                        counted[slide][how][rule] = sum_ + metrics.Counts(matrix, boundary, rule)
         every = processes.gathered(counted)
         return {
             slide: {
@@ -776,4 +783,6 @@ def _step(own: tuple, step: str, given: tuple) -> None:
 def enlarged(scores: Tensor, size: Sequence[int], p: Preset) -> Tensor:
     """Class scores (B, C, h, w) at the size of the true masks: (B, C, Hm, Wm). Notebook 06."""
     side = tuple(size)
+    if scores.shape[2:] == side:  # nothing to enlarge, and no pass over it
+        return scores
     return F.interpolate(scores, side, mode="bilinear", align_corners=p.align_corners)

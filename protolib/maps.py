@@ -186,5 +186,19 @@ def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor
     "zeroed": it scores 0, and the first class wins a tie (released code). Returns (B, H, W) uint8
     in 0..C-1; ignore is never predicted.
     """
-    scores = gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None]
-    return scores.argmax(1).to(torch.uint8)
+    return winners(gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None])
+
+
+def winners(scores: Tensor) -> Tensor:
+    """The class of the highest score of each pixel, the first of a tie: (B, C, H, W) float without
+    NaN -> (B, H, W) uint8.
+
+    scores.argmax(1) as a running maximum: the classes lie far apart in memory, and an argmax that
+    walks from one to the next at each pixel takes eight times as long.
+    """
+    best = scores[:, 0]  # (B, H, W)
+    winner = torch.zeros_like(best, dtype=torch.uint8)
+    for c in range(1, scores.shape[1]):
+        winner.masked_fill_(scores[:, c] > best, c)
+        best = torch.maximum(best, scores[:, c])
+    return winner

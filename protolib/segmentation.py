@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from protolib.maps import pose, unpose
+from protolib.maps import pose, unpose, winners
 from protolib.nets.backbones import backbone
 from protolib.presets import Preset
 from protolib.processes import weight
@@ -107,5 +107,6 @@ def present_classes(scores: Tensor, share: float = 0.03) -> Tensor:
     output, so its own mask gives the "predicted labels" of the protocol; the share is the
     phantom's own rule for a label.
     """
-    winners = F.one_hot(scores.argmax(1), scores.shape[1])  # (B, H, W, C)
-    return winners.float().mean((1, 2)) >= share
+    won = winners(scores)  # (B, H, W)
+    area = [(won == c).float().mean((1, 2)) for c in range(scores.shape[1])]  # C of (B,)
+    return torch.stack(area, 1) >= share

@@ -20,6 +20,7 @@ from protolib.maps import (
     unit_range,
     unit_scores,
     unpose,
+    winners,
 )
 from protolib.training import dihedral
 
@@ -349,6 +350,14 @@ def test_argmax_takes_the_strongest_class_that_the_label_allows():
     everything = [[0, 1, 2], [1, 2, 0], [2, 2, 2]]  # a tie goes to the lowest index
     assert masks.dtype == torch.uint8
     assert masks.tolist() == [everything, [[1, 1, 2], [1, 2, 1], [2, 2, 2]], everything]
+
+
+def test_the_running_maximum_is_the_argmax_also_of_ties_and_closed_classes():
+    few = torch.randint(0, 3, (4, 5, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    few[0, 1:3] = -torch.inf
+    few[1] = -torch.inf
+    assert winners(few).equal(few.argmax(1).byte()) and winners(few).dtype == torch.uint8
+    assert winners(few[:, :1]).equal(torch.zeros(4, 16, 16, dtype=torch.uint8))
 
 
 # As released; tests/test_golden.py holds its numbers

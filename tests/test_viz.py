@@ -351,3 +351,18 @@ def test_pixel_confidence_is_the_softmax_over_the_open_classes():
     sure, right = viz.pixel_confidence(Fake(), "pbip_stage1", "val", [0])
     np.testing.assert_allclose(sure, [3 / 5, 2 / 3], rtol=1e-5)
     np.testing.assert_array_equal(right, [True, False])
+
+
+def test_what_numba_compiles_is_kept_where_there_is_a_place(monkeypatch):
+    import numba
+    from numba.core import caching
+
+    kept = SimpleNamespace(double=numba.njit(lambda x: 2 * x), other=3)
+    asked = []
+    monkeypatch.setattr(type(kept.double), "enable_caching", lambda self: asked.append(self))
+    viz.keep_compiled(kept)
+    assert asked == [kept.double]
+    monkeypatch.undo()
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])  # nowhere to write
+    viz.keep_compiled(kept)
+    assert kept.double(4) == 8

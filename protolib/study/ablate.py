@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from protolib import bank, files, presets
 from protolib.data import specs
 from protolib.experiment import Run
-from protolib.study import cluster, grid, runner
+from protolib.study import cluster, grid, kernels, runner
 from protolib.study.book import RECORD, Book, Where, note_shard, own_folder, read, record_in
 from protolib.study.recheck import chosen, differing, take_over
 
@@ -430,6 +430,7 @@ def _one(job: Job, device: str) -> dict:
             kernel_name="python3",
             progress_bar=False,
             config=runner.KERNEL,
+            kernel_manager_class=kernels.Manager,
             shutdown_kernel="immediate",
         )
     except Exception as error:

@@ -27,7 +27,7 @@ from traitlets.config import Config
 
 from protolib import __version__, blocks, files, keys, presets, results
 from protolib.data import specs
-from protolib.study import html
+from protolib.study import html, kernels
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 CHANGES = ("encoder", "backbone", "K")  # parameters of the notebooks that change the preset
@@ -292,6 +292,7 @@ def _execute(
             cwd=path.parent,
             progress_bar=False,
             config=KERNEL,
+            kernel_manager_class=kernels.Manager,
             shutdown_kernel="immediate",
         )
         entry["state"] = "done"
@@ -307,7 +308,7 @@ def _execute(
     entry["seconds"] = round(time.monotonic() - start, 2)
     peaks = [
         peak
-        for peak in (record["peak_rss_mb"], results.peak_rss_mb())
+        for peak in (record["peak_rss_mb"], results.peak_rss_mb(), kernels.peak_rss_mb())
         if peak and math.isfinite(peak)
     ]
     record["peak_rss_mb"] = max(peaks, default=math.nan)

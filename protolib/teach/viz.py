@@ -5,8 +5,10 @@ import inspect
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -139,6 +141,21 @@ def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figu
         for ax in own[len(patches) :]:
             ax.axis("off") if ax is not own[0] else ax.set_frame_on(False)
     return fig
+
+
+def keep_compiled(*modules: ModuleType) -> None:
+    """Let numba keep on disk what it compiles of these modules: the first UMAP of a machine takes
+    twelve seconds for it, a later one half a second. Notebook 02.
+
+    Where no folder can be written it is compiled anew each time, as if nobody had asked.
+    """
+    from numba.core.dispatcher import Dispatcher  # here: others need not wait for it
+
+    for module in modules:
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher):
+                with suppress(RuntimeError):  # numba's word for no place to keep it
+                    function.enable_caching()
 
 
 def scatter(

@@ -1,0 +1,98 @@
+"""Kernels that are forked: each a process of its own, with its own variables, folder and end."""
+
+import ast
+import os
+import select
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+
+from protolib.study import kernels, runner
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone"),
+]
+SAYS = """
+import os
+import protolib.experiment, torch
+print([os.getpid(), os.getppid(), os.environ.get("COLOUR"), os.getcwd(),
+       "changed" in globals(), hasattr(torch, "changed")])
+changed = torch.changed = True
+"""
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch):
+    """What a kernel says of itself."""
+    cell = nbformat.v4.new_code_cell(SAYS)
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": spec})
+    nbformat.write(book, tmp_path / "in.ipynb")
+    monkeypatch.setenv("JUPYTER_PATH", os.environ.get("JUPYTER_PATH", ""))
+    runner.use_own_kernel()
+
+    def of(cwd):
+        done = papermill.execute_notebook(
+            tmp_path / "in.ipynb",
+            tmp_path / "out.ipynb",
+            cwd=cwd,
+            kernel_name="python3",
+            progress_bar=False,
+            kernel_manager_class=kernels.Manager,
+            shutdown_kernel="immediate",
+        )
+        [output] = done.cells[0].outputs
+        return ast.literal_eval(output.text)
+
+    return of
+
+
+def test_kernels_share_a_parent_and_nothing_else(said, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLOUR", "red")
+    first, parent, *rest = said(tmp_path)
+    assert rest == ["red", str(tmp_path), False, False]
+    (tmp_path / "other").mkdir()
+    monkeypatch.delenv("COLOUR")
+    second, same, *rest = said(tmp_path / "other")
+    assert rest == [None, str(tmp_path / "other"), False, False]
+    nest = kernels.nest()
+    assert parent == same == nest.process.pid and first != second
+    assert {first, second} <= nest.ended.keys()  # both are gone, and waited for
+    assert 100 < kernels.peak_rss_mb() < 3000
+
+
+def test_another_number_of_threads_is_another_nest(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one = kernels.nest()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    two = kernels.nest()
+    assert one is not two and kernels.nest() is two
+    two.process.kill()
+    two.process.wait()
+    assert two.fork(["-f", "none.json"], {}, "/") == 0  # and the manager starts a plain one
+    assert kernels.Kernel(two, 10**7).poll() == -9
+
+
+ORPHAN = """
+import os, sys, time
+from protolib.study import kernels
+nest = kernels.Nest()
+pid = nest.fork(["-f", sys.argv[1]], os.environ, "/")
+print(nest.process.pid, pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_nest_and_its_kernels_end_with_their_parent(tmp_path):
+    command = [sys.executable, "-c", ORPHAN, tmp_path / "kernel.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        watched = [os.pidfd_open(pid) for pid in pids]  # the kernel still imports
+        parent.kill()
+    for handle in watched:  # readable from the moment the process ends
+        assert select.select([handle], [], [], 60)[0]
+        os.close(handle)
