@@ -67,8 +67,8 @@ def teacher(book: NotebookNode) -> NotebookNode:
         if name := exercise_of(cell):
             cells.append(new_markdown_cell(mistakes(name), id=f"{cell.id}-teacher"))
     book.cells = [cells[0], new_markdown_cell(timing(book), id="teacher-timing"), *cells[1:]]
-    for cell in book.cells:  # the teacher need not unfold anything
-        cell.metadata.pop("jupyter", None)
+    for cell in filter(lambda cell: tagged(cell, "solution"), book.cells):
+        cell.metadata.pop("jupyter", None)  # shown: the teacher need not unfold it
     return book
 
 
