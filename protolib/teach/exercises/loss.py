@@ -33,6 +33,11 @@ def foreground(change):
     return lambda fg, P, cls, K, tau: change(*own_others(fg, P, cls, K), tau)
 
 
+# of two classes with two prototypes each, the feature near those of the first
+FEATURE = torch.tensor([1.0, 0.0], dtype=torch.float64)
+PLANE = torch.tensor([[0.6, 0.8], [0.8, -0.6], [-0.6, 0.8], [0.0, 1.0]], dtype=torch.float64)
+
+
 @exercise(
     "which K rows are the class's own? Add their cosines, add all others; what is compared then?",
     inputs=[
@@ -42,6 +47,8 @@ def foreground(change):
         pair(2, 3, 1, 6, 0.7),
         pair(0, 2, 2, 3, 1e-3),  # exp overflows
         pair(1, 2, 2, 3, 1e-3),
+        (FEATURE, PLANE, 0, 2, 1e-4),
+        (FEATURE, PLANE, 1, 2, 1e-4),  # log(sigmoid) is -inf
     ],
     slips={
         "right, until exp overflows at tau = 0.001: -log(e^a / (e^a + e^b)) is softplus(b - a), "
@@ -341,6 +348,7 @@ def check_auc(scores, inside):
         (rand(2, 2, 2), 0.9),
         (rand(4, 6, 3).transpose(1, 2), 0.15),
         (torch.zeros(1, 2, 3), 0.5),  # every position is at the threshold
+        (torch.tensor([[[0.5, 0.6], [0.9, 1.0]]]), 0.85),  # nothing near 0
     ],
     slips={
         "one maximum serves all maps, so the weak map has nothing: take each map's own": (
