@@ -16,8 +16,8 @@ TABLES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `run` and `report`; one left out is None, so that a resumed run keeps its
-    own."""
+    """The options of all commands; one of `run` that is left out is None, so that a resumed run
+    keeps its own."""
     top = argparse.ArgumentParser(
         prog="python -m protolib", description="protolib's notebooks from the command line"
     )
@@ -165,7 +165,25 @@ def parser() -> argparse.ArgumentParser:
         "site", help="notebooks, glossary and docs as pages that need no server; runs nothing"
     )
     site.add_argument("out", metavar="DIR", type=Path, help="made anew, site/ say")
-    for command in (run, ablate, plan, report, lab, site):
+    edition = commands.add_parser(
+        "edition", help="the notebooks for one side of the desk, as a folder and a zip"
+    )
+    edition.add_argument(
+        "edition",
+        choices=("student", "teacher", "slides", "answers"),
+        help="without solutions, with notes, as slides, or the exercises with answers",
+    )
+    edition.add_argument("out", metavar="OUT", type=Path, help="OUT/EDITION/ and OUT/EDITION.zip")
+    grade = commands.add_parser(
+        "grade", help="run the exercises of a class and write their points as a CSV"
+    )
+    grade.add_argument(
+        "folder", metavar="FOLDER", type=Path, help="submissions, one folder a learner"
+    )
+    grade.add_argument(
+        "--csv", metavar="FILE", type=Path, help="write it here, not to FOLDER/grades.csv"
+    )
+    for command in (run, ablate, plan, report, lab, site, edition, grade):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -278,6 +296,22 @@ def _report(args: argparse.Namespace, notebooks: Path) -> int:
     return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
 
 
+def _edition(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.teach import editions
+
+    print(f"{args.edition}: {editions.write(notebooks, args.edition, args.out)}")
+    return 0
+
+
+def _grade(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.study.runner import use_own_kernel
+    from protolib.teach import grade
+
+    use_own_kernel()
+    print(f"grades: {grade.write(notebooks, args.folder, args.csv)}")
+    return 0
+
+
 def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
     """Print the ledger of a folder of result files, as text or as JSON, or write it as a page.
     Returns 0."""
@@ -328,6 +362,8 @@ COMMANDS = {
     "report": _report,
     "lab": _lab,
     "site": _site,
+    "edition": _edition,
+    "grade": _grade,
 }
 
 if __name__ == "__main__":

@@ -1,24 +1,111 @@
-"""Every check says "solved" to a right answer written another way, and names the slip of a wrong
-one."""
+"""The exercises: right answers in several styles are solved, each slip gets its own hint, whatever
+else is met with words; and the notebooks hold each exercise once, as a stub that fails and a
+solution that passes."""
 
 import math
 from functools import partial
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from protolib.data import regions
 from protolib.teach import exercises
+from protolib.teach.exercises import judge
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("0*.ipynb"))
+ALL = exercises.ALL
+each = pytest.mark.parametrize("name", ALL)
 
 
-def cosine_distance(a, b):
-    return np.array(
-        [[1 - np.dot(x, y) / math.sqrt(np.dot(x, x) * np.dot(y, y)) for y in b] for x in a]
+# right answers, written otherwise than the kernels: in loops, in numpy, in torch
+
+
+def labels_in_loops(mask, C):
+    return [int(c in set(mask.ravel().tolist())) for c in range(C)]
+
+
+def labels_in_numpy(mask, C):
+    return np.bincount(mask.ravel(), minlength=C)[:C] > 0
+
+
+def labels_in_torch(mask, C):
+    return (torch.as_tensor(np.array(mask, int))[..., None] == torch.arange(C)).any(0).any(0)
+
+
+def accuracy_in_loops(truth, prediction, ignore):
+    judged = [(t, p) for t, p in zip(truth.ravel(), prediction.ravel()) if t != ignore]
+    return sum(t == p for t, p in judged) / len(judged) if judged else math.nan
+
+
+def accuracy_in_numpy(truth, prediction, ignore):
+    there = truth != ignore
+    return np.divide(((truth == prediction) & there).sum(), there.sum())
+
+
+def accuracy_in_torch(truth, prediction, ignore):
+    t, p = torch.tensor(truth), torch.tensor(prediction)
+    return (t == p)[t != ignore].double().mean()
+
+
+def label_by_split(name):
+    return [int(d) for d in name.split("[")[-1].split("]")[0] if d.strip()]
+
+
+def label_from_behind(name):
+    found = []
+    for letter in reversed(name[: name.rindex("]")]):
+        if letter == "[":
+            break
+        if letter in "01":
+            found.insert(0, letter == "1")
+    return np.array(found)
+
+
+def single_in_loops(labels):
+    return [i for i, row in enumerate(labels.tolist()) if sum(map(int, row)) == 1]
+
+
+def single_in_numpy(labels):
+    return np.where(np.count_nonzero(labels, axis=1) == 1)[0]
+
+
+def single_in_torch(labels):
+    return (torch.tensor(labels).int().sum(1) == 1).nonzero()[:, 0]
+
+
+def white_in_loops(images):
+    clear = lambda pixel: all(-math.log((int(v) + 1) / 256) < regions.CLEAR for v in pixel)
+    return [sum(clear(p) for row in i for p in row) / i[..., 0].size for i in images]
+
+
+def white_in_numpy(images):
+    return (images.min(-1) >= 220).mean((1, 2))
+
+
+def white_in_torch(images):
+    density = -((torch.tensor(images).double() + 1) / 256).log()
+    return (density < regions.CLEAR).all(-1).double().mean((1, 2))
+
+
+def distance_in_loops(a, b):
+    return [[1 - x @ y / math.sqrt((x @ x) * (y @ y)) for y in b] for x in a]
+
+
+def distance_in_numpy(a, b):
+    return 1 - np.einsum("nd,kd->nk", a, b) / np.linalg.norm(a, axis=1)[:, None] / np.sqrt(
+        (b**2).sum(1)
     )
 
 
-def lloyd_step(X, centres):
+def distance_in_torch(a, b):
+    return 1 - F.cosine_similarity(torch.tensor(a)[:, None], torch.tensor(b)[None], dim=2)
+
+
+def lloyd_in_loops(X, centres):
     labels = [max(range(len(centres)), key=lambda k: float(x @ centres[k])) for x in X]
     moved = []
     for k, centre in enumerate(centres):
@@ -27,259 +114,433 @@ def lloyd_step(X, centres):
     return np.stack(moved)
 
 
-def lloyd_means(X, centres, empty=None):
-    """Slips of lloyd_step: means not of length 1, NaN where there are no rows."""
-    labels = (X @ centres.T).argmax(1)
-    with np.errstate(invalid="ignore"):
-        sums = np.stack([X[labels == k].sum(0) for k in range(len(centres))])
-        means = sums / np.bincount(labels, minlength=len(centres))[:, None]
-    return means if empty is None else np.where(np.isnan(means), empty, means)
+def lloyd_in_numpy(X, centres):
+    sums = np.zeros_like(centres)
+    np.add.at(sums, ((X[:, None] - centres) ** 2).sum(2).argmin(1), X)
+    sums = np.where(sums.any(1, keepdims=True), sums, centres)
+    return sums / np.linalg.norm(sums, axis=1)[:, None]
 
 
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def lloyd_in_torch(X, centres):
+    X, moved = torch.tensor(X), torch.tensor(centres)
+    labels = (X @ moved.T).argmax(1)
+    for k in labels.unique():
+        moved[k] = F.normalize(X[labels == k].sum(0), dim=0)
+    return moved
 
 
-def adaptive_threshold(maps, delta):
+def prototype_in_loops(X, centre, N):
+    near = sorted(X.tolist(), key=lambda x: -sum(a * b for a, b in zip(x, centre)))[:N]
+    total = [sum(column) for column in zip(*near)]
+    length = math.sqrt(sum(v * v for v in total))
+    return [v / length for v in total]
+
+
+def prototype_in_torch(X, centre, N):
+    X = torch.tensor(X)
+    near = (X @ torch.tensor(centre)).topk(min(N, len(X))).indices
+    return F.normalize(X[near].mean(0), dim=0)
+
+
+def loss_in_loops(fg, prototypes, cls, K, tau):
+    own = sum(fg @ prototypes[k] for k in range(K * cls, K * cls + K))
+    rest = sum(fg @ p for k, p in enumerate(prototypes) if k // K != cls)
+    return torch.logaddexp(torch.zeros_like(own), (rest - own) / tau)
+
+
+def loss_by_logsumexp(fg, prototypes, cls, K, tau):
+    sums = (prototypes @ fg).view(-1, K).sum(1) / tau
+    both = torch.stack([sums[cls], sums.sum() - sums[cls]])
+    return both.logsumexp(0) - both[0]
+
+
+def loss_by_sigmoid(fg, prototypes, cls, K, tau):
+    own = torch.zeros(len(prototypes), dtype=fg.dtype)
+    own[cls * K : cls * K + K] = 1
+    return -F.logsigmoid(((2 * own - 1) * (prototypes @ fg)).sum() / tau)
+
+
+def fill_in_loops(images, weight):
+    filled = images.clone()
+    for n in range(len(images)):
+        for c in range(3):
+            mean = (images[n, c] * weight[n]).sum() / weight[n].sum()
+            filled[n, c] = weight[n] * images[n, c] + (1 - weight[n]) * mean
+    return filled
+
+
+def fill_in_numpy(images, weight):
+    x, w = images.numpy(), weight.numpy()[:, None]
+    mean = np.average(
+        x.reshape(*x.shape[:2], -1),
+        axis=2,
+        weights=np.broadcast_to(w, x.shape).reshape(*x.shape[:2], -1),
+    )
+    return w * x + (1 - w) * mean[:, :, None, None]
+
+
+def fill_in_torch(images, weight):
+    w = weight[:, None]
+    colour = torch.einsum("phw,pchw->pc", weight, images) / weight.sum((1, 2))[:, None]
+    return torch.lerp(colour[:, :, None, None].expand_as(images), images, w.expand_as(images))
+
+
+def pooling_in_loops(features, weights):
+    rows = []
+    for f, own in zip(features, weights):
+        for w in own:
+            total = w.sum()
+            rows.append((f * w).sum((1, 2)) / total if total > 0 else 0 * f[:, 0, 0])
+    return torch.stack(rows).view(*weights.shape[:2], -1)
+
+
+def pooling_in_torch(features, weights):
+    share = weights / weights.sum((2, 3), keepdim=True).clamp_min(1e-12)
+    return (share[:, :, None] * features[:, None]).sum((3, 4))
+
+
+def auc_in_loops(scores, inside):
+    pairs = [(a, b) for a in scores[inside] for b in scores[~inside]]
+    return sum(0.5 if a == b else float(a > b) for a, b in pairs) / len(pairs)
+
+
+def auc_by_ranks(scores, inside):
+    rank = np.array([(scores < s).sum() + ((scores == s).sum() + 1) / 2 for s in scores])
+    n = inside.sum()
+    return (rank[inside].sum() - n * (n + 1) / 2) / (n * (~inside).sum())
+
+
+def auc_in_torch(scores, inside):
+    s, i = torch.tensor(scores), torch.tensor(inside)
+    return torch.heaviside(s[i][:, None] - s[~i], torch.tensor(0.5, dtype=s.dtype)).mean()
+
+
+def threshold_in_loops(maps, delta):
+    return [[[v >= delta * m.max() for v in row] for row in m] for m in maps]
+
+
+def threshold_in_numpy(maps, delta):
+    m = maps.numpy()
+    return m >= delta * m.max((1, 2), keepdims=True)
+
+
+def threshold_in_torch(maps, delta):
     return torch.stack([(m >= delta * m.max()).float() for m in maps])
 
 
-def foreground_loss(fg, prototypes, cls, K, tau):
-    s = [float(fg @ p) for p in prototypes]
-    own = sum(s[k] for k in range(len(s)) if k // K == cls)
-    gap = (sum(s) - 2 * own) / tau  # (s_FB - s_FF) / tau
-    return max(gap, 0) + math.log1p(math.exp(-abs(gap)))
+def cosines_in_loops(features, prototypes):
+    return torch.stack(
+        [F.cosine_similarity(features, p.view(1, -1, 1, 1), dim=1) for p in prototypes], 1
+    )
 
 
-def exponential_loss(fg, prototypes, cls, K, tau, sums=True, swap=False):
-    s = (prototypes @ fg).view(-1, K)
-    own, others = s[cls], s[torch.arange(len(s)) != cls].flatten()
-    if swap:
-        own, others = others, own
-    if not sums:  # exp before the sum
-        return -((own / tau).logsumexp(0) - (torch.cat([own, others]) / tau).logsumexp(0))
-    a, b = torch.exp(own.sum() / tau), torch.exp(others.sum() / tau)
-    return -torch.log(a / (a + b))
+def cosines_in_numpy(features, prototypes):
+    f, p = features.numpy(), prototypes.numpy()
+    f, p = f / np.linalg.norm(f, axis=1)[:, None], p / np.linalg.norm(p, axis=1)[:, None]
+    return np.tensordot(f, p, (1, 1)).transpose(0, 3, 1, 2)
 
 
-def gap(fg, prototypes, cls, K, tau):
-    s = (prototypes @ fg).view(-1, K).sum(1)
-    return (s.sum() - 2 * s[cls]) / tau
+def cosines_by_convolution(features, prototypes):
+    return F.conv2d(F.normalize(features), F.normalize(prototypes)[:, :, None, None])
 
 
-def siblings_loss(fg, prototypes, cls, K, tau):
-    s = prototypes @ fg
-    first = s[cls * K]
-    return F.softplus((s.sum() - 2 * first) / tau)
+def merged_in_loops(maps, K):
+    starts = range(0, maps.shape[1], K)
+    return torch.stack([sum(maps[:, s + k] for k in range(K)) / K for s in starts], 1)
 
 
-def image_label(mask, C):
-    return [int(c in set(mask.flatten().tolist())) for c in range(C)]
+def merged_in_numpy(maps, K):
+    B, S, *size = maps.shape
+    return maps.numpy().reshape(B, S // K, K, *size).mean(2)
 
 
-def white(pixel, every=all):
-    return every(-math.log((int(v) + 1) / 256) < 0.15 for v in pixel)
+def merged_by_convolution(maps, K):
+    return F.avg_pool3d(maps.contiguous()[:, None], (K, 1, 1))[:, 0]
 
 
-def white_share(images, every=all):
-    return [
-        sum(white(p, every) for row in image for p in row) / image[..., 0].size for image in images
-    ]
+def fused_in_loops(maps, weights, size):
+    total = torch.zeros(*maps[0].shape[:2], *size, dtype=maps[0].dtype)
+    for i, level in enumerate(maps):
+        total += F.interpolate(weights[i] * level, size=tuple(size), mode="bilinear")
+    return total
 
 
-def present_classes(scores, share):
+def fused_in_torch(maps, weights, size):
+    up = torch.stack([F.interpolate(m, size, mode="bilinear") for m in maps])
+    return torch.einsum("l,lbchw->bchw", torch.tensor(weights, dtype=up.dtype), up)
+
+
+def masks_in_loops(scores, labels):
+    found = torch.zeros(len(scores), *scores.shape[2:])
+    for b, label in enumerate(labels):
+        there = [c for c in range(len(label)) if label[c]] or list(range(len(label)))
+        found[b] = torch.tensor(there)[scores[b, there].argmax(0)]
+    return found
+
+
+def masks_in_numpy(scores, labels):
+    s, y = scores.numpy(), labels.numpy().astype(bool)
+    y = y | ~y.any(1, keepdims=True)
+    return np.where(y[:, :, None, None], s, -np.inf).argmax(1)
+
+
+def masks_in_torch(scores, labels):
+    absent = (labels == 0) & (labels > 0).any(1, keepdim=True)
+    return scores.masked_fill(absent[:, :, None, None], -math.inf).argmax(1).byte()
+
+
+def atrous_in_loops(features, weights, biases, rates):
+    B, _, h, w = features.shape
+    total = sum(biases).view(1, -1, 1, 1).expand(B, -1, h, w).clone()
+    for kernel, r in zip(weights, rates):
+        padded = F.pad(features, (r, r, r, r))
+        for y in range(3):
+            for x in range(3):
+                seen = padded[:, :, y * r : y * r + h, x * r : x * r + w]
+                total += torch.einsum("bdhw,cd->bchw", seen, kernel[:, :, y, x])
+    return total
+
+
+def atrous_by_modules(features, weights, biases, rates):
+    C, D = weights[0].shape[:2]
+    made = []
+    for weight, bias, rate in zip(weights, biases, rates):
+        conv = torch.nn.Conv2d(D, C, 3, padding=rate, dilation=rate).to(weight.dtype)
+        conv.weight.data, conv.bias.data = weight, bias
+        made.append(conv(features))
+    return torch.stack(made).sum(0)
+
+
+def pixels_in_loops(logits, masks):
+    C, losses = logits.shape[1], []
+    for b, y, x in (masks != C).nonzero().tolist():
+        z = logits[b, :, y, x]
+        losses.append(z.logsumexp(0) - z[masks[b, y, x]])
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def pixels_in_torch(logits, masks):
+    C = logits.shape[1]
+    if (masks == C).all():
+        return torch.zeros((), dtype=logits.dtype)
+    return F.cross_entropy(logits, masks, ignore_index=C)
+
+
+def present_in_loops(scores, share):
     wins = [[int((image.argmax(0) == c).sum()) for c in range(len(image))] for image in scores]
     return [[n >= share * sum(row) for n in row] for row in wins]
 
 
-def fuse_levels(maps, weights, size, **how):
-    return sum(
-        F.interpolate(w * m, size, **({"mode": "bilinear"} | how)) for m, w in zip(maps, weights)
-    )
+def present_in_numpy(scores, share):
+    winner = scores.numpy().argmax(1)
+    return np.stack([(winner == c).mean((1, 2)) >= share for c in range(scores.shape[1])], 1)
 
 
-def iou(matrix, ignore_row=False, absent=math.nan):
-    C = len(matrix) - 1
-    matrix = matrix if ignore_row else matrix[:C]
-    unions = [matrix[c].sum() + matrix[:, c].sum() - matrix[c, c] for c in range(C)]
-    return [matrix[c, c] / u if u else absent for c, u in enumerate(unions)]
+def present_in_torch(scores, share):
+    return F.one_hot(scores.argmax(1), scores.shape[1]).double().mean((1, 2)) >= share
 
 
-def recall(matrix):
-    return [row[c] / row.sum() if row.any() else math.nan for c, row in enumerate(matrix[:-1])]
+def confusion_in_loops(truth, prediction, C):
+    matrix = [[0] * (C + 1) for _ in range(C + 1)]
+    for t, p in zip(truth.ravel().tolist(), prediction.ravel().tolist()):
+        if t <= C:
+            matrix[t][p] += 1
+    return matrix
 
 
-def interval(ours, theirs, t=3.182446305284263, share=4, ddof=1):
-    """t: of 95 % and 3 degrees of freedom, from a table."""
-    d = np.subtract(ours, theirs)
-    half = t * d.std(ddof=ddof) / math.sqrt(share)
-    return d.mean() - half, d.mean() + half
+def confusion_in_numpy(truth, prediction, C):
+    edges = np.arange(C + 2) - 0.5
+    return np.histogram2d(truth.ravel(), prediction.ravel(), (edges, edges))[0]
 
 
-def unpaired(a, b):
-    half = 3.182446305284263 * math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 4)
-    return (a - b).mean() - half, (a - b).mean() + half
+def confusion_in_torch(truth, prediction, C):
+    t, p = torch.tensor(truth).long().flatten(), torch.tensor(prediction).long().flatten()
+    one = lambda m: F.one_hot(m, C + 1)
+    return one(t[t <= C]).T @ one(p[t <= C])
 
 
-SOLVED = [
-    (exercises.check_image_label, image_label),
-    (exercises.check_white_share, white_share),
-    (exercises.check_present_classes, present_classes),
-    (exercises.check_cosine_distance, cosine_distance),
-    (exercises.check_lloyd_step, lloyd_step),
-    (exercises.check_adaptive_threshold, adaptive_threshold),
-    (exercises.check_foreground_loss, foreground_loss),
-    (exercises.check_fuse_levels, fuse_levels),
-    (exercises.check_iou_from_confusion, iou),
-    (exercises.check_paired_interval, interval),
-]
-
-SLIPS = [
-    (exercises.check_paired_interval, lambda a, b: interval(a, b, t=1.96), "many seeds"),
-    (exercises.check_paired_interval, lambda a, b: interval(a, b, share=1), "divide by sqrt"),
-    (exercises.check_paired_interval, lambda a, b: interval(a, b, ddof=0), "n - 1"),
-    (exercises.check_paired_interval, unpaired, "paired"),
-    (exercises.check_paired_interval, lambda a, b: interval(b, a), "the sign"),
-    (exercises.check_image_label, lambda m, C: image_label(m, C + 1), "ignore is no class"),
-    (exercises.check_image_label, lambda m, C: [(m == c).sum() for c in range(C)], "counts pixels"),
-    (
-        exercises.check_image_label,
-        lambda m, C: np.eye(C)[np.bincount(m.flatten())[:C].argmax()],
-        "largest only",
-    ),
-    (exercises.check_image_label, lambda m, C: np.unique(m[m < C]), "indices of the classes"),
-    (exercises.check_white_share, lambda x: white_share(x, every=any), "one clear channel"),
-    (exercises.check_white_share, lambda x: np.multiply(white_share(x), 4), "counts pixels"),
-    (exercises.check_white_share, lambda x: np.mean(white_share(x)), "one share for each patch"),
-    (exercises.check_white_share, lambda x: 1 - np.array(white_share(x)), "share of tissue"),
-    (exercises.check_present_classes, lambda s, a: present_classes(s, a + 1e-6), ">="),
-    (
-        exercises.check_present_classes,
-        lambda s, a: F.one_hot(s.argmax(1), 3).float().mean((1, 2)),
-        "yes or no",
-    ),
-    (exercises.check_present_classes, lambda s, a: present_classes(s, 1e-6), "one pixel"),
-    (exercises.check_present_classes, lambda s, a: s.mean((2, 3)) >= a, "mean of the scores"),
-    (exercises.check_present_classes, lambda s, a: np.transpose(present_classes(s, a)), "swapped"),
-    (exercises.check_cosine_distance, lambda a, b: unit(a) @ unit(b).T, "1 minus"),
-    (exercises.check_cosine_distance, lambda a, b: 1 - a @ b.T, "by its length"),
-    (exercises.check_cosine_distance, lambda a, b: 1 - a @ unit(b).T, "rows of a"),
-    (exercises.check_cosine_distance, lambda a, b: 1 - unit(a) @ b.T, "rows of b"),
-    (
-        exercises.check_cosine_distance,
-        lambda a, b: np.sqrt(((a[:, None] - b) ** 2).sum(2)),
-        "Euclidean",
-    ),
-    (exercises.check_cosine_distance, lambda a, b: cosine_distance(b, a), "swapped"),
-    (exercises.check_lloyd_step, lambda X, c: lloyd_means(X, c, empty=c), "length 1"),
-    (exercises.check_lloyd_step, lambda X, c: lloyd_means(X, c), "two slips"),
-    (exercises.check_lloyd_step, lambda X, c: unit(lloyd_means(X, c)), "NaN"),
-    (
-        exercises.check_lloyd_step,
-        lambda X, c: np.nan_to_num(unit(lloyd_means(X, c))),
-        "without rows",
-    ),
-    (exercises.check_lloyd_step, lambda X, c: c, "nothing moved"),
-    (exercises.check_adaptive_threshold, lambda m, d: m >= d * m.max(), "each map's own"),
-    (exercises.check_adaptive_threshold, lambda m, d: m > d * m.amax((1, 2), keepdim=True), ">="),
-    (exercises.check_adaptive_threshold, lambda m, d: m >= d, "not delta itself"),
-    (
-        exercises.check_adaptive_threshold,
-        lambda m, d: m >= d * m.mean((1, 2), keepdim=True),
-        "mean",
-    ),
-    (
-        exercises.check_adaptive_threshold,
-        lambda m, d: m < d * m.amax((1, 2), keepdim=True),
-        "swapped",
-    ),
-    (exercises.check_adaptive_threshold, lambda m, d: adaptive_threshold(m, d) * m, "yes or no"),
-    (exercises.check_foreground_loss, exponential_loss, "overflows"),
-    (
-        exercises.check_foreground_loss,
-        lambda f, P, c, K, t: foreground_loss(f, P, c, K, 1),
-        "divide the similarities",
-    ),
-    (
-        exercises.check_foreground_loss,
-        lambda f, P, c, K, t: foreground_loss(f, P, c, K, K * t),
-        "means",
-    ),
-    (
-        exercises.check_foreground_loss,
-        lambda *a: exponential_loss(*a, sums=False),
-        "exp comes first",
-    ),
-    (
-        exercises.check_foreground_loss,
-        lambda f, P, c, K, t: foreground_loss(f, P, 1 - c, K, t),
-        "swapped",
-    ),
-    (exercises.check_foreground_loss, gap, "softplus"),
-    (exercises.check_foreground_loss, siblings_loss, "siblings"),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, [1] * len(m), s), "its weight"),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s) / len(m), "by their number"),
-    (
-        exercises.check_fuse_levels,
-        lambda m, w, s: fuse_levels(m, w, s) / sum(w),
-        "sum of the weights",
-    ),
-    (
-        exercises.check_fuse_levels,
-        lambda m, w, s: fuse_levels(m, w[::-1], s),
-        "order of the levels",
-    ),
-    (exercises.check_fuse_levels, lambda m, w, s: fuse_levels(m, w, s, mode="nearest"), "bilinear"),
-    (
-        exercises.check_fuse_levels,
-        lambda m, w, s: fuse_levels(m, w, s, align_corners=True),
-        "an area",
-    ),
-    (exercises.check_iou_from_confusion, lambda m: iou(m, ignore_row=True), "drop it"),
-    (exercises.check_iou_from_confusion, recall, "recall"),
-    (exercises.check_iou_from_confusion, lambda m: [2 * i / (1 + i) for i in iou(m)], "Dice"),
-    (
-        exercises.check_iou_from_confusion,
-        lambda m: [i / (1 + i) for i in iou(m)],
-        "take them off once",
-    ),
-    (exercises.check_iou_from_confusion, lambda m: iou(m, absent=0.0), "not 0"),
-    (exercises.check_iou_from_confusion, lambda m: iou(m, absent=1.0), "not 1"),
-    (exercises.check_iou_from_confusion, lambda m: [*iou(m), 0.0], "first C"),
-]
+def iou_in_loops(matrix):
+    found = []
+    for c in range(len(matrix) - 1):
+        union = matrix[c].sum() + matrix[:-1, c].sum() - matrix[c, c]
+        found.append(matrix[c, c] / union if union else math.nan)
+    return found
 
 
-@pytest.mark.parametrize("check, mine", SOLVED, ids=lambda f: f.__name__)
-def test_a_right_answer_written_another_way_is_solved(check, mine, capsys):
-    assert check(mine) is True
-    assert capsys.readouterr().out == "solved\n"
+def iou_in_numpy(matrix):
+    judged = matrix[:-1]
+    hits = np.diag(judged)
+    return np.divide(hits, judged.sum(1) + judged.sum(0)[:-1] - hits)
+
+
+def iou_in_torch(matrix):
+    m = torch.tensor(matrix)[:-1].double()
+    return m.diag() / (m.sum(1) + m.sum(0)[:-1] - m.diag())
+
+
+def background_in_loops(scores):
+    found = torch.empty(len(scores), *scores.shape[2:])
+    for b, y, x in np.ndindex(*found.shape):
+        own = scores[b, :, y, x].tolist()
+        own.append((1 - max(own)) ** 10)
+        found[b, y, x] = own.index(max(own))
+    return found
+
+
+def background_in_numpy(scores):
+    s = scores.numpy()
+    return np.concatenate([s, (1 - s.max(1, keepdims=True)) ** 10], 1).argmax(1)
+
+
+def interval_in_loops(ours, theirs):
+    from scipy import stats
+
+    d = [a - b for a, b in zip(ours, theirs)]
+    mean = sum(d) / len(d)
+    half = math.sqrt(sum((x - mean) ** 2 for x in d) / (len(d) - 1) / len(d))
+    half *= stats.t.ppf(0.975, len(d) - 1)
+    return [mean - half, mean + half]
+
+
+def interval_in_scipy(ours, theirs):
+    from scipy import stats
+
+    return tuple(stats.ttest_rel(ours, theirs).confidence_interval(0.95))
+
+
+RIGHT = {
+    "image_label": (labels_in_loops, labels_in_numpy, labels_in_torch),
+    "accuracy": (accuracy_in_loops, accuracy_in_numpy, accuracy_in_torch),
+    "parse_label": (label_by_split, label_from_behind),
+    "single_class": (single_in_loops, single_in_numpy, single_in_torch),
+    "white_share": (white_in_loops, white_in_numpy, white_in_torch),
+    "cosine_distance": (distance_in_loops, distance_in_numpy, distance_in_torch),
+    "lloyd_step": (lloyd_in_loops, lloyd_in_numpy, lloyd_in_torch),
+    "nearest_mean": (prototype_in_loops, prototype_in_torch),
+    "foreground_loss": (loss_in_loops, loss_by_logsumexp, loss_by_sigmoid),
+    "mean_fill": (fill_in_loops, fill_in_numpy, fill_in_torch),
+    "masked_pooling": (pooling_in_loops, pooling_in_torch),
+    "auc": (auc_in_loops, auc_by_ranks, auc_in_torch),
+    "adaptive_threshold": (threshold_in_loops, threshold_in_numpy, threshold_in_torch),
+    "cosine_maps": (cosines_in_loops, cosines_in_numpy, cosines_by_convolution),
+    "merge_subclasses": (merged_in_loops, merged_in_numpy, merged_by_convolution),
+    "fuse_levels": (fused_in_loops, fused_in_torch),
+    "closed_masks": (masks_in_loops, masks_in_numpy, masks_in_torch),
+    "atrous_sum": (atrous_in_loops, atrous_by_modules),
+    "pixel_loss": (pixels_in_loops, pixels_in_torch),
+    "present_classes": (present_in_loops, present_in_numpy, present_in_torch),
+    "confusion": (confusion_in_loops, confusion_in_numpy, confusion_in_torch),
+    "iou_from_confusion": (iou_in_loops, iou_in_numpy, iou_in_torch),
+    "background_channel": (background_in_loops, background_in_numpy),
+    "paired_interval": (interval_in_loops, interval_in_scipy),
+}
+
+
+def test_every_exercise_is_tried_here():
+    assert set(RIGHT) == set(ALL) and len(ALL) >= 24
 
 
 @pytest.mark.parametrize(
-    "check, mine, hint", SLIPS, ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else ""
+    "name, mine", [(name, mine) for name, own in RIGHT.items() for mine in own], ids=str
 )
-def test_a_likely_slip_gets_its_hint_on_one_line(check, mine, hint, capsys):
-    assert check(mine) is False
-    said = capsys.readouterr().out
-    assert said.startswith("not yet: ") and hint in said and said.count("\n") == 1
+def test_a_right_answer_in_another_style_is_solved(name, mine, capsys):
+    assert ALL[name](mine) is True
+    assert capsys.readouterr().out == f"{mine.__name__}: solved\n"
+
+
+@each
+def test_each_slip_is_refused_with_its_own_hint(name):
+    check = ALL[name]
+    assert len(check.slips) >= 5
+    assert {hint: check.verdict(slip) for hint, slip in check.slips.items()} == {
+        hint: f"not yet: {hint}" for hint in check.slips
+    }
+
+
+# what any answer may be
 
 
 def stub(*_):
     raise NotImplementedError
 
 
-@pytest.mark.parametrize("check", [c for c, _ in SOLVED], ids=lambda f: f.__name__)
-def test_any_other_answer_is_met_with_words_and_never_with_an_exception(check, capsys):
-    answers = {
-        stub: "not solved yet: ",
-        lambda *_: None: "not yet: your function gives None; does it end with return?\n",
-        lambda *_: (
-            1 / 0
-        ): "not yet: your function stopped with ZeroDivisionError: division by zero\n",
-    }
-    for mine, start in answers.items():
-        assert check(mine) is False
-        assert capsys.readouterr().out.startswith(start)
+@each
+def test_any_other_answer_is_met_with_words_and_never_with_an_exception(name):
+    check = ALL[name]
+    assert check.verdict(stub) == f"not solved yet: {check.nudge}"
+    assert check.verdict(lambda *_: None).startswith("not yet: your function gives None")
+    assert "ZeroDivisionError: division by zero" in check.verdict(lambda *_: 1 / 0)
+    assert "expected numbers" in check.verdict(lambda *_: "solved")
+    assert check.verdict(lambda: 0).startswith("not yet: your function stopped with TypeError")
+    for constant in (0, True, [0.5, 0.5], np.zeros((2, 3)), torch.ones(2)):
+        assert check.verdict(lambda *_, value=constant: value).startswith("not yet: ")
+
+
+@each
+def test_an_answer_from_a_table_of_the_first_input_does_not_pass(name):
+    check = ALL[name]
+    first = check.right(*check.inputs[0])
+    assert check.verdict(lambda *_: first) != ""
+
+
+@each
+def test_the_nudge_and_the_hints_are_one_line_and_no_code(name):
+    check = ALL[name]
+    for text in (check.nudge, *check.slips):
+        assert "\n" not in text and " = np." not in text and "lambda" not in text
+
+
+def test_an_argument_that_is_changed_is_named():
+    def destroyed(X, centres):
+        centres[:] = lloyd_in_loops(X, centres)
+        return centres
+
+    verdict = exercises.check_lloyd_step.verdict(destroyed)
+    assert verdict == (
+        "not yet: the values are right, but your function changes its argument centres; "
+        "work on a copy"
+    )
+
+
+def test_a_gradient_that_is_cut_is_named():
+    cut = lambda *given: loss_in_loops(*given).detach()
+    assert "no gradient reaches fg" in exercises.check_foreground_loss.verdict(cut)
+    alone = lambda fg, P, *rest: loss_in_loops(fg, P, *rest) + 0 * fg.sum()
+    assert exercises.check_foreground_loss.verdict(alone) == ""
+    twice = lambda fg, P, *rest: loss_in_loops(fg, P, *rest) + (fg - fg.detach()).sum()
+    assert "the gradient of fg is not" in exercises.check_foreground_loss.verdict(twice)
+
+
+def test_what_is_wrong_everywhere_in_one_way_is_said_so():
+    distance, fuse = exercises.check_cosine_distance, exercises.check_fuse_levels
+    assert "0.5 times" in distance.verdict(lambda a, b: distance_in_numpy(a, b) / 2)
+    assert "these are percent" in distance.verdict(lambda a, b: 100 * distance_in_numpy(a, b))
+    assert "rounding" in distance.verdict(lambda a, b: distance_in_numpy(a, b).astype(np.float16))
+    assert "but not the shape" in distance.verdict(lambda a, b: distance_in_numpy(a, b)[None])
+    assert "this is minus" in fuse.verdict(lambda *given: -fused_in_loops(*given))
+    swapped = lambda *given: fused_in_loops(*given).swapaxes(2, 3)
+    assert "the last two axes are swapped" in fuse.verdict(swapped)
+
+
+def test_a_foreign_answer_is_told_its_shape_or_its_worst_value_and_the_input():
+    verdict = exercises.check_cosine_distance.verdict(lambda a, b: np.arange(float(len(a))))
+    assert verdict == (
+        "not yet: an axis was lost, by a mean, a sum or a maximum over too many: "
+        "the shape is (3,), expected (3, 2) (for a (3, 2), b (2, 2))"
+    )
+    off = lambda X, centres: lloyd_in_loops(X, centres) + np.arange(X.shape[1])
+    said = exercises.check_lloyd_step.verdict(off)
+    assert "yours go from" in said and "X (6, 2), centres (3, 2)" in said
+
+
+def test_a_loop_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(judge, "SECONDS", 0.2)
+
+    def endless(*_):
+        while True:
+            pass
+
+    assert "does a loop never end?" in exercises.check_auc.verdict(endless)
 
 
 def unsolved_in_a_library(scores, share):
@@ -296,29 +557,69 @@ def unsolved_in_a_library(scores, share):
     ],
     ids=["mean of bool", "softmax of int64", "bare"],
 )
-def test_an_error_of_torch_is_no_stub(mine, words, capsys):
-    assert exercises.check_present_classes(mine) is False
-    said = capsys.readouterr().out
-    assert said.startswith("not yet: your function stopped with NotImplementedError: ")
+def test_an_error_of_torch_is_no_stub(mine, words):
+    said = exercises.check_present_classes.verdict(mine)
+    assert said.startswith("not yet: your function stopped with NotImplementedError")
     assert words in said
 
 
-def test_a_stub_is_known_however_it_is_called(capsys):
+def test_a_stub_is_known_however_it_is_called():
     for mine in (partial(stub), lambda *given: stub(*given)):
-        assert exercises.check_present_classes(mine) is False
-        assert capsys.readouterr().out.startswith("not solved yet: a pixel's winner is")
+        assert exercises.check_present_classes.verdict(mine).startswith("not solved yet: ")
 
 
-def test_a_foreign_answer_is_told_its_shape_or_its_worst_value(capsys):
-    exercises.check_cosine_distance(lambda a, b: np.zeros(3))
-    assert capsys.readouterr().out == "not yet: the shape is (3,), expected (3, 2)\n"
-    wrong = np.array([[0.0, 0, 0], [0, 0, 0], [0, 0, 0]])
-    exercises.check_lloyd_step(
-        lambda X, c: wrong[:, :2] + lloyd_step(X, c) + [[0, 0], [0, 0.25], [0, 0]]
-    )
-    assert "at (1, 1)" in capsys.readouterr().out
+def test_a_check_raises_where_it_is_graded(monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+    with pytest.raises(AssertionError, match="not solved yet"):
+        exercises.check_auc(stub)
+    assert exercises.check_auc(auc_in_loops)
 
 
-def test_every_check_of_the_module_is_tried_here():
-    named = {name for name in vars(exercises) if name.startswith("check_")}
-    assert named <= {check.__name__ for check, _ in SOLVED}
+# the notebooks
+
+
+def cells():
+    """(name, stub, check, solution) of every exercise of the notebooks, and its notebook's
+    imports."""
+    found = []
+    for path in NOTEBOOKS:
+        book = nbformat.read(path, as_version=4)
+        code = {c.id: c for c in book.cells if c.cell_type == "code"}
+        for c in code.values():
+            name = c.metadata.get("nbgrader", {}).get("grade_id")
+            if name:
+                base = "ex-" + name.replace("_", "-")
+                parts = [code[f"{base}-{part}"] for part in ("stub", "check", "solution")]
+                found.append((path.stem[:2], name, *parts))
+    return found
+
+
+CELLS = cells()
+
+
+def test_each_exercise_stands_in_one_notebook():
+    assert sorted(name for _, name, *_ in CELLS) == sorted(ALL)
+
+
+@pytest.mark.parametrize(
+    "notebook, name, stub, check, solution", CELLS, ids=[name for _, name, *_ in CELLS]
+)
+def test_an_exercise_fails_as_a_stub_and_passes_with_its_solution(
+    notebook, name, stub, check, solution, capsys
+):
+    assert stub.metadata.tags == ["exercise"] and check.metadata.tags == ["check"]
+    assert solution.metadata.tags == ["solution"]
+    assert check.metadata.nbgrader.points == ALL[name].points
+    assert f"exercises.check_{name}({name})" in check.source
+    assert f"otebook {notebook}" in " ".join(ALL[name].__doc__.split())
+    space = dict(np=np, torch=torch, F=F, regions=regions, exercises=exercises)
+    from scipy.stats import t
+
+    space["t"] = t
+    exec(stub.source, space)
+    assert not eval(f"exercises.check_{name}({name})", space)
+    assert capsys.readouterr().out.startswith(f"{name}: not solved yet: ")
+    exec(solution.source, space)
+    assert capsys.readouterr().out == f"{name}_solution: solved\n"
+    assert space[name] is not space[f"{name}_solution"]  # the learner's own name is untouched
+    assert not eval(f"exercises.check_{name}({name})", space)
