@@ -11,7 +11,7 @@ from pathlib import Path
 # of study/grid.toml
 TABLES = (
     *("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4"),
-    *("ours", "schedule", "followups", "when"),
+    *("ours", "schedule", "followups", "stain", "when"),
 )
 
 
