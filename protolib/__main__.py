@@ -1,5 +1,5 @@
 """Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows
-what came of it."""
+what came of it, `python -m protolib new` describes a data set of your own."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ TABLES = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of `run` and `report`; one left out is None, so that a resumed run keeps its
+    """The options of all commands; one of `run` left out is None, so that a resumed run keeps its
     own."""
     top = argparse.ArgumentParser(
         prog="python -m protolib", description="protolib's notebooks from the command line"
@@ -165,6 +165,46 @@ def parser() -> argparse.ArgumentParser:
         "site", help="notebooks, glossary and docs as pages that need no server; runs nothing"
     )
     site.add_argument("out", metavar="DIR", type=Path, help="made anew, site/ say")
+    new = commands.add_parser(
+        "new",
+        help="describe a data set of your own, from what its folder holds",
+        description="Write the dataset.toml of a folder: of patches with labels in their names, "
+        "beside them; of patches with a table of labels, or of region images with annotations that "
+        "QuPath exported as GeoJSON, with the patches that are made of them, to --out.",
+    )
+    new.add_argument("dataset", metavar="DATASET", help="a name for it")
+    new.add_argument("folder", metavar="FOLDER", type=Path, help="what there is")
+    new.add_argument(
+        "--out", metavar="DIR", default="", help="a new folder for patches that it makes"
+    )
+    new.add_argument(
+        "--classes",
+        metavar="A,B",
+        type=words,
+        default=(),
+        help="names in the order of the label's digits, or A=title of A,...; asked for otherwise",
+    )
+    new.add_argument(
+        "--codes", metavar="N,N", type=numbers, default=(), help="values in masks, one per class"
+    )
+    new.add_argument(
+        "--ignored", metavar="N,N", type=numbers, default=(), help="values in masks of no class"
+    )
+    new.add_argument(
+        "--palette",
+        metavar="RRGGBB,..",
+        type=colours,
+        default=(),
+        help="colours of masks, one per class, then ignore",
+    )
+    new.add_argument(
+        "--slide", metavar="REGEX", default="", help="finds the slide in the name of a file"
+    )
+    new.add_argument("--mpp", metavar="UM", type=float, default=0.0, help="micrometres per pixel")
+    new.add_argument(
+        "--size", metavar="PX", type=int, default=224, help="side of patches cut from regions"
+    )
+    new.add_argument("--csv", metavar="FILE", type=Path, help="table of labels, if not in FOLDER")
     for command in (run, ablate, plan, report, lab, site):
         command.add_argument(
             "--notebooks",
@@ -195,6 +235,29 @@ def shard(text: str) -> tuple[int, int]:
     return int(part), int(of)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The parts of "a,b", without spaces around them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The mask values of "0,1,255"; raises argparse's error for anything else."""
+    if not all(part.isdecimal() and int(part) < 256 for part in words(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give mask values of 0..255, as in 0,1,2")
+    return tuple(map(int, words(text)))
+
+
+def colours(text: str) -> tuple[tuple[int, ...], ...]:
+    """The colours of "ff0000,ffffff"; raises argparse's error for anything else."""
+    try:
+        made = tuple(tuple(bytes.fromhex(part.lstrip("#"))) for part in words(text))
+    except ValueError:
+        made = ((),)
+    if any(len(colour) != 3 for colour in made):
+        raise argparse.ArgumentTypeError(f"{text!r}: give colours as in ff0000,00ff00,ffffff")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
     interrupted."""
@@ -202,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if more and args.command != "lab":  # JupyterLab's own options
         parser().parse_args(argv)
     args.more = more
-    notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
+    notebooks = (
+        getattr(args, "notebooks", None) or Path(__file__).parent.parent / "notebooks"
+    ).resolve()
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
@@ -278,6 +343,21 @@ def _report(args: argparse.Namespace, notebooks: Path) -> int:
     return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
 
 
+def _new(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.data import new
+    from protolib.losses import ENOUGH
+    from protolib.presets import PRESETS
+
+    told = {name: getattr(args, name) for name in new.Told.__dataclass_fields__ if name != "ask"}
+    ask = input if sys.stdin.isatty() else None
+    made = new.describe(args.dataset, args.folder, new.Told(**told, ask=ask), args.out)
+    print(f"{made.root / 'dataset.toml'}:\n\n{new.toml(made.spec)}")
+    needs = new.needs(made.labels, made.spec.classes, PRESETS["quick"].K, ENOUGH)
+    print("\n".join(f"- {line}" for line in (*made.notes, *needs)))
+    print(f"\nRun it: make run DATASET={made.spec.name} DATA={made.root.resolve()}")
+    return 0
+
+
 def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
     """Print the ledger of a folder of result files, as text or as JSON, or write it as a page.
     Returns 0."""
@@ -328,6 +408,7 @@ COMMANDS = {
     "report": _report,
     "lab": _lab,
     "site": _site,
+    "new": _new,
 }
 
 if __name__ == "__main__":
