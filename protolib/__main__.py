@@ -205,6 +205,15 @@ def parser() -> argparse.ArgumentParser:
         "--size", metavar="PX", type=int, default=224, help="side of patches cut from regions"
     )
     new.add_argument("--csv", metavar="FILE", type=Path, help="table of labels, if not in FOLDER")
+    commands.add_parser(
+        "doctor", help="what this machine has, and which encoders are here, can be had or are gated"
+    )
+    for command in (run, ablate):
+        command.add_argument(
+            "--trust-remote-code",
+            action="store_true",
+            help="run the code of an encoder's repository (hf:OWNER/NAME); read it first",
+        )
     for command in (run, ablate, plan, report, lab, site):
         command.add_argument(
             "--notebooks",
@@ -269,6 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(args, "notebooks", None) or Path(__file__).parent.parent / "notebooks"
     ).resolve()
     try:
+        if getattr(args, "trust_remote_code", False):
+            from protolib.nets.published import TRUST
+
+            os.environ[TRUST] = "1"  # the notebooks' kernels are processes of this one
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
                 "several processes were started, by torchrun or accelerate launch; start one, and "
@@ -343,6 +356,13 @@ def _report(args: argparse.Namespace, notebooks: Path) -> int:
     return runner.report(runner.find(notebooks.parent / "runs", args.run_dir))
 
 
+def _doctor(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.study import doctor
+
+    print(doctor.report(), end="")
+    return 0
+
+
 def _new(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.data import new
     from protolib.losses import ENOUGH
@@ -409,6 +429,7 @@ COMMANDS = {
     "lab": _lab,
     "site": _site,
     "new": _new,
+    "doctor": _doctor,
 }
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Preset:
     # mean and std of the channels in that order; empty: the backbone's own
     scaling: tuple[tuple[float, ...], ...]
     # bank (notebook 02)
-    encoder: str  # frozen image encoder, a name of encoders.ENCODERS
+    encoder: str  # frozen image encoder, a name of encoders.ENCODERS, timm:... or hf:...
     encoder_size: int  # px at which it reads a patch; 0: its own size, or the patch's
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
     K: int  # sub-classes per class

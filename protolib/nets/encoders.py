@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from protolib.files import read_json
 from protolib.keys import digest
 from protolib.nets import backbones, weights
-from protolib.nets.published import published
+from protolib.nets.published import TRUST, published
 
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 XRAY = (0.5862785803043838,) * 3, (0.27950088968644304,) * 3  # MedCLIP's, of grey chest X-rays
@@ -673,7 +673,6 @@ ENCODERS: dict[str, Callable[[int], Encoder]] = {
 
 
 LOADERS = {"timm": by_timm, "hf": by_transformers}
-TRUST = "PROTOLIB_TRUST_REMOTE_CODE"  # set by `--trust-remote-code`, for this process and its own
 
 
 def _known(name: str) -> Callable[[int], Encoder]:
