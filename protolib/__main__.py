@@ -365,14 +365,13 @@ def _doctor(args: argparse.Namespace, notebooks: Path) -> int:
 
 def _new(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.data import new
-    from protolib.losses import ENOUGH
     from protolib.presets import PRESETS
 
     told = {name: getattr(args, name) for name in new.Told.__dataclass_fields__ if name != "ask"}
     ask = input if sys.stdin.isatty() else None
     made = new.describe(args.dataset, args.folder, new.Told(**told, ask=ask), args.out)
     print(f"{made.root / 'dataset.toml'}:\n\n{new.toml(made.spec)}")
-    needs = new.needs(made.labels, made.spec.classes, PRESETS["quick"].K, ENOUGH)
+    needs = new.needs(made.labels, made.spec.classes, PRESETS["quick"])
     print("\n".join(f"- {line}" for line in (*made.notes, *needs)))
     print(f"\nRun it: make run DATASET={made.spec.name} DATA={made.root.resolve()}")
     return 0

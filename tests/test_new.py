@@ -3,6 +3,7 @@ cannot know it refuses without a file."""
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from protolib.__main__ import main
 from protolib.data import annotations, new, patches, phantom, specs
 from protolib.data.phantom import Drawing
+from protolib.presets import PRESETS
 
 CLASSES = ("TUM", "STR", "LYM", "NEC")
 SPLITS = {"train": 20, "val": 4, "test": 4}
@@ -217,7 +219,7 @@ def test_the_text_of_a_spec_is_read_back_whatever_it_holds(tmp_path):
 )
 def test_needs_in_numbers(alone, mixed, wanted):
     labels = np.array([[1, 0]] * alone[0] + [[0, 1]] * alone[1] + [[1, 1]] * mixed)
-    a, b, last = new.needs(labels, ("a", "b"), K=3, enough=30)
+    a, b, last = new.needs(labels, ("a", "b"), replace(PRESETS["quick"], K=3, enough=30))
     assert a == f"a: {alone[0] + mixed} of {len(labels)} training patches show it, 40 nothing else"
     assert b.endswith(f"{alone[1]} nothing else") and last.startswith(wanted)
 

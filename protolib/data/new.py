@@ -22,6 +22,7 @@ from PIL import Image
 from protolib import files
 from protolib.data import regions, specs
 from protolib.data.specs import PLACES, SPLITS, Cut, DatasetSpec
+from protolib.presets import Preset
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 COLOURS = (  # of classes without one of their own; ignore is white
@@ -119,12 +120,13 @@ def describe(name: str, folder: str | Path, told: Told, out: str | Path = "") ->
     return (_from_regions if drawn else _from_table)(name, folder, told, root, drawn or tables)
 
 
-def needs(labels: np.ndarray, classes: Sequence[str], K: int, enough: int) -> list[str]:
+def needs(labels: np.ndarray, classes: Sequence[str], p: Preset) -> list[str]:
     """What the method needs of the training patches and has, a sentence each.
 
-    labels: (n, C) 0 or 1. K: sub-classes per class. enough: patches of one class alone with which a
-    class teaches at full weight, losses.ENOUGH.
+    labels: (n, C) 0 or 1. p: K, the sub-classes of a class, and enough, the patches of one class
+    alone with which a class teaches at full weight.
     """
+    K, enough = p.K, p.enough
     single, said = labels.sum(1) == 1, []
     shown, alone = labels.sum(0), labels[single].sum(0)
     for name, n, pure in zip(classes, shown, alone):

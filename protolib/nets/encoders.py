@@ -497,13 +497,17 @@ def by_timm(name: str, size: int) -> Encoder:
         cfg = timm.get_pretrained_cfg(arch).to_dict()
     else:
         raise ValueError(f"encoder '{name}': timm {timm.__version__} has no model {arch}")
+    if lacking := {"input_size", "mean", "std"} - cfg.keys():
+        raise ValueError(f"encoder '{name}': its config.json does not tell {', '.join(lacking)}")
     size = _side(name, size, cfg["input_size"][-1])
     for more in ({"dynamic_img_size": True}, {"img_size": size}, {}):
         try:
             model = timm.create_model(arch, pretrained=False, num_classes=0, **args | more)
             break
-        except TypeError:  # it has no such option
-            continue
+        except TypeError as error:  # it has no such option
+            refused = error
+    else:
+        raise ValueError(f"encoder '{name}': timm cannot build {arch} so ({refused})")
     heads = cfg.get("classifier") or ()
     ignore = [rf"{re.escape(head)}\." for head in ([heads] if isinstance(heads, str) else heads)]
     info = weights.put(model, state, file, ignore)
@@ -591,6 +595,8 @@ def by_transformers(name: str, size: int) -> Encoder:
     if foreign:
         weights.code_beside(file, name)
     how = {"local_files_only": True, "trust_remote_code": foreign}
+    if lacking := {"image_mean", "image_std"} - scale.keys():
+        raise ValueError(f"encoder '{name}': its preprocessor_config.json lacks {min(lacking)}")
     config = AutoConfig.from_pretrained(folder, **how)
     if not isinstance(patch := getattr(config, "patch_size", None), int):
         raise ValueError(
