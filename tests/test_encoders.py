@@ -431,7 +431,11 @@ def test_a_network_that_is_no_vision_transformer_is_refused(folder):
 
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
     ResNetModel(config).save_pretrained(folder / "lab" / "net")
-    (folder / "lab" / "net" / "preprocessor_config.json").write_text('{"size": 32}')
+    scale = folder / "lab" / "net" / "preprocessor_config.json"
+    scale.write_text('{"size": 32}')
+    with pytest.raises(ValueError, match="its preprocessor_config.json lacks image_mean"):
+        encoders.load("hf:lab/net")
+    scale.write_text('{"size": 32, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
     with pytest.raises(ValueError, match="'hf:lab/net' is a resnet: of these vision transformers"):
         encoders.load("hf:lab/net")
 

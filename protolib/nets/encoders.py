@@ -595,8 +595,8 @@ def by_transformers(name: str, size: int) -> Encoder:
     if foreign:
         weights.code_beside(file, name)
     how = {"local_files_only": True, "trust_remote_code": foreign}
-    if lacking := {"image_mean", "image_std"} - scale.keys():
-        raise ValueError(f"encoder '{name}': its preprocessor_config.json lacks {min(lacking)}")
+    if untold := {"image_mean", "image_std"} - scale.keys():
+        raise ValueError(f"encoder '{name}': its preprocessor_config.json lacks {min(untold)}")
     config = AutoConfig.from_pretrained(folder, **how)
     if not isinstance(patch := getattr(config, "patch_size", None), int):
         raise ValueError(
