@@ -1,5 +1,5 @@
 """Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows
-what came of it."""
+what came of it, `python -m protolib new` describes a data set of your own."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 # of study/grid.toml
 TABLES = (
     *("table1", "table2", "table3", "table4", "table5", "table6", "figure3", "figure4"),
-    *("ours", "schedule", "followups", "when"),
+    *("ours", "schedule", "followups", "stain", "when"),
 )
 
 
@@ -183,6 +183,55 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument(
         "--csv", metavar="FILE", type=Path, help="write it here, not to FOLDER/grades.csv"
     )
+    new = commands.add_parser(
+        "new",
+        help="describe a data set of your own, from what its folder holds",
+        description="Write the dataset.toml of a folder: of patches with labels in their names, "
+        "beside them; of patches with a table of labels, or of region images with annotations that "
+        "QuPath exported as GeoJSON, with the patches that are made of them, to --out.",
+    )
+    new.add_argument("dataset", metavar="DATASET", help="a name for it")
+    new.add_argument("folder", metavar="FOLDER", type=Path, help="what there is")
+    new.add_argument(
+        "--out", metavar="DIR", default="", help="a new folder for patches that it makes"
+    )
+    new.add_argument(
+        "--classes",
+        metavar="A,B",
+        type=words,
+        default=(),
+        help="names in the order of the label's digits, or A=title of A,...; asked for otherwise",
+    )
+    new.add_argument(
+        "--codes", metavar="N,N", type=numbers, default=(), help="values in masks, one per class"
+    )
+    new.add_argument(
+        "--ignored", metavar="N,N", type=numbers, default=(), help="values in masks of no class"
+    )
+    new.add_argument(
+        "--palette",
+        metavar="RRGGBB,..",
+        type=colours,
+        default=(),
+        help="colours of masks, one per class, then ignore",
+    )
+    new.add_argument(
+        "--slide", metavar="REGEX", default="", help="finds the slide in the name of a file"
+    )
+    new.add_argument("--mpp", metavar="UM", type=float, default=0.0, help="micrometres per pixel")
+    new.add_argument(
+        "--size", metavar="PX", type=int, default=224, help="side of patches cut from regions"
+    )
+    new.add_argument("--csv", metavar="FILE", type=Path, help="table of labels, if not in FOLDER")
+    commands.add_parser(
+        "doctor", help="what this machine has, and which encoders are here, can be had or are gated"
+    )
+    for command in (run, ablate):
+        command.add_argument(
+            "--trust-remote-code",
+            action="store_true",
+            help="run the code of an encoder's repository (hf:OWNER/NAME); read it first",
+        )
     for command in (run, ablate, plan, report, lab, site, edition, grade):
         command.add_argument(
             "--notebooks",
@@ -213,6 +262,29 @@ def shard(text: str) -> tuple[int, int]:
     return int(part), int(of)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The parts of "a,b", without spaces around them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The mask values of "0,1,255"; raises argparse's error for anything else."""
+    if not all(part.isdecimal() and int(part) < 256 for part in words(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give mask values of 0..255, as in 0,1,2")
+    return tuple(map(int, words(text)))
+
+
+def colours(text: str) -> tuple[tuple[int, ...], ...]:
+    """The colours of "ff0000,ffffff"; raises argparse's error for anything else."""
+    try:
+        made = tuple(tuple(bytes.fromhex(part.lstrip("#"))) for part in words(text))
+    except ValueError:
+        made = ((),)
+    if any(len(colour) != 3 for colour in made):
+        raise argparse.ArgumentTypeError(f"{text!r}: give colours as in ff0000,00ff00,ffffff")
+    return made
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
     interrupted."""
@@ -220,8 +292,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if more and args.command != "lab":  # JupyterLab's own options
         parser().parse_args(argv)
     args.more = more
-    notebooks = (args.notebooks or Path(__file__).parent.parent / "notebooks").resolve()
+    notebooks = (
+        getattr(args, "notebooks", None) or Path(__file__).parent.parent / "notebooks"
+    ).resolve()
     try:
+        if getattr(args, "trust_remote_code", False):
+            from protolib.nets.published import TRUST
+
+            os.environ[TRUST] = "1"  # the notebooks' kernels are processes of this one
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
                 "several processes were started, by torchrun or accelerate launch; start one, and "
@@ -312,6 +390,27 @@ def _grade(args: argparse.Namespace, notebooks: Path) -> int:
     return 0
 
 
+def _doctor(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.study import doctor
+
+    print(doctor.report(), end="")
+    return 0
+
+
+def _new(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib.data import new
+    from protolib.presets import PRESETS
+
+    told = {name: getattr(args, name) for name in new.Told.__dataclass_fields__ if name != "ask"}
+    ask = input if sys.stdin.isatty() else None
+    made = new.describe(args.dataset, args.folder, new.Told(**told, ask=ask), args.out)
+    print(f"{made.root / 'dataset.toml'}:\n\n{new.toml(made.spec)}")
+    needs = new.needs(made.labels, made.spec.classes, PRESETS["quick"])
+    print("\n".join(f"- {line}" for line in (*made.notes, *needs)))
+    print(f"\nRun it: make run DATASET={made.spec.name} DATA={made.root.resolve()}")
+    return 0
+
+
 def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
     """Print the ledger of a folder of result files, as text or as JSON, or write it as a page.
     Returns 0."""
@@ -364,6 +463,8 @@ COMMANDS = {
     "site": _site,
     "edition": _edition,
     "grade": _grade,
+    "new": _new,
+    "doctor": _doctor,
 }
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ READS = {
         "bank": "cluster_encoder K N prototypes single_class white_limit normalise shrinkage "
         "kmeans_start restarts text_share",
         "network": "order scaling backbone stride bias merge pool "
-        "epochs batch lr lr_power warmup warmup_ratio weight_decay precision",
+        "epochs batch lr lr_power warmup warmup_ratio weight_decay precision stain_jitter",
         "levels": "levels level_weights similarity refine",
         "prototypes": "prototypes K hidden scale scale_learned",
         "matching": "look space match_maps pairs span threshold delta fill negatives pooling tau "

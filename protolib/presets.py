@@ -46,7 +46,7 @@ RANGES = {
     "drawn_never_pure": (-1, 11),
     "tau scale": (1e-6, 1e6),
     "lr stage2_lr": (0, 100),
-    "white_limit warmup_ratio": (0, 1),
+    "white_limit warmup_ratio stain_jitter": (0, 1),
     "alpha beta theta_fg theta_bg penalty diversity": (0, 1e6),
     "shrinkage lr_power warmup weight_decay": (0, 1e6),
 }
@@ -71,7 +71,7 @@ class Preset:
     # mean and std of the channels in that order; empty: the backbone's own
     scaling: tuple[tuple[float, ...], ...]
     # bank (notebook 02)
-    encoder: str  # frozen image encoder, a name of encoders.ENCODERS
+    encoder: str  # frozen image encoder, a name of encoders.ENCODERS, timm:... or hf:...
     encoder_size: int  # px at which it reads a patch; 0: its own size, or the patch's
     cluster_encoder: str  # the one that the clustering looks through; empty: the same
     K: int  # sub-classes per class
@@ -148,6 +148,8 @@ class Preset:
     # optimisation of stage 1
     epochs: int
     batch: int
+    # how far hematoxylin and eosin of a patch may stray, see training.restained; 0: as they are
+    stain_jitter: float
     lr: float
     lr_power: float  # of the polynomial decay
     warmup: float  # epochs of linear warm-up

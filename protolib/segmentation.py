@@ -22,9 +22,10 @@ class Masks(Protocol):
 
 
 def stage2(p: Preset) -> Preset:
-    """The preset as the training of stage 2 reads it: its own epochs and learning rate, no warm-up.
-    Notebook 05."""
-    return replace(p, epochs=p.stage2_epochs, lr=p.stage2_lr, lr_power=1.0, warmup=0.0)
+    """The preset as the training of stage 2 reads it: its own epochs and learning rate, no warm-up,
+    stains as they are. Notebook 05."""
+    epochs, lr = p.stage2_epochs, p.stage2_lr
+    return replace(p, epochs=epochs, lr=lr, lr_power=1.0, warmup=0.0, stain_jitter=0.0)
 
 
 class DeepLabV2(nn.Module):

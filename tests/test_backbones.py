@@ -437,6 +437,39 @@ def test_any_timm_model_is_a_pyramid(folder, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*starts from random weights:UserWarning")
+@pytest.mark.parametrize(
+    "name", ["test_resnet.r160_in1k", "test_vit.r160_in1k", "test_convnext.r160_in1k"]
+)
+def test_a_model_of_timm_starts_from_the_weights_of_its_tag(folder, name):
+    """The maps are those of timm's own loading of the same file."""
+    arch, home = name.partition(".")[0], folder / "timm" / name
+    home.mkdir(parents=True)
+    full = timm.create_model(arch)
+    for p in full.parameters():
+        nn.init.normal_(p, 0.0, 0.1)
+    save_file(full.state_dict(), home / "model.safetensors")
+    file = str(home / "model.safetensors")
+    stride = backbones.outline(arch)[1]
+    wanted = timm.create_model(
+        *(arch, True),
+        pretrained_cfg_overlay={"file": file},
+        features_only=True,
+        out_indices=backbones.outline(arch)[0],
+    )
+    mine = backbones.backbone(f"timm:{name}", stride).eval()
+    cfg, images = timm.get_pretrained_cfg(name), torch.rand(2, 3, 160, 160)
+    prepared = (images - torch.tensor(cfg.mean).view(3, 1, 1)) / torch.tensor(cfg.std).view(3, 1, 1)
+    with torch.no_grad():
+        for a, b in zip(mine(images), wanted.eval()(prepared), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert mine.info.source == f"timm/{name} model.safetensors, brought by hand"
+    assert backbones.identity(f"timm:{name}") == mine.info.sha256
+    state = full.state_dict() | {"strange.weight": torch.zeros(1)}
+    save_file(state, home / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 unknown \(first: strange.weight\)"):
+        backbones.backbone(f"timm:{name}", stride)
+
+
 def test_trying_a_model_first_draws_nothing(folder):
     drawn = []
     for tried in (backbones.outline, backbones.timm_strides, backbones.idle):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from protolib.nets import backbones, encoders, weights
+from protolib.nets.published import TRUST
 
 NO_INFO = weights.WeightsInfo("", "", "", "", 0)
 
@@ -333,6 +334,144 @@ def test_uni_is_a_vit_of_timm(folder, monkeypatch):
     assert encoder.D == 24 and encoder.info.loaded == len(full.state_dict())
 
 
+VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 3}
+CFG = {"input_size": [3, 32, 32], "mean": [0.7, 0.5, 0.6], "std": [0.2, 0.3, 0.1]}
+
+
+def test_any_repository_in_timms_form_is_an_encoder(folder, x):
+    """Its config.json names architecture, sizes and scaling, as timm pushes them to the hub."""
+    home = folder / "lab" / "tiny"
+    home.mkdir(parents=True)
+    full = shake(timm.create_model("vit_small_patch16_224", num_classes=5, **VIT))
+    save_file(full.state_dict(), home / "model.safetensors")
+    config = {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 5,
+        "global_pool": "token",
+        "model_args": VIT,
+        "pretrained_cfg": CFG | {"classifier": "head"},
+    }
+    with pytest.raises(FileNotFoundError, match="'timm:lab/tiny' needs the config.json of its"):
+        encoders.load("timm:lab/tiny")
+    (home / "config.json").write_text(json.dumps(config))
+    encoder, full.head = encoders.load("timm:lab/tiny"), nn.Identity()
+    half = F.interpolate(x, (32, 32), mode="bilinear", antialias=True)
+    prepared = scaled(half, CFG["mean"], CFG["std"])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), full(prepared), rtol=1e-5, atol=1e-5)
+        assert_map(encoder, x, full.forward_features(prepared)[:, 1:])
+    assert (encoder.D, encoder.size, encoder.info.ignored) == (24, 32, (r"head\.",))
+    assert encoder.info.source == "lab/tiny model.safetensors, brought by hand"
+    # other sizes by interpolated positions
+    assert encoders.load("timm:lab/tiny", 64).maps(x)[0].shape == (2, 24, 4, 4)
+    before = encoders.identity("timm:lab/tiny")
+    config["pretrained_cfg"]["mean"] = [0.0, 0.0, 0.0]
+    (home / "config.json").write_text(json.dumps(config))
+    assert encoders.identity("timm:lab/tiny") != before
+    state = full.state_dict()
+    save_file({k: v for k, v in state.items() if k != "norm.weight"}, home / "model.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit .* 1 missing \(first: norm.weight\)"):
+        encoders.load("timm:lab/tiny")
+
+
+def test_a_model_of_timm_is_an_encoder_by_its_name_and_tag(folder):
+    home = folder / "timm" / "test_resnet.r160_in1k"
+    home.mkdir(parents=True)
+    full = shake(timm.create_model("test_resnet.r160_in1k"))
+    with pytest.raises(FileNotFoundError, match="timm/test_resnet.r160_in1k/, with its config"):
+        encoders.load("timm:test_resnet.r160_in1k")
+    save_file(full.state_dict(), home / "model.safetensors")
+    encoder, cfg = encoders.load("timm:test_resnet.r160_in1k", 64), full.default_cfg
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        maps = full.forward_features(scaled(x, cfg["mean"], cfg["std"]))
+        torch.testing.assert_close(encoder.maps(x)[0], maps, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder(x), maps.mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def repository(folder):
+    """A tiny DINOv2 with registers as its makers would push it, and its network."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    sizes = {"image_size": 28, "patch_size": 14, "hidden_size": 24, "num_hidden_layers": 2}
+    config = Dinov2WithRegistersConfig(**sizes, num_attention_heads=3, num_register_tokens=4)
+    net, home = shake(Dinov2WithRegistersModel(config)), folder / "lab" / "dino"
+    net.save_pretrained(home)
+    scale = {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
+    scale |= {"image_mean": [0.7, 0.5, 0.6], "image_std": [0.2, 0.3, 0.1]}
+    (home / "preprocessor_config.json").write_text(json.dumps(scale))
+    return home, net
+
+
+def test_any_vision_transformer_of_the_hub_is_an_encoder(repository):
+    home, net = repository
+    encoder, x = encoders.load("hf:lab/dino"), torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        found = net(scaled(x, [0.7, 0.5, 0.6], [0.2, 0.3, 0.1])).last_hidden_state
+        torch.testing.assert_close(encoder(x), found[:, 0], rtol=1e-5, atol=1e-5)
+        assert_map(encoder, x, found[:, 5:])  # behind the class token and four registers
+    assert (encoder.D, encoder.size) == (24, 28) and encoder.info.missing == ()
+    assert encoders.load("hf:lab/dino", 56).maps(x)[0].shape == (2, 24, 4, 4)
+    with pytest.raises(ValueError, match="cannot read patches at 30 px: .* such as 28 or 42"):
+        encoders.load("hf:lab/dino", 30)
+    assert encoders.identity("hf:lab/dino") != weights.identity("hf:lab/dino")
+    # copies: what load_file gives lies on the file
+    state = {key: v.clone() for key, v in load_file(home / "model.safetensors").items()}
+    state.pop("layernorm.weight")
+    save_file(state, home / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="does not fit .*: missing .'layernorm.weight'.,"):
+        encoders.load("hf:lab/dino")
+    (home / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="needs the preprocessor_config.json of its repos"):
+        encoders.load("hf:lab/dino")
+
+
+def test_a_network_that_is_no_vision_transformer_is_refused(folder):
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    ResNetModel(config).save_pretrained(folder / "lab" / "net")
+    scale = folder / "lab" / "net" / "preprocessor_config.json"
+    scale.write_text('{"size": 32}')
+    with pytest.raises(ValueError, match="its preprocessor_config.json lacks image_mean"):
+        encoders.load("hf:lab/net")
+    scale.write_text('{"size": 32, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    with pytest.raises(ValueError, match="'hf:lab/net' is a resnet: of these vision transformers"):
+        encoders.load("hf:lab/net")
+
+
+def test_code_of_a_repository_runs_only_where_it_is_trusted(repository, monkeypatch):
+    home, net = repository
+    config = json.loads((home / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    config |= {"model_type": "own_kind", "auto_map": names}
+    (home / "config.json").write_text(json.dumps(config))
+    # nobody but its own code knows its names
+    save_file(net.state_dict(), home / "model.safetensors", {"format": "pt"})
+    marker = home / "ran"
+    (home / "own.py").write_text(
+        "from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel\n"
+        f"open({str(marker)!r}, 'w').close()\n"
+        "class OwnConfig(Dinov2WithRegistersConfig):\n    model_type = 'own_kind'\n"
+        "class OwnModel(Dinov2WithRegistersModel):\n    config_class = OwnConfig\n"
+    )
+    monkeypatch.delenv(TRUST, raising=False)
+    with pytest.raises(PermissionError, match="runs code of its repository.*--trust-remote-code"):
+        encoders.load("hf:lab/dino")
+    assert not marker.exists()
+    before = encoders.identity("hf:lab/dino")
+    monkeypatch.setenv(TRUST, "1")
+    x = torch.rand(1, 3, 28, 28)
+    with torch.no_grad():
+        found = net(scaled(x, [0.7, 0.5, 0.6], [0.2, 0.3, 0.1])).last_hidden_state
+        made = encoders.load("hf:lab/dino")
+        torch.testing.assert_close(made(x), found[:, 0], rtol=1e-5, atol=1e-5)
+    assert marker.exists() and encoders.identity("hf:lab/dino") == before
+    (home / "own.py").write_text((home / "own.py").read_text() + "# another version\n")
+    assert encoders.identity("hf:lab/dino") != before
+
+
 class Visual(nn.Module):
     """Stands for the vision tower of the conch package: (embedding, tokens)."""
 
@@ -461,6 +600,11 @@ def test_unknown_names_teach():
         ValueError, match="encoder 'clop' is not known; choose one of lite0, medclip, medclip_rel"
     ):
         encoders.load("clop")
+    for name in ("hf:../../etc", "hf:lab", "timm:../x", "timm:vit_small_patch16_224", "web:a/b"):
+        with pytest.raises(ValueError, match="is not known; choose one of lite0"):
+            encoders.load(name)
+    with pytest.raises(ValueError, match="'quiltnet' .* is not built here, for it wants open_clip"):
+        encoders.load("quiltnet")
 
 
 @pytest.mark.parametrize("module", ["protolib.matching", "protolib.nets.encoders"])

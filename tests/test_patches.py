@@ -80,7 +80,11 @@ def test_published_facts():
         "bcss-merged",
         "gcss",
         "gcss-four",
+        "gcss-wsss",
     ]
+    six = specs.SPECS["gcss-wsss"]
+    assert six.C == 6 and specs.parse_label("a+3[010011].png", six.C) == (0, 1, 0, 0, 1, 1)
+    assert "to be named" in "".join(six.titles)
     assert BCSS.classes == ("TUM", "STR", "LYM", "NEC") and luad.classes == (
         "TE",
         "NEC",

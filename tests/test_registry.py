@@ -31,6 +31,7 @@ def test_own_registry_is_that_of_the_reference():
         "luad-histoseg",
         "bcss",
         "gcss",
+        "gcss-wsss",
         "mit_b1",
         "medclip",
         "swin",
@@ -56,6 +57,8 @@ def test_own_registry_is_that_of_the_reference():
         ("zenodo", "8176354"),
         ("huggingface", "datasets/zeyugao/GastricSemanticSegmentation"),
     ]
+    assert places["gcss-wsss"] == [("drive-file", "1yr81vqiAZ7KUPu1SelpDPBdauIQM2q0M")]
+    assert entries["gcss-wsss"].licence == specs.SPECS["gcss-wsss"].licence
     assert places["mit_b1"] == [("huggingface", "models/nvidia/mit-b1")]
     assert [name for name, entry in entries.items() if entry.free] == ["bcss", "swin"]
     assert [name for name, entry in entries.items() if entry.kind == "weights"] == [

@@ -331,6 +331,10 @@ CHANGES = {
         {"pseudo masks", "pbip_stage2", *count(STAGE1 | {"pbip_stage2"})},
     ),
     "stage2_tta": ({"stage2_tta": True}, count(["pbip_stage2", "full_supervision"])),
+    "stain_jitter": (
+        {"stain_jitter": 0.1},
+        {*STAGE1, "pseudo masks", "pbip_stage2", *count(STAGE1 | {"pbip_stage2"})},
+    ),
     "beta": (
         {"beta": 0.3},
         {"pbip_stage1", "pseudo masks", "pbip_stage2", *count(["pbip_stage1", "pbip_stage2"])},
@@ -387,7 +391,7 @@ SHORT_LIST = {
 CAM = {"levels": "cam_levels", "level_weights": "cam_levels", "fusion": "cam_fusion"}
 CAM |= {"similarity": "", "pairs": "", "refine": ""}
 STAGE2 = {"epochs": "stage2_epochs", "lr": "stage2_lr", "lr_power": "", "warmup": ""}
-STAGE2 |= {"warmup_ratio": ""}
+STAGE2 |= {"warmup_ratio": "", "stain_jitter": ""}
 # they hand presets on or put their fields into keys: no part of a step
 UNCOUNTED = ("Run._hash", "Run.key", "Run.data", "Run.drawn", "Run.methods", "Run.preset_of")
 UNCOUNTED += ("stage2",)

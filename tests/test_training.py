@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from protolib import processes, training
+from protolib.data.phantom import STAINS
 from protolib.losses import cam_loss
 from protolib.presets import PRESETS, Preset
 from protolib.training import Place, fit, poly_lr, seed_of
@@ -105,6 +106,51 @@ def test_image_and_mask_turn_together():
     assert batch["image"].dtype == torch.uint8 and torch.equal(
         batch["image"][0], patches.images[0]
     )  # left as it was
+
+
+def test_stains_stray_by_scale_and_shift_and_what_is_neither_stays():
+    """One pixel a patch, by hand: amounts of both stains, and a rest across them."""
+    stains = STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True)
+    rest = np.cross(*stains) / np.linalg.norm(np.cross(*stains))
+    amounts, more = np.array([[0.5, 0.3], [0.2, 0.6]]), np.array([0.02, 0.05])
+    density = amounts @ stains + more[:, None] * rest  # (2, 3)
+    images = torch.from_numpy(10**-density).float()[:, :, None, None]
+    found = training.restained(images, 0.1, torch.Generator().manual_seed(3))
+    draws = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(3)).numpy() * 2 - 1
+    scale, shift = 1 + 0.1 * draws[0], 0.1 * draws[1]
+    wanted = 10 ** -((scale * amounts + shift) @ stains + more[:, None] * rest)
+    np.testing.assert_allclose(found[:, :, 0, 0].numpy(), wanted, rtol=1e-5)
+    assert len(np.unique(draws.round(6))) == 8  # each patch and stain has draws of its own
+
+
+def test_stains_stay_in_range_and_without_jitter_as_they_are():
+    images = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    images[0], images[1] = 0, 1  # black, white
+    generator = torch.Generator().manual_seed(1)
+    same = training.restained(images, 0.0, generator)
+    np.testing.assert_allclose(same, images.clamp(min=1 / 255), rtol=1e-5, atol=1e-6)
+    strong = training.restained(images, 1.0, generator)
+    assert 0 <= strong.min() and strong.max() <= 1 and strong.isfinite().all()
+    assert (strong - images).abs().max() > 0.2
+
+
+def test_jitter_draws_from_its_own_seed_and_leaves_the_poses_alone(tmp_path, monkeypatch):
+    seen, dihedral = [], training.dihedral
+
+    def noted(images, which):
+        seen.append(which.tolist())
+        return dihedral(images, which)
+
+    monkeypatch.setattr(training, "dihedral", noted)
+    (plain, a), poses = trained(tmp_path / "plain"), seen[:]
+    (off, b), (on, c), (again, d) = (
+        trained(tmp_path / name, p=replace(P, stain_jitter=jitter))
+        for name, jitter in (("off", 0.0), ("on", 0.2), ("again", 0.2))
+    )
+    assert seen == 4 * poses
+    assert same_weights(plain, off) and losses(a) == losses(b)
+    assert same_weights(on, again) and losses(c) == losses(d)
+    assert not same_weights(plain, on)
 
 
 def test_poly_lr_falls_on_a_straight_line():

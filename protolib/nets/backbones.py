@@ -493,6 +493,23 @@ def any_timm(stride: int, name: str, levels: int | None = None, size: int = 0) -
     return net
 
 
+def of_pyramid(name: str, size: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a timm model under the names of its pyramid, without those that it has no use
+    for; what the model does not know stays, for weights.put to refuse."""
+    import timm
+
+    with torch.device("meta"):
+        part = features(outline(name, size)[1], name, size=size).state_dict()
+        whole = timm.create_model(name, pretrained=False).state_dict()
+    named = {}
+    for key, value in state.items():
+        # a pyramid is the model in a wrapper, or its layers with numbers in their names
+        options = key, f"model.{key}", re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)
+        if (found := next((k for k in options if k in part), None)) or key not in whole:
+            named[found or key] = value
+    return named
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a backbone of one name is built, scaled and loaded."""
@@ -574,18 +591,18 @@ NETS = {
 def backbone(
     name: str, stride: int, levels: Sequence[int] | None = None, size: int = 0
 ) -> Backbone:
-    """The backbone of that name, a key of NETS or any timm model that has
-    features_only. Notebook 05.
+    """The backbone of that name, a key of NETS or any timm model that has features_only: "NAME"
+    from random weights, "timm:NAME.TAG" from those that timm publishes under that tag. Notebook 05.
 
     stride: px a position of the deepest map; levels: indices of the maps that are read, so that
     nothing deeper than the last of them is there, None = all; size: px of the images, for a timm
-    model that is built for one size, 0 = its published one. The weights of a key of NETS come from
-    where `weights.find` finds them; if they are not to be had, and for any other timm model,
-    it starts from random ones with a warning, and info is None. Raises ValueError for an unknown
+    model that is built for one size, 0 = its published one. The weights come from where
+    `weights.find` finds them; if they are not to be had, it starts from random ones with a warning,
+    and info is None. Raises ValueError for an unknown
     name, a stride that it cannot have, a model without feature maps, or a file that is not its
     weights.
     """
-    plan = NETS.get(name) or _timm_plan(name, size)
+    plan = NETS.get(name) or _timm_plan(name.removeprefix("timm:"), size, ":" in name)
     if stride not in plan.strides:
         raise ValueError(
             f"backbone '{name}' cannot have stride {stride}: "
@@ -602,9 +619,14 @@ def backbone(
     return Backbone(net, plan.scaling, info)
 
 
-def _timm_plan(name: str, size: int) -> Plan:
+def _timm_plan(name: str, size: int, published: bool) -> Plan:
     import timm
 
+    if published and timm.is_model(name):
+        cfg, arch = timm.get_pretrained_cfg(name), name.partition(".")[0]
+        build = partial(any_timm, name=arch, size=size)
+        scaling, adapt = (tuple(cfg.mean), tuple(cfg.std)), partial(of_pyramid, arch, size)
+        return Plan(build, timm_strides(arch), scaling, adapt=adapt)
     if name not in timm.list_models():
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(

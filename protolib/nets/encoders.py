@@ -1,8 +1,11 @@
 """Frozen image encoders behind one call: features, their preprocessing, and the record of which
 weights they run on."""
 
+import inspect
 import json
 import math
+import os
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from protolib.files import read_json
+from protolib.keys import digest
 from protolib.nets import backbones, weights
+from protolib.nets.published import TRUST, published
 
 OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 XRAY = (0.5862785803043838,) * 3, (0.27950088968644304,) * 3  # MedCLIP's, of grey chest X-rays
 BGR = (2, 1, 0)
+REPOSITORY = ("config.json", "preprocessor_config.json")  # what tells a network and its scaling
 
 SWIN_T: dict[str, Any] = {
     "image_size": 224,
@@ -260,17 +267,22 @@ class Dinov2(nn.Module):
         return self.model(images).pooler_output
 
 
-class TimmViT(nn.Module):
-    """A vision transformer by timm: the class token, normalised."""
+class Timm(nn.Module):
+    """A network by timm without its classifier: of a vision transformer the class token, or what
+    else it pools."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """See Encoder.maps: one map, of normalised tokens."""
-        tokens = self.model.forward_features(images)  # (B, 1 + h * w, D)
-        return [laid_out(tokens[:, self.model.num_prefix_tokens :])]
+        """See Encoder.maps: one map, of normalised tokens or of the last convolution."""
+        found = self.model.forward_features(images)
+        if found.ndim == 3:  # (B, 1 + h * w, D)
+            return [laid_out(found[:, self.model.num_prefix_tokens :])]
+        # (B, h, w, D) of networks that have their channels last
+        last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        return [found.permute(0, 3, 1, 2) if last else found]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -462,7 +474,158 @@ def uni(size: int) -> Encoder:
         "vit_large_patch16_224", num_classes=0, dynamic_img_size=True, **UNI_L16
     )
     info = weights.put(model, state, file)
-    return Encoder("uni", TimmViT(model), UNI_L16["embed_dim"], info, backbones.IMAGENET, size)
+    return Encoder("uni", Timm(model), UNI_L16["embed_dim"], info, backbones.IMAGENET, size)
+
+
+def by_timm(name: str, size: int) -> Encoder:
+    """Any model of timm with published weights: "timm:NAME.TAG", or "timm:OWNER/NAME" for a
+    repository of the hub in timm's form. Its own size, mean and std.
+
+    Raises ValueError for one that cannot read images of that size, or whose file does not fit.
+    """
+    import timm
+
+    file, state = _found(name)
+    arch, args, cfg = name.removeprefix("timm:"), {}, {}
+    if "/" in arch:
+        config = _config(file, name)
+        cfg = config.get("pretrained_cfg") or config
+        arch, args = config["architecture"], dict(config.get("model_args") or {})
+        if "global_pool" in config:
+            args.setdefault("global_pool", config["global_pool"])
+    elif timm.is_model(arch):
+        cfg = timm.get_pretrained_cfg(arch).to_dict()
+    else:
+        raise ValueError(f"encoder '{name}': timm {timm.__version__} has no model {arch}")
+    if lacking := {"input_size", "mean", "std"} - cfg.keys():
+        raise ValueError(f"encoder '{name}': its config.json does not tell {', '.join(lacking)}")
+    size = _side(name, size, cfg["input_size"][-1])
+    for more in ({"dynamic_img_size": True}, {"img_size": size}, {}):
+        try:
+            model = timm.create_model(arch, pretrained=False, num_classes=0, **args | more)
+            break
+        except TypeError as error:  # it has no such option
+            refused = error
+    else:
+        raise ValueError(f"encoder '{name}': timm cannot build {arch} so ({refused})")
+    heads = cfg.get("classifier") or ()
+    ignore = [rf"{re.escape(head)}\." for head in ([heads] if isinstance(heads, str) else heads)]
+    info = weights.put(model, state, file, ignore)
+    # what attention pools has no maps in the space of its features, see Conch
+    net = model if getattr(model, "attn_pool", None) is not None else Timm(model)
+    scaling = tuple(cfg["mean"]), tuple(cfg["std"])
+    return Encoder(name, net, _width(name, model, size), info, scaling, size)
+
+
+def _config(file: weights.WeightsFile, name: str, part: str = "config.json") -> dict:
+    """A JSON file of an encoder's repository. Raises FileNotFoundError where it is not there."""
+    path = weights.beside(file, name, part)
+    if path is None:
+        raise FileNotFoundError(
+            f"encoder '{name}' needs the {part} of its repository beside {file.path}: bring it too"
+        )
+    return read_json(path)
+
+
+def _width(name: str, net: Any, size: int) -> int:
+    """The width of a network's features, by one image. Raises ValueError if it cannot read it."""
+    with torch.no_grad():
+        try:
+            found = net.eval()(torch.zeros(1, 3, size, size))
+        except Exception as error:  # a network of others fails in ways of its own
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"encoder '{name}' cannot read images of {size} px ({told})"
+            ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise ValueError(f"encoder '{name}' gives no features (B, D) of images")
+    return found.shape[1]
+
+
+class Hf(nn.Module):
+    """A vision transformer by transformers: the class token behind the last norm."""
+
+    def __init__(self, model: Any, patch: int):
+        super().__init__()
+        self.model, self.patch = model, patch
+        asked = inspect.signature(model.forward).parameters
+        # those with learned positions read other sizes so; the others always do
+        self.more = {key: True for key in ("interpolate_pos_encoding",) if key in asked}
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens (B, 1 + registers + h * w, D); raises ValueError where there is no class token."""
+        found = self.model(pixel_values=images, **self.more).last_hidden_state
+        places = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        if found.ndim != 3 or found.shape[1] <= places:
+            raise ValueError(
+                f"{type(self.model).__name__} gives {tuple(found.shape)} for {places} positions: "
+                "no class token"
+            )
+        return found
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """See Encoder.maps: one map, of normalised tokens."""
+        places = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        return [laid_out(self.tokens(images)[:, -places:])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images)[:, 0]
+
+
+def by_transformers(name: str, size: int) -> Encoder:
+    """Any vision transformer of the hub that transformers can build: "hf:OWNER/NAME". Its own size,
+    mean and std.
+
+    The code of a repository is run only where TRUST is set, by `--trust-remote-code`. Raises
+    PermissionError without it, ValueError for a network of another kind or a file that lacks some
+    of its tensors.
+    """
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    file = weights.find(name)
+    said, folder = _config(file, name), file.path.parent
+    scale = _config(file, name, "preprocessor_config.json")
+    foreign = "auto_map" in said and said.get("model_type") not in CONFIG_MAPPING
+    if foreign and not os.environ.get(TRUST):
+        raise PermissionError(
+            f"encoder '{name}' runs code of its repository, which may do anything on this machine: "
+            f"read it in {folder}, then give --trust-remote-code (or set {TRUST}=1)"
+        )
+    if foreign:
+        weights.code_beside(file, name)
+    how = {"local_files_only": True, "trust_remote_code": foreign}
+    if untold := {"image_mean", "image_std"} - scale.keys():
+        raise ValueError(f"encoder '{name}': its preprocessor_config.json lacks {min(untold)}")
+    config = AutoConfig.from_pretrained(folder, **how)
+    if not isinstance(patch := getattr(config, "patch_size", None), int):
+        raise ValueError(
+            f"encoder '{name}' is a {config.model_type}: of these vision transformers with one "
+            "class token are read; look for it in timm"
+        )
+    crop = scale.get("crop_size") or scale.get("size") or config.image_size
+    own = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
+    size = _side(name, size, own, patch)
+    model, loaded = AutoModel.from_pretrained(
+        folder, config=config, output_loading_info=True, dtype=torch.float32, **how
+    )
+    # a pooler that the file has not would be random: features go by it
+    lacking = [key for key in loaded["missing_keys"] if "pooler." not in key]
+    state = model.state_dict()
+    odd = [key for key, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if lacking or loaded["mismatched_keys"] or odd:
+        raise ValueError(
+            f"{file.path.name} does not fit {type(model).__name__}: missing {lacking[:3]}, of "
+            f"another shape {list(loaded['mismatched_keys'])[:3]}, not finite {odd[:3]}. Bring the "
+            "file that is published for it"
+        )
+    info = weights.WeightsInfo(
+        *(file.source, file.revision, weights.sha256(file.path), file.licence, len(state)),
+        missing=tuple(sorted(loaded["missing_keys"])),
+        ignored=tuple(sorted(loaded["unexpected_keys"])),
+    )
+    net, scaling = Hf(model, patch), (tuple(scale["image_mean"]), tuple(scale["image_std"]))
+    return Encoder(name, net, _width(name, net, size), info, scaling, size)
 
 
 class Conch(nn.Module):
@@ -515,10 +678,24 @@ ENCODERS: dict[str, Callable[[int], Encoder]] = {
 }
 
 
-def _known(name: str) -> str:
-    if name not in ENCODERS:
-        raise ValueError(f"encoder '{name}' is not known; choose one of {', '.join(ENCODERS)}")
-    return name
+LOADERS = {"timm": by_timm, "hf": by_transformers}
+
+
+def _known(name: str) -> Callable[[int], Encoder]:
+    if name in ENCODERS:
+        return ENCODERS[name]
+    known = published(name)
+    if known and ":" in name:
+        return partial(LOADERS[name.partition(":")[0]], name)
+    if known and known.D:
+        raise ValueError(
+            f"encoder '{name}' ({known.repo}) is not built here, for it wants {known.loader}: take "
+            "one that `python -m protolib doctor` lists as built"
+        )
+    raise ValueError(
+        f"encoder '{name}' is not known; choose one of {', '.join(ENCODERS)}, timm:NAME.TAG, "
+        "timm:OWNER/NAME or hf:OWNER/NAME"
+    )
 
 
 def load(name: str, size: int = 0) -> Encoder:
@@ -528,7 +705,7 @@ def load(name: str, size: int = 0) -> Encoder:
     ValueError for one that its positions do not divide, and as `weights.find`, `weights.read` and
     `weights.put` where its weights cannot be had or are not its own.
     """
-    return ENCODERS[_known(name)](size)
+    return _known(name)(size)
 
 
 def identity(name: str) -> str:
@@ -539,9 +716,17 @@ def identity(name: str) -> str:
     """
     if name == TOKENS:
         return weights.identity(name)
-    if _known(name) == "lite0":
+    _known(name)
+    if name == "lite0":
         return backbones.identity(backbones.LITE0)
-    return weights.identity("swin" if name == "medclip_released" else name)
+    found = weights.identity("swin" if name == "medclip_released" else name)
+    if ":" not in name or found == "random":
+        return found
+    # its network and scaling are told by files beside the weights
+    file = weights.find(name)
+    parts = [weights.beside(file, name, part) for part in REPOSITORY]
+    parts += sorted(file.path.parent.glob("*.py"))
+    return digest(found, [part.read_text("utf-8") for part in parts if part])
 
 
 @torch.no_grad()

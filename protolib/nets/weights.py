@@ -16,71 +16,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from protolib.files import weights_folder
+from protolib.nets.published import (
+    PUBLISHED,
+    SUFFIXES,
+    Published,
+    WeightsFile,
+    hub_file,
+    on_disk,
+    published,
+)
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".zip")
-# a repository has one or both; the first holds no code at all
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 SECONDS = 5  # without an answer the network counts as down
-
-
-@dataclass(frozen=True)
-class Published:
-    """Who publishes the weights of one name: licence as stated, and a hub repository, an address or
-    a page."""
-
-    licence: str
-    repo: str = ""  # of the Hugging Face hub
-    gated: bool = False  # the hub asks for a token whose owner was granted access
-    url: str = ""  # of the file itself, where it is on no hub
-    page: str = ""  # where a person finds the file
-    file: str = ""  # its name there, without suffix
-    files: tuple[str, ...] = HUB_FILES  # its name on the hub, the first that is there
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """What its file may end in, in the folder where people bring files."""
-        return SUFFIXES if self.files == HUB_FILES else (Path(self.files[0]).suffix,)
-
-
-PUBLISHED = {
-    "resnet18": Published("BSD-3-Clause (torchvision)", repo="timm/resnet18.tv_in1k"),
-    "resnet50": Published("BSD-3-Clause (torchvision)", repo="timm/resnet50.tv_in1k"),
-    "resnet38d": Published(
-        "none stated",
-        page="https://github.com/jiwoon-ahn/psa (there for MXNet: convert it)",
-        file="ilsvrc-cls_rna-a1_cls1000_ep-0001",
-    ),
-    "transunet": Published("Apache-2.0", repo="timm/vit_base_r50_s16_224.orig_in21k"),
-    "mit_b1": Published("other: NVIDIA Source Code License for SegFormer", repo="nvidia/mit-b1"),
-    "swin": Published("Apache-2.0", repo="microsoft/swin-tiny-patch4-window7-224"),
-    "medclip": Published(
-        "MIT for the code; none stated for the weights",
-        url="https://storage.googleapis.com/pytrial/medclip-vit-pretrained.zip",
-        page="https://github.com/RyanWangZf/MedCLIP",
-        file="medclip-vit-pretrained",
-    ),
-    "clip": Published(
-        "MIT for the code; none stated for the weights", repo="openai/clip-vit-base-patch32"
-    ),
-    # words of CLIP and PLIP, not weights
-    "clip_tokenizer": Published(
-        "MIT", repo="openai/clip-vit-base-patch32", files=("tokenizer.json",)
-    ),
-    "plip": Published("none stated", repo="vinid/plip"),
-    "dinov2": Published("Apache-2.0", repo="facebook/dinov2-small"),
-    "uni": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/UNI", gated=True),
-    "conch": Published("CC-BY-NC-ND-4.0", repo="MahmoodLab/CONCH", gated=True),
-}
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """A file of weights on this disk, and whose it is."""
-
-    path: Path
-    source: str
-    revision: str  # commit of the hub's repository; empty where nobody keeps one
-    licence: str
 
 
 @dataclass(frozen=True)
@@ -101,17 +47,18 @@ def find(name: str) -> WeightsFile:
     """The file of the weights of that name: in `files.weights_folder()`, else in the hub's cache,
     else from the hub or their address.
 
-    In the folder it is called by that name or as published, with any of SUFFIXES. The network is
+    In the folder it is called by that name or as published, with any of SUFFIXES; a repository may
+    also stand there whole, as OWNER/NAME/. The network is
     asked only if HF_HUB_OFFLINE is not set, and no answer within SECONDS counts as none. Raises
     FileNotFoundError that names the file to bring, its repository and where to put it,
     PermissionError for a gated repository without access.
     """
-    if name not in PUBLISHED:
+    known = published(name)
+    if known is None:
         raise FileNotFoundError(
             f"no weights are published for '{name}'; known: {', '.join(PUBLISHED)}"
         )
-    known = PUBLISHED[name]
-    if here := _on_disk(name, known):
+    if here := on_disk(name, known):
         return here
     if known.repo:
         return _from_hub(name, known)
@@ -128,9 +75,10 @@ def identity(name: str) -> str:
     replaced is seen, but the network is asked once a process. Raises ValueError if a file of the
     hub's cache has not the hub's hash.
     """
-    if name not in PUBLISHED:
+    known = published(name)
+    if known is None:
         return "random"
-    file = _on_disk(name, PUBLISHED[name])
+    file = on_disk(name, known)
     if file is None and name not in _refused:
         try:
             file = find(name)
@@ -149,32 +97,47 @@ def _offline() -> bool:
     return is_offline_mode()
 
 
-def _on_disk(name: str, known: Published) -> WeightsFile | None:
-    """The file in the folder, else in the hub's cache; no network."""
-    for stem in filter(None, (name, known.file)):
-        for suffix in known.suffixes:
-            path = weights_folder() / f"{stem}{suffix}"
-            if path.is_file():
-                return WeightsFile(path, f"{path.name}, brought by hand", "", known.licence)
-    if known.repo:
-        from huggingface_hub import try_to_load_from_cache
+def beside(file: WeightsFile, name: str, part: str) -> Path | None:
+    """Another file of the repository that a file of weights came from, such as its config.json, at
+    the same revision; None where the repository has none, or it cannot be had."""
+    path, known = file.path.parent / part, published(name)
+    if path.is_file():
+        return path
+    if not file.revision or _offline():
+        return None
+    import huggingface_hub as hub
 
-        for file in known.files:
-            if isinstance(cached := try_to_load_from_cache(known.repo, file), str):
-                return _hub_file(Path(cached), known)
-    return None
+    try:
+        return Path(hub.hf_hub_download(known.repo, part, revision=file.revision))
+    except Exception:  # of httpx, of the hub, of the disk: it is not here all the same
+        return None
+
+
+def code_beside(file: WeightsFile, name: str) -> None:
+    """Bring the Python files of a repository beside its weights; they run only where they are
+    trusted, see published.TRUST."""
+    if file.revision and not _offline():
+        import huggingface_hub as hub
+
+        hub.snapshot_download(published(name).repo, revision=file.revision, allow_patterns="*.py")
 
 
 def _absent(name: str, why: str) -> FileNotFoundError:
-    known = PUBLISHED[name]
+    known = published(name)
     where = known.page or f"https://huggingface.co/{known.repo}"
     what = f"'{known.file}'" if known.file else " or ".join(known.files)
-    ends = ".safetensors, .bin, .pth or .zip" if known.suffixes == SUFFIXES else known.suffixes[0]
     return FileNotFoundError(
         f"the weights of '{name}' are not on this machine and could not be had ({why}): "
-        f"bring {what} of {where} and put it into {weights_folder()} "
-        f"as {name}{ends}"
+        f"bring {what} of {where} and put it into {weights_folder()} as {_place(name, known)}"
     )
+
+
+def _place(name: str, known: Published) -> str:
+    """What a file that a person brings is called: a repository comes whole, with its config."""
+    if ":" in name:
+        return f"{known.repo}/, with its config.json"
+    ends = ".safetensors, .bin, .pth or .zip" if known.suffixes == SUFFIXES else known.suffixes[0]
+    return f"{name}{ends}"
 
 
 def _from_hub(name: str, known: Published) -> WeightsFile:
@@ -194,7 +157,7 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
         hub.get_session().head(hub.constants.ENDPOINT, timeout=SECONDS)
         for file in known.files:
             try:
-                return _hub_file(Path(hub.hf_hub_download(known.repo, file)), known)
+                return hub_file(Path(hub.hf_hub_download(known.repo, file)), known)
             except RemoteEntryNotFoundError:
                 continue
     except GatedRepoError as error:
@@ -206,16 +169,11 @@ def _from_hub(name: str, known: Published) -> WeightsFile:
     raise _absent(name, f"{known.repo} has neither {' nor '.join(known.files)}")
 
 
-def _hub_file(path: Path, known: Published) -> WeightsFile:
-    # .../snapshots/COMMIT/file
-    return WeightsFile(path, f"{known.repo} {path.name}", path.parent.name, known.licence)
-
-
 def _no_access(name: str, known: Published, why: str) -> PermissionError:
     return PermissionError(
         f"the weights of '{name}' are gated ({why}): ask for access at "
         f"https://huggingface.co/{known.repo}, then set HF_TOKEN to a token of yours; "
-        f"or put the file into {weights_folder()} as {name}.bin"
+        f"or put the file into {weights_folder()} as {_place(name, known)}"
     )
 
 

@@ -94,7 +94,7 @@ def refusal(p: Preset, experiment: Experiment, pure: Mapping[str, int]) -> str:
     if experiment.method not in UNTRAINED:
         needed.add(made.backbone)
     needed = {"swin" if name == "medclip_released" else name for name in needed}
-    lacking = [name for name in sorted(needed & set(weights.PUBLISHED)) if not _weighted(name)]
+    lacking = [n for n in sorted(needed) if weights.published(n) and not _weighted(n)]
     if lacking:
         return (
             f"no weights of {' and '.join(lacking)} on this machine, and none could be had "
