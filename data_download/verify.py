@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from protolib.data import checks
+from protolib.data import checks, specs
 from protolib.data.checks import ASIDE, Report
 
 
@@ -18,10 +18,10 @@ def verify(
     """What checks.check finds in a folder, the same that stands before every run.
 
     fix: move the files of every defect that has some into quarantine/, under the same names; none
-    is deleted, and slides that splits share stay: whose they are is a choice. name, counts, workers
-    and errors as in checks.check.
+    is deleted, and slides that splits share stay: whose they are is a choice. name: as for spec_of;
+    counts, workers: as for checks.check. Raises ValueError for an unknown name.
     """
-    report = checks.check(name, folder, counts, workers)
+    report = checks.check(specs.spec_of(name, folder), folder, counts, workers)
     if fix:
         _quarantine(report)
     return report

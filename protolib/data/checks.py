@@ -102,20 +102,18 @@ class Report:
 
 
 def check(
-    name: str,
+    spec: DatasetSpec,
     folder: str | Path,
     counts: Mapping[str, int] | None = None,
     workers: int | None = None,
 ) -> Report:
     """Read every file of a data folder, patches or published regions, and what its splits share.
 
-    name: as for spec_of. counts: patches that must be there per split. Another number is a defect,
-    and so is one that differs from the counts in the folder's own dataset.toml; one that differs
-    from the paper is a note. workers: threads, None = one a core. Raises ValueError for an unknown
-    name.
+    counts: patches that must be there per split. Another number is a defect, and so is one that
+    differs from the counts in the folder's own dataset.toml; one that differs from the paper is a
+    note. workers: threads, None = one a core.
     """
     folder = Path(folder)
-    spec = specs.spec_of(name, folder)
     # Pillow, zlib and hashing let go of the lock
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         return _verify_regions(spec, folder, pool) or _verify_patches(
@@ -123,6 +121,7 @@ def check(
         )
 
 
+_keys: dict[tuple[str, str], tuple[dict[str, Layout], str]] = {}  # of folders that did not change
 _guarded: dict[str, str] = {}  # what each folder that was checked in this process is warned of
 
 
@@ -137,27 +136,30 @@ def guard(
     ValueError for any other, and as specs.check_layout does.
     """
     layouts = specs.check_layout(spec, root)
-    stamps = {split: specs.stamp(layout) for split, layout in layouts.items()}
-    key = keys.digest(repr(spec), os.path.abspath(root), stamps, keys.CODE["data"])[:16]
+    place = repr(spec), os.path.abspath(root)
+    if place not in _keys or _keys[place][0] is not layouts:  # listed anew
+        stamps = {split: specs.stamp(layout) for split, layout in layouts.items()}
+        _keys[place] = layouts, keys.digest(place, stamps, keys.CODE["data"])[:16]
+    key = _keys[place][1]
     record = Path(cache) / f"checked-{spec.name}-{key}.json" if cache else None
     if record and record.is_file():
         _guarded.setdefault(key, "")
     if key not in _guarded:
-        name = spec.name if spec.name in specs.SPECS else "custom"
-        report = check(name, root)
+        report = check(spec, root)
         if wrong := [row for row in report.rows if row.kind not in HARMLESS]:
             raise ValueError(_refusal(spec, report, wrong))
         _guarded[key] = _summary(report)
         if _guarded[key]:
-            warnings.warn(f"{_guarded[key]}; {_all(name, root)}", stacklevel=3)
+            warnings.warn(f"{_guarded[key]}; {_all(spec, root)}", stacklevel=3)
     if record and not record.is_file():
         files.write_json(record, {"warned": _guarded[key]})
     return layouts
 
 
-def _all(name: str, root: str | Path) -> str:
+def _all(spec: DatasetSpec, root: str | Path) -> str:
+    name = spec.name if specs.SPECS.get(spec.name) == spec else "custom"
     shown = shlex.join(["python", "-m", "data_download", "verify", name, "--to", str(root)])
-    return f"all of them: {pictures.printed(shown)}"
+    return f"all of them: {files.printed(shown)}"
 
 
 def _summary(report: Report) -> str:
@@ -166,21 +168,20 @@ def _summary(report: Report) -> str:
     for row in report.rows:
         by_kind[row.kind].append(row)
     found = [
-        f"{kind}: {len(rows)} (first {pictures.printed(rows[0].name)}: {rows[0].detail})"
+        f"{kind}: {len(rows)} (first {files.printed(rows[0].name)}: {rows[0].detail})"
         for kind, rows in by_kind.items()
     ] + [note for note in report.notes if "published" not in note]
-    return f"{report.name} in {pictures.printed(report.folder)}: {'; '.join(found)}" * bool(found)
+    return f"{report.name} in {files.printed(report.folder)}: {'; '.join(found)}" * bool(found)
 
 
 def _refusal(spec: DatasetSpec, report: Report, wrong: list[Row]) -> str:
     """What stops a run: the first defect with its file, how many there are, and values that are no
     code with their share and likely cause."""
-    name = spec.name if spec.name in specs.SPECS else "custom"
     first = wrong[0]
     more = f", and {len(wrong) - 1} defects more" if len(wrong) > 1 else ""
-    where = pictures.printed(report.folder / first.name)
+    where = files.printed(report.folder / first.name)
     found = f"{where}: {first.kind}: {first.detail}{more}. {report.cause}".rstrip()
-    return f"{found} Nothing was done; {_all(name, report.folder)}"
+    return f"{found} Nothing was done; {_all(spec, report.folder)}"
 
 
 def _verify_patches(
@@ -223,7 +224,7 @@ def _verify_patches(
         [f"{len(classless)} masks show no class at all, first {classless[0]}"] if classless else []
     )
     values = sum((one.values for one in seen if one.values is not None), np.zeros(256, int))
-    _said_nowhere(spec, seen, values, rows, notes)
+    _said_nowhere(spec, seen, rows, notes)
     return Report(spec.name, folder, counts, rows, notes, cause=cause_of(spec, values))
 
 
@@ -313,12 +314,12 @@ def _strays(folder: Path, pairs: list[Pair], movable: bool) -> list[Row]:
 def _said_nowhere(
     spec: DatasetSpec,
     seen: list[patchcheck.Seen],
-    values: np.ndarray,
     rows: list[Row],
     notes: list[str],
 ) -> None:
     """Ignore that the dataset.toml does not speak of, and classes of labels that no mask shows:
     together they are what masks that count from another number look like."""
+    values = sum((one.values for one in seen if one.by_value), np.zeros(256, int))
     unsaid = not spec.ignored and spec.ignore is not None and values[spec.ignore] > 0
     if unsaid:
         found = (
@@ -377,16 +378,21 @@ def cause_of(spec: DatasetSpec, values: np.ndarray) -> str:
 
 
 def _sizes(folder: Path, pairs: list[Pair], seen: list[patchcheck.Seen]) -> list[Row]:
-    """Patches of another size than most, and such that are not square."""
-    sizes = Counter(one.size for one in seen if one.size)
+    """Patches of another size than most, such that are not square, and such that are too small."""
+    sizes, rows = Counter(one.size for one in seen if one.size), []
     usual = sizes.most_common(1)[0][0] if sizes else ()
-    return [
-        pair.row(
-            folder, "size", pair.image, "{} x {} px, most are {} x {} px".format(*one.size, *usual)
-        )
-        for pair, one in zip(pairs, seen)
-        if one.size and (one.size != usual or one.size[0] != one.size[1])
-    ]
+    for pair, one in zip(pairs, seen):
+        if not one.size:
+            continue
+        found = "{} x {} px".format(*one.size)
+        if min(one.size) < pictures.SMALLEST:
+            found += f", fewer than the {pictures.SMALLEST} px that show tissue"
+        elif one.size != usual or one.size[0] != one.size[1]:
+            found += ", most are {} x {} px".format(*usual)
+        else:
+            continue
+        rows.append(pair.row(folder, "size", pair.image, found))
+    return rows
 
 
 def _duplicates(folder: Path, pairs: list[Pair], digests: list[str]) -> list[Row]:

@@ -35,6 +35,7 @@ class Seen(NamedTuple):
     areas: np.ndarray | None = None
     values: np.ndarray | None = None
     label: tuple[int, ...] | None = None
+    by_value: bool = False  # whether the mask was read by value, not by colour
 
 
 def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bool) -> Seen:
@@ -48,14 +49,16 @@ def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bo
     label, size, digest, areas, values = None, None, "", None, None
     if labelled and image:
         label = _label(spec, image, faults)
-    codes = _read(mask, faults, lambda path: pictures.read_codes(path, spec)) if mask else None
+    codes, mode = None, ""
+    if mask:
+        codes, mode = _read(mask, faults, lambda path: pictures.read_codes(path, spec))
     if codes is not None:
         values = np.bincount(codes.ravel(), minlength=256)  # (256,)
         if unknown := pictures.foreign(codes, spec):
             found = ", ".join(f"{n} pixels of {value}" for value, n in unknown.items())
             faults.append(Fault("code", mask, f"{found}, no code of {spec.name}"))
         areas = np.bincount(spec.lookup, values, spec.C + 1)
-    pixels = _read(image, faults, pictures.opened) if image else None
+    pixels = _read(image, faults, pictures.opened)[0] if image else None
     if pixels is not None:
         size = pixels.size
         masked = areas is not None and bool(areas[:-1].any())
@@ -65,34 +68,35 @@ def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bo
         faults.append(Fault("mask size", mask, found))
     if label and areas is not None and not unknown:
         _compare(spec, label, areas / areas.sum(), image, faults)
-    return Seen(faults, digest, size, areas, values, label)
+    by_value = mode in pictures.GREYS + pictures.NUMBERS
+    return Seen(faults, digest, size, areas, values, label, by_value)
 
 
-def _read(path: Path, faults: list[Fault], read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a file, once every byte was read and every checksum compared; None where
-    that cannot be done."""
+def _read(path: Path, faults: list[Fault], read: Callable[[Path], Any]) -> tuple[Any, str]:
+    """What `read` makes of a file, once every byte was read and every checksum compared, and the
+    file's mode; None where that cannot be done."""
     try:
         content = path.read_bytes()
         with Image.open(BytesIO(content)) as image:
-            form = image.format
+            form, mode = image.format, image.mode
             image.verify()  # compares the checksum of every chunk: decoding does not
     except UnidentifiedImageError:
         found = f"no image: {len(content)} bytes, which begin with {content[:16]!r}"
         faults.append(Fault("unreadable", path, found))
-        return None
+        return None, ""
     except Exception as error:  # Pillow passes on whatever a broken file makes its parsers raise
         faults.append(Fault("unreadable", path, f"{type(error).__name__}: {error}"))
-        return None
+        return None, ""
     try:
         made = read(path)
     except pictures.Unfit as error:
         faults.append(Fault(error.kind, path, error.detail))
-        return None
+        return None, ""
     if form != "PNG":
         faults.append(Fault("not PNG", path, f"is {form} under the name of a PNG file"))
     elif not content.endswith(IEND):
         faults.append(Fault("bytes after end", path, "the file goes on after the image's end"))
-    return made
+    return made, mode
 
 
 def _label(spec: DatasetSpec, image: Path, faults: list[Fault]) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from protolib import files
 from protolib.data.specs import DatasetSpec
 
 SMALLEST = 16  # px, side of an image: less, enlarged, shows no tissue
@@ -22,13 +23,8 @@ class Unfit(ValueError):
     what was found and what to do."""
 
     def __init__(self, kind: str, path: Path, detail: str):
-        super().__init__(f"{printed(path)}: {detail}.")
+        super().__init__(f"{files.printed(path)}: {detail}.")
         self.kind, self.path, self.detail = kind, path, detail
-
-
-def printed(name: object) -> str:
-    """A name as a terminal may have it: control characters and lone surrogates as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
 def opened(path: Path) -> Image.Image:
@@ -98,7 +94,7 @@ def read_codes(path: Path, spec: DatasetSpec) -> np.ndarray:
     if image.format in LOSSY:
         found = f"is {image.format}, which changes values and smears borders: save masks as PNG"
         raise Unfit("lossy", path, found)
-    if transparent(image):
+    if image.mode not in NUMBERS and transparent(image):
         raise Unfit("transparent", path, "has transparent pixels, and no class is said for them")
     if image.mode in ("RGB", "RGBA"):
         return _by_colour(np.asarray(image.convert("RGB")), path, spec)
@@ -121,7 +117,7 @@ def _by_palette(image: Image.Image, path: Path, spec: DatasetSpec) -> np.ndarray
     indices = np.asarray(image if image.mode == "P" else image.getchannel(0))
     flat = image.getpalette("RGB") or []
     colours = list(zip(flat[::3], flat[1::3], flat[2::3]))
-    if not colours[:2] or colours == [(i, i, i) for i in range(len(colours))]:
+    if not colours or len(colours) > 1 and colours == [(i, i, i) for i in range(len(colours))]:
         return indices  # a grey, or as good as one
     means, table = {c: i for i, c in enumerate(spec.palette)}, np.arange(256, dtype=np.uint8)
     for index in np.flatnonzero(np.bincount(indices.ravel())).tolist():

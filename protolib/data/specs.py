@@ -5,6 +5,7 @@ import os
 import re
 import time
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -491,8 +492,9 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
             )
             if side is None or aside or path.stem.lower() in ("readme", "license"):
                 continue
-            twice = twice or path.stem in side and (path, side[path.stem])
-            side[path.stem] = path
+            name = unicodedata.normalize("NFC", path.stem)
+            twice = twice or name in side and (path, side[name])
+            side[name] = path
         if twice and set(images) & set(labels):
             raise ValueError(
                 f"{twice[0]} and {twice[1]} have the same name: a region must be there once."
@@ -510,8 +512,9 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
 
 
 def patch_name(file: str) -> str:
-    """Give the name of a patch: that of its file without .png, or without .png.png."""
-    name, ending = file, ".png"
+    """Give the name of a patch: that of its file without .png, or without .png.png, its accents
+    composed (NFC): macOS takes them apart, so image and mask may come in two spellings."""
+    name, ending = unicodedata.normalize("NFC", file), ".png"
     while name.lower().endswith(ending):
         name = name[: -len(ending)]
     return name
