@@ -395,7 +395,7 @@ def test_an_install_that_is_only_read(two, finished, monkeypatch, capsys):
 
 
 def test_braces_and_escapes_in_a_path():
-    assert runner._braced(Path("{lab}/x")).format() == "{lab}/x"
+    assert runner.braced(Path("{lab}/x")).format() == "{lab}/x"
     assert runner.short(Path("/a\x1b[31mb\n")) == r"/a\x1b[31mb\n"
 
 

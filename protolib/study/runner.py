@@ -163,7 +163,7 @@ def _story(notebooks: Path) -> dict[Path, dict[str, Any]]:
     story: dict[Path, dict[str, Any]] = {}
     for path in sorted(notebooks.glob("0*.ipynb")):
         try:
-            found = papermill.inspect_notebook(_braced(path))
+            found = papermill.inspect_notebook(braced(path))
             story[path] = {name: _literal(of["default"]) for name, of in found.items()}
         except (
             Exception
@@ -195,8 +195,9 @@ def _check(
     changes = {name: settings[name] for name in CHANGES if settings.get(name)}
     presets.changed(presets.preset(settings["preset"]), changes)
     for defaults in story.values():
-        for name in defaults.keys() & settings.keys() - {"run_dir"}:
+        for name in sorted(defaults.keys() & settings.keys() - {"run_dir"}):
             _check_kind(name, settings[name], defaults[name])
+    _check_kind("seed", settings["seed"], 0)
     if not 0 <= settings["seed"] < 2**63:
         raise ValueError(f"--seed {settings['seed']}: give a whole number from 0 on, below 2**63")
     if settings["device"] not in ("auto", "cpu"):
@@ -340,8 +341,8 @@ def _execute(
     # started
     try:
         done = papermill.execute_notebook(
-            _braced(path),
-            _braced(copy),
+            braced(path),
+            braced(copy),
             parameters,
             kernel_name="python3",
             cwd=path.parent,
@@ -372,7 +373,7 @@ def _execute(
     return problem
 
 
-def _braced(path: Path) -> str:
+def braced(path: Path) -> str:
     """A path as papermill reads it back: it takes what stands in braces for a parameter."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
