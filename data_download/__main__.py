@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
         )
     }
     for name in ("get", "verify"):
-        add[name].add_argument("name", metavar="NAME", help="one of those that `list` shows")
+        own = "; or custom: the folder --to, with its dataset.toml" * (name == "verify")
+        help_ = "one of those that `list` shows"
+        add[name].add_argument("name", metavar="NAME", help=help_ + own)
     for name in ("get", "verify", "status"):
         add[name].add_argument(
             "--to",
@@ -63,13 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         fetch,
         registry,
     )
+    from protolib import files
 
+    files.speak_anywhere()
     try:
         entries = registry.load(args.registry or registry.OWN)
         if args.command == "list":
             print(fetch.table(entries))
         elif args.command == "status":
             print(fetch.status(entries, args.to))
+        elif args.command == "verify" and args.name == "custom":
+            return fetch.verify_own(args.to and files.place(args.to), args.fix)
         elif args.command == "verify":
             return fetch.verify(registry.find(entries, args.name), args.to, args.fix)
         else:
@@ -77,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return fetch.get(entry, args.to, args.mirror, args.accept_licence, args.from_local)
         return 0
     except (registry.Refused, ValueError) as error:
-        print(f"data_download: {error}", file=sys.stderr)
+        lines = map(files.printed, str(error).splitlines())
+        print("data_download:", "\n".join(lines), file=sys.stderr)
         return 1
     except (KeyboardInterrupt, EOFError):  # Ctrl-C, or Ctrl-D at the question
         again = shlex.join(

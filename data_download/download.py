@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -112,17 +113,60 @@ def _lay(entry: Entry, folder: Folder, source: str, found: dict[str, Path]) -> N
             folder.note_files({path.relative_to(folder.files).as_posix(): None})
             raise MirrorFailed(str(error)) from error
     folder.note(mirror=source, date=date.today().isoformat())
-    work.rename(folder.unpacked)
     if entry.spec:
-        from data_download import arrange  # here, as it loads images and what they need
-
         try:
-            print(
-                arrange.arrange(entry.spec, folder.unpacked, folder.tree, dry_run=True), flush=True
-            )
+            print(_planned(entry, folder, work, [targets[n] for n in sorted(archives)]), flush=True)
         except ValueError as error:
-            shutil.rmtree(folder.unpacked)
-            raise MirrorFailed(str(error)) from error
+            nested = _nested(entry, work)
+            shutil.rmtree(work)
+            raise MirrorFailed(nested or str(error)) from error
+    work.rename(folder.unpacked)
+
+
+def _planned(entry: Entry, folder: Folder, work: Path, parts: list[Path]) -> str:
+    """What arranging would do; parts of one tree, such as those of Google Drive, are joined where
+    it cannot be done without. Raises ValueError as arrange does."""
+    from data_download import arrange  # here, as it loads images and what they need
+
+    try:
+        return arrange.arrange(entry.spec, work, folder.tree, dry_run=True)
+    except ValueError:
+        if not _join(parts):
+            raise
+        return arrange.arrange(entry.spec, work, folder.tree, dry_run=True)
+
+
+def _join(parts: list[Path]) -> bool:
+    """Move what was unpacked from several archives into the first one's folder, where no path is in
+    two of them; says whether it did. One that was stopped goes on."""
+    taken: dict[str, Path] = {}
+    for part in parts:
+        for path in sorted(part.rglob("*")):
+            key = unicodedata.normalize("NFC", path.relative_to(part).as_posix()).casefold()
+            if path.is_file() and taken.setdefault(key, path) != path:
+                return False
+    if len(parts) < 2 or not taken:
+        return False
+    for part in parts[1:]:
+        for path in sorted(part.rglob("*")):
+            if path.is_file():
+                target = parts[0] / path.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+    for part in parts[1:]:
+        shutil.rmtree(part)
+    return True
+
+
+def _nested(entry: Entry, work: Path) -> str:
+    """What to do about archives that came out of archives, "" where there are none."""
+    inner = sorted(path.name for path in work.rglob("*") if path.is_file() and is_archive(path))
+    if not inner:
+        return ""
+    return (
+        f"{entry.name} cannot be arranged, and has {len(inner)} archives in it, first {inner[0]}: "
+        "unpack them yourself and give the folder with --from-local; what was downloaded is kept"
+    )
 
 
 def _check_apart(targets: dict[str, Path], archives: set[str]) -> None:

@@ -144,6 +144,17 @@ def verify(entry: Entry, to: Path | None = None, fix: bool = False) -> int:
     return int(bool(problems) or not report.ok)
 
 
+def verify_own(root: Path | None, fix: bool = False) -> int:
+    """Check a folder that its own dataset.toml describes; as verify, without a registry."""
+    if root is None or not root.is_dir():
+        raise Refused(f"{root or 'a folder'} is not there; say where it is: verify custom --to DIR")
+    from data_download import verify as rules  # here, as it loads images and what they need
+
+    report = rules.verify("custom", root, fix)
+    print(report.table())
+    return int(not report.ok)
+
+
 def _wanted(entry: Entry, mirror: str) -> tuple[Mirror, ...]:
     wanted = tuple(place for place in entry.mirrors if mirror in ("", place.name))
     if not wanted:

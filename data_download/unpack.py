@@ -5,6 +5,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import shutil
 import stat
 import struct
@@ -15,13 +16,31 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from data_download.part import CHUNK
 from data_download.registry import Refused, inside
 
 SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tbz2", ".tar.bz2", ".txz", ".tar.xz")
-OTHERS = {b"Rar!\x1a\x07": "RAR", b"7z\xbc\xaf\x27\x1c": "7-Zip"}
+OTHERS = {
+    b"Rar!\x1a\x07": "a RAR",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip",
+    b"\x28\xb5\x2f\xfd": "a Zstandard",
+    b"\x04\x22\x4d\x18": "an LZ4",
+    b"LZIP": "an lzip",
+    b"\x1f\x9d": "a compress",
+    b"MSCF": "a cabinet",
+    b"PK\x07\x08": "a part of a zip",
+}
+OTHER_SUFFIXES = (".rar", ".7z", ".zst", ".tzst", ".lz4", ".lz", ".cab")
+# one of several files that are one archive together: x.zip.001, x.z01, x.part1.rar, x.r00
+VOLUME = re.compile(
+    r"\.(?:zip|7z|rar|tar|t?gz|t?xz|zst)\.\d{2,4}$|\.[zr]\d{2,3}$|\.part\d+\.rar$", re.I
+)
+DIRECTORY = (("<H", 4), ("<I", 12))  # where a zip's end says its number, and its directory's size
+READ = {0: "stored", 8: "deflate", 12: "bzip2", 14: "lzma"}  # what zipfile can undo
+PACKED = {9: "Deflate64", 93: "Zstandard", 95: "xz", 97: "WavPack", 98: "PPMd", 99: "AES"}
+ELSEWHERE = "unpack it yourself (7-Zip, or your system) and give the folder with --from-local"
 OPENERS: dict[bytes, Callable] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -57,7 +76,7 @@ def is_archive(path: Path) -> bool:
     """Whether this is a zip or tar to unpack: by its suffix or, where it has none, by its first
     bytes."""
     name = path.name.lower()
-    if name.endswith((*SUFFIXES, ".rar", ".7z")):
+    if name.endswith((*SUFFIXES, *OTHER_SUFFIXES)) or VOLUME.search(name):
         return True
     head = _head(path)
     return not path.suffix and (
@@ -80,11 +99,14 @@ def unpack(archive: Path, to: Path, limits: Limits = LIMITS) -> int:
     temporary.mkdir(parents=True)
     try:
         head = _head(archive)
+        if VOLUME.search(archive.name):
+            raise Refused(
+                f"{archive.name} is one of several files that are one archive: join or {ELSEWHERE}"
+            )
         for magic, kind in OTHERS.items():
             if head.startswith(magic):
                 raise Refused(
-                    f"{archive.name} is a {kind} archive, which Python cannot open: unpack it "
-                    "yourself and give the folder with --from-local"
+                    f"{archive.name} is {kind} archive, which Python cannot open: {ELSEWHERE}"
                 )
         gate = _Gate(archive, temporary, limits)
         members = _zip(archive, gate) if head.startswith(b"PK") else _tar(archive, gate, head)
@@ -193,13 +215,18 @@ def _zip(archive: Path, gate: _Gate) -> Iterator[Path]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if info.flag_bits & 1:
                 raise gate.refuse("it is encrypted")
-            path = gate.check(
-                info.filename, info.file_size, kind in (0, stat.S_IFREG), info.is_dir()
-            )
-            plan.append((info, path))
+            if info.compress_type not in READ:
+                method = PACKED.get(info.compress_type, f"method {info.compress_type}")
+                raise Refused(
+                    f"{archive.name} is packed by {method}, which Python cannot open: {ELSEWHERE}"
+                )
+            # tools of Windows write folders so
+            folder = info.is_dir() or (info.filename.endswith("\\") and not info.file_size)
+            path = gate.check(info.filename, info.file_size, kind in (0, stat.S_IFREG), folder)
+            plan.append((info, path, folder))
         gate.room(gate.total)
-        for info, path in plan:
-            if info.is_dir():
+        for info, path, folder in plan:
+            if folder:
                 path.mkdir(parents=True, exist_ok=True)
                 continue
             with file.open(info) as source:
@@ -217,7 +244,12 @@ def _entries(archive: Path) -> int:
         end = tail.rfind(b"PK\x05\x06")
         if end < 0 or len(tail) < end + 22:
             raise zipfile.BadZipFile("its directory is missing")
-        length = struct.unpack_from("<I", tail, end + 12)[0]
+        disk, length = (struct.unpack_from(form, tail, end + at)[0] for form, at in DIRECTORY)
+        if 0 < disk < 0xFFFF:
+            raise Refused(
+                f"{archive.name} is the last of {disk + 1} files that are one archive: join or "
+                f"{ELSEWHERE}"
+            )
         if (
             end >= 76
             and tail[end - 20 : end - 16] + tail[end - 76 : end - 72] == b"PK\x06\x07PK\x06\x06"
@@ -239,7 +271,7 @@ def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
     opener = next((opener for magic, opener in OPENERS.items() if head.startswith(magic)), open)
     with opener(archive, "rb") as plain:
         meter = _Meter(plain, gate)
-        with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK) as file:
+        with tarfile.open(fileobj=meter, mode="r|", bufsize=CHUNK, tarinfo=_Info) as file:
             while (info := file.next()) is not None:
                 path = gate.check(
                     info.name, info.size, info.isreg() and not info.issparse(), info.isdir()
@@ -254,6 +286,20 @@ def _tar(archive: Path, gate: _Gate, head: bytes) -> Iterator[Path]:
                 gate.write(file.extractfile(info), path, info.size)
                 meter.allow(0)
                 yield path
+
+
+class _Info(tarfile.TarInfo):
+    """A header of a tar that ends as tars do, with zeros: tarfile takes a cut for an end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        """The next header. Raises tarfile.ReadError where the file was cut or goes on as none."""
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"it ends without its end: {error}") from error
 
 
 class _Meter(io.RawIOBase):

@@ -4,8 +4,11 @@ what came of it, `python -m protolib new` describes a data set of your own."""
 import argparse
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # of study/grid.toml
@@ -93,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument(
         "--jobs",
         metavar="N",
-        type=int,
+        type=seed,
         default=0,
         help="runs at a time (default: one per GPU, or per core and 3 GB of free memory)",
     )
@@ -287,28 +290,63 @@ def colours(text: str) -> tuple[tuple[int, ...], ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 a cell failed, 2 refused before work, 130
-    interrupted."""
+    interrupted, 143 and 129 ended by SIGTERM and SIGHUP."""
     args, more = parser().parse_known_args(argv)
     if more and args.command != "lab":  # JupyterLab's own options
         parser().parse_args(argv)
     args.more = more
-    notebooks = (
+    from protolib import files
+
+    files.speak_anywhere()
+    notebooks = files.place(
         getattr(args, "notebooks", None) or Path(__file__).parent.parent / "notebooks"
     ).resolve()
-    try:
-        if getattr(args, "trust_remote_code", False):
-            from protolib.nets.published import TRUST
+    with _stoppable() as caught:
+        try:
+            if getattr(args, "trust_remote_code", False):
+                from protolib.nets.published import TRUST
 
-            os.environ[TRUST] = "1"  # the notebooks' kernels are processes of this one
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(
-                "several processes were started, by torchrun or accelerate launch; start one, and "
-                "say how many shall train: python -m protolib run --processes 2"
-            )
-        return COMMANDS[args.command](args, notebooks)
-    except ValueError as error:
-        print(f"protolib: {error}", file=sys.stderr)
-        return 2
+                os.environ[TRUST] = "1"  # the notebooks' kernels are processes of this one
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise ValueError(
+                    "several processes were started, by torchrun or accelerate launch; start one, "
+                    "and say how many shall train: python -m protolib run --processes 2"
+                )
+            status = COMMANDS[args.command](args, notebooks)
+        except (ValueError, OSError) as error:  # OSError: a full disk, a quota, a read-only folder
+            said = str(error)
+            if isinstance(error, OSError) and error.filename and error.strerror:
+                said = f"{error.filename}: {error.strerror}"
+            lines = map(files.printed, said.splitlines())
+            print("protolib:", "\n".join(lines), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nprotolib: stopped before work", file=sys.stderr)
+            status = 130
+    return 128 + caught[0] if caught and status == 130 else status
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does: what is made is kept, no kernel stays.
+    Yields the signals that came."""
+    caught: list[int] = []
+
+    def stop(number: int, _) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                before[number] = signal.signal(number, stop)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # each command imports what it needs: --help and a misspelt option answer at once, and the ledger
@@ -316,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib import files
     from protolib.study import runner
 
     if args.processes:
@@ -323,7 +362,7 @@ def _run(args: argparse.Namespace, notebooks: Path) -> int:
     given = {
         "preset": args.preset,
         "dataset": args.dataset,
-        "data_root": args.data and str(args.data.resolve()),
+        "data_root": args.data and str(files.place(args.data).resolve()),
         "seed": args.seed,
         "device": args.device,
     }
@@ -334,13 +373,14 @@ def _run(args: argparse.Namespace, notebooks: Path) -> int:
 
 
 def _ablate(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib import files
     from protolib.study import ablate
 
     plan = ablate.Plan(
         tables=TABLES[:-1] if "all" in args.tables else args.tables,
         preset=args.preset,
         dataset=args.dataset,
-        roots=[str(root.resolve()) for root in args.data or ()] or [""],
+        roots=[str(files.place(root).resolve()) for root in args.data or ()] or [""],
         seeds=args.seeds,
     )
     return ablate.run(

@@ -37,7 +37,7 @@ from protolib import (
 from protolib.classnet import ClassNet
 from protolib.data import patches, specs
 from protolib.data.phantom import Drawing
-from protolib.files import read_json, write_json, write_npz
+from protolib.files import place, read_json, write_json, write_npz
 from protolib.keys import CODE, digest
 from protolib.maps import argmax_masks
 from protolib.matching import nearest_classes
@@ -121,13 +121,15 @@ class Run:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed = {seed!r}; give a whole number from 0 on")
         self.preset = presets.preset(p) if isinstance(p, str) else p
-        self.dataset, self.data_root, self.seed = dataset, str(data_root), seed
-        self.folder, self.cache = Path(run_dir), Path(cache or Path(run_dir, "cache"))
+        self.dataset, self.seed = dataset, seed
+        self.data_root = str(data_root) and str(place(data_root))
+        self.folder = place(run_dir)
+        self.cache = Path(cache or self.folder / "cache")
         self.processes = processes.asked()
         self.device = processes.join(device_of(device))
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
-        self.spec = specs.spec_of(dataset, data_root)
+        self.spec = specs.spec_of(dataset, self.data_root)
         self._splits, self._nets, self._histories = {}, {}, {}
         self._blank = False  # True: keys without data and seed, see base
 
@@ -188,8 +190,16 @@ class Run:
         own = self.preset, self.dataset, self.data_root, self.folder, self.seed, kind, self.cache
         processes.start(self.processes, _step, own, step, given)
 
-    def forget(self) -> None:
-        """Delete every step that the folder holds; the cache stays. Notebook 04."""
+    def forget(self, really: bool = False) -> None:
+        """Delete every step that the folder holds, if it is True, not false, "no" or "0"; the cache
+        stays. Notebook 04.
+
+        Raises ValueError for what is neither True nor False, before anything is deleted.
+        """
+        if not isinstance(really, bool):
+            raise ValueError(f"retrain = {really!r}; give True or False: True deletes networks")
+        if not really:
+            return
         for step in ("bank", "pseudo_masks", *results.METHODS):
             shutil.rmtree(self.folder / step, ignore_errors=True)
         self.__dict__.pop("bank", None)

@@ -1,9 +1,11 @@
 """Files written whole or not at all: every module that leaves something behind leaves it through
 here."""
 
+import io
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +32,27 @@ def weights_folder() -> Path:
     """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or
     ~/.cache/protolib."""
     return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
+
+
+def printed(name: object) -> str:
+    """A name as a terminal may have it: control characters and lone surrogates as escapes."""
+    return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in str(name))
+
+
+def speak_anywhere() -> None:
+    """Let no letter stop a command because the terminal cannot show it: it is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def place(path: str | Path) -> Path:
+    """A path as people write it: ~ and $NAME mean what they mean in a shell, but where a file of
+    just this name is there."""
+    literal = Path(path)
+    if not str(path) or literal.exists():
+        return literal
+    return Path(os.path.expandvars(literal)).expanduser()
 
 
 @contextmanager

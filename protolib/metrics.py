@@ -109,10 +109,11 @@ def scores(matrix: np.ndarray, ignore: str = "dropped") -> dict:
     matrix (C+1, C+1), see `confusion`; ignore "dropped" or "counted", see `Protocol`. Returns
     fractions in [0, 1]: "miou" mean of class IoU; "fwiou" IoU weighted by the true pixels of each
     class; "dice" mean of class Dice, counted and not derived from mIoU; "accuracy" share of right
-    pixels; "iou" list of C; "classes_scored" list of the classes that the means are over. Ignore
-    itself is never one of them. A class absent from truth AND prediction is NaN in "iou" and left
-    out of the means; the released code's mean is NaN then. Raises ValueError for another rule or a
-    matrix that is not square. Notebook 06.
+    pixels; "iou" list of C; "classes_scored" list of the classes that the means are over: those
+    with a true pixel, so methods on the same masks are compared over the same classes. Any other is
+    NaN in "iou", also where a method predicts it: one stray pixel would else cost a whole class.
+    The released code's mean is NaN then. Raises ValueError for another rule or a matrix that is not
+    square. Notebook 06.
     """
     _check_choice("ignore", ignore, IGNORE)
     matrix = np.array(matrix)
@@ -125,12 +126,12 @@ def scores(matrix: np.ndarray, ignore: str = "dropped") -> dict:
     if ignore == "dropped":
         matrix[C] = 0
     overlap, true_pixels = per_class(matrix), matrix[:C].sum(axis=1)
-    iou = overlap["iou"][:C]
+    iou, dice = (np.where(true_pixels > 0, overlap[name][:C], np.nan) for name in ("iou", "dice"))
     # a NaN here has no true pixel, so its weight is 0
     return {
         "miou": _mean(iou),
         "fwiou": _ratio(np.nansum(true_pixels * iou), true_pixels.sum()),
-        "dice": _mean(overlap["dice"][:C]),
+        "dice": _mean(dice),
         "accuracy": _ratio(np.trace(matrix), matrix.sum()),
         "iou": iou.tolist(),
         "classes_scored": np.flatnonzero(~np.isnan(iou)).tolist(),
@@ -249,7 +250,7 @@ class Counts:
             )
         found = scores(self.matrix, self.ignore)
         with np.errstate(invalid="ignore"):
-            biou = _mean(self.boundary[0] / self.boundary[1])
+            biou = _mean((self.boundary[0] / self.boundary[1])[found["classes_scored"]])
         return {"miou": found.pop("miou"), "fwiou": found.pop("fwiou"), "biou": biou} | found
 
 

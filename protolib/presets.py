@@ -316,7 +316,7 @@ def preset(name: str, encoder: str = "", backbone: str = "", K: int = 0) -> Pres
 
     Raises ValueError that lists the known presets.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset '{name}' is not known; choose one of {', '.join(PRESETS)}")
     given = {"encoder": encoder, "backbone": backbone, "K": K}
     return changed(PRESETS[name], {field: value for field, value in given.items() if value})

@@ -85,8 +85,8 @@ def table(run: Mapping, classes: Sequence[str] = (), oracle: bool = False) -> Ta
 
     run: what `record` returns, or what read_json reads of it. classes: C names for the columns of
     IoU, numbers when left out. oracle: the scores under oracle labels instead. Percent with one
-    decimal; a dash where a class is in neither truth nor prediction. Raises ValueError when the
-    classes do not fit. Notebook 06.
+    decimal; a dash where a class has no true pixel, and the caption says over which classes the
+    means are. Raises ValueError when the classes do not fit. Notebook 06.
     """
     found = {name: block["oracle"] if oracle else block for name, block in run["methods"].items()}
     C = len(next(iter(found.values()))["iou"])
@@ -104,7 +104,7 @@ def table(run: Mapping, classes: Sequence[str] = (), oracle: bool = False) -> Ta
     caption = (
         f"Data set {run['dataset']}, preset {run['preset']}, seed {run['seed']}. "
         f"bIoU: band of {DILATION:g} of the image diagonal.",
-        f"Protocol: {_protocols(found, titles)}.",
+        f"Protocol: {_protocols(found, titles)}.{_over(found, titles, named)}",
     )
     return Table(["method", *(f"{head} (%)" for head in heads)], rows, caption)
 
@@ -176,6 +176,20 @@ def _protocols(found: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
     if len(of) == 1:
         return next(iter(of))
     return ". ".join(f"{protocol} ({'; '.join(names)})" for protocol, names in of.items())
+
+
+def _over(found: Mapping[str, Mapping], titles: Mapping[str, str], named: Sequence[str]) -> str:
+    """Over which classes means are, where it is not all of them: the same for each method, but in
+    results that an earlier protolib wrote."""
+    of: dict[str, list[str]] = {}
+    for name, block in found.items():
+        there = [c for c, value in zip(named, block["iou"]) if value is not None and value == value]
+        if len(there) < len(named):
+            of.setdefault(", ".join(there) or "no class", []).append(titles[name])
+    means = [f" Means of {'; '.join(who)} are over {what} only." for what, who in of.items()]
+    if len(of) == 1 and len(next(iter(of.values()))) == len(found):
+        return f" Means are over {next(iter(of))}: the others have no true pixel."
+    return "".join(means)
 
 
 def _percent(value: float | None) -> str:

@@ -170,7 +170,12 @@ def test_a_run_forgets_its_steps_but_not_the_patches_and_features(tmp_path, monk
     run = open_run(tmp_path)
     before = run.bank
     cached = sorted(tmp_path.glob("cache/*"))
-    run.forget()
+    for word in ("no", "False", 1, None):
+        with pytest.raises(ValueError, match="retrain = .*; give True or False"):
+            run.forget(word)
+    run.forget(False)
+    assert (run.folder / "bank").is_dir()
+    run.forget(True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
     assert sorted(tmp_path.glob("cache/*")) == cached
     monkeypatch.setattr(experiment.encoders, "embed", lambda *_, **__: pytest.fail("embedded"))

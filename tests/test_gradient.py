@@ -2,6 +2,7 @@
 phantom, its parts by value, and what notebooks 02 and 03 draw of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,3 +110,24 @@ def test_a_black_picture_is_named():
     viz.map_and_parts(axes, np.eye(4), np.eye(4) > 0, [np.ones((4, 4, 3)), np.zeros((4, 4, 3))])
     assert [ax.get_xlabel() for ax in axes[1:]] == ["foreground", "no background"]
     plt.close(fig)
+
+
+def test_patches_of_several_classes_and_halves_where_there_are_none():
+    """A set that was cut inside annotations shows one class a patch; a study needs two."""
+    masks = np.zeros((6, 4, 8), np.uint8)
+    masks[1], masks[3, :, :1], masks[4], masks[5] = 1, 1, 1, 2  # 3: 12.5 % of class 1; 5: ignore
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 3), np.uint8)
+    labels = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [0, 1], [0, 0]], np.uint8)
+    spec = SimpleNamespace(C=2)
+    split = SimpleNamespace(spec=spec, images=images, masks=masks, labels=labels)
+    mixed = probe.of_several_classes(split)
+    assert not mixed.joined and np.array_equal(mixed.images, images[[3]])
+    assert mixed.areas.tolist() == [[0.875, 0.125]]
+    pure = [0, 1, 2, 4, 5]
+    split = SimpleNamespace(spec=spec, images=images[pure], masks=masks[pure], labels=labels[pure])
+    mixed = probe.of_several_classes(split)
+    assert mixed.joined and (mixed.areas == 0.5).all()
+    # each with the next of the other class: 0 with 1, 1 with 2, 2 with 4, 4 with 0
+    assert mixed.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4]
+    assert mixed.images[:, 0, 7, 0].tolist() == [1, 2, 4, 0]
+    assert mixed.masks[0].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 4

@@ -49,7 +49,8 @@ def slow_scores(truth: np.ndarray, prediction: np.ndarray, C: int, ignore: str) 
             2 * (inside & found).sum() / float(inside.sum() + found.sum()) if union else math.nan
         )
         weight.append(inside.sum() / float((truth < C).sum()))
-    there = [c for c in range(C) if not math.isnan(iou[c])]
+    there = [c for c in range(C) if (truth == c).any()]
+    iou, dice = ([v if c in there else math.nan for c, v in enumerate(of)] for of in (iou, dice))
     return {
         "miou": sum(iou[c] for c in there) / len(there),
         "fwiou": sum(weight[c] * iou[c] for c in there),
@@ -235,8 +236,18 @@ def test_absent_class_is_nan_and_outside_the_means():
     )
 
 
-def test_a_class_found_where_it_is_not_scores_zero():
-    assert scores(confusion(np.array([0, 0]), np.array([0, 1]), 2))["iou"] == [0.5, 0.0]
+def test_a_class_found_where_it_is_not_is_no_class_of_the_mean():
+    """What one method predicts must not change over which classes it is compared with another."""
+    truth = np.repeat([0, 1, 2], 1000).reshape(1, 50, 60)
+    stray = truth.copy()
+    stray[0, 0, 0] = 3
+    for prediction, miou in ((truth, 1.0), (stray, (0.999 + 1 + 1) / 3)):
+        scorer = Scorer(4)
+        scorer.update(truth, prediction)
+        found = scorer.result()
+        assert found["classes_scored"] == [0, 1, 2] and math.isnan(found["iou"][3])
+        assert found["miou"] == pytest.approx(miou, rel=1e-12)
+        assert found["biou"] > 0.98
 
 
 def test_prediction_of_none_is_a_miss():

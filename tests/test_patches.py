@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from protolib.data import patches, phantom, specs
+from protolib.data import checks, patches, phantom, specs
 
 BCSS = specs.SPECS["bcss-wsss"]
 TRAIN = {
@@ -22,8 +22,9 @@ TRAIN = {
     "TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500+10[0110].png": 20,
     "TCGA-A2-A0CM-DX1_xmin18562_ymin56852_MPP-0.2500+3[0001].png": 30,
 }
-# 9: no code, so ignore
-MASK = np.array([[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [9, 3, 3, 4]], np.uint8)
+PLAN = np.array([[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [4, 3, 3, 4]], np.uint8)
+SIZE = 16  # px
+MASK = np.kron(PLAN, np.ones((4, 4), np.uint8))
 TOML = """name = "three"
 classes = ["A", "B", "D"]
 titles = ["first", "second", "third"]
@@ -35,7 +36,7 @@ mpp = 0.5
 """
 
 
-def write_image(path, value, size=4):
+def write_image(path, value, size=SIZE):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(path, format="PNG")
 
@@ -165,7 +166,7 @@ def test_dataset_toml_under_its_three_names(tmp_path):
         (
             "mpp =",
             "ignored = [0, 9]\nmpp =",
-            r"ignored is \(0, 9\); expected values that are none of codes",
+            r"ignored is \(0, 9\); expected values 0..255 that are none of codes",
         ),
         (
             "mpp =",
@@ -348,17 +349,20 @@ def test_train_items(folder, load):
 
 def test_masks_by_code_at_their_own_size_and_labels_by_any_pixel(load):
     d = load("val")
-    assert d.masks[0].tolist() == [[0, 0, 1, 4], [0, 0, 1, 4], [3, 3, 3, 4], [4, 3, 3, 4]]
+    assert np.array_equal(d.masks[0], MASK)
     assert d.labels.tolist() == [[1, 1, 0, 1]] and "mask" not in d[0]
 
 
 def test_mask_in_the_item_where_it_has_the_size_of_the_image(folder, load):
-    big = np.kron(MASK, np.ones((8, 8), np.uint8))
+    big = np.kron(PLAN, np.ones((8, 8), np.uint8))
     for name in TRAIN:
         write_image(folder / "training" / name, 5, size=32)
         write_mask(folder / "training" / "mask" / name, big)
+    for split in ("valid", "test"):
+        for path in (folder / split / "img").iterdir():
+            write_image(path, 5, size=32), write_mask(path.parent.parent / "mask" / path.name, big)
     d = load()
-    assert torch.equal(d[2]["mask"], torch.from_numpy(np.where(big == 9, 4, big).astype(np.int64)))
+    assert torch.equal(d[2]["mask"], torch.from_numpy(big.astype(np.int64)))
     assert d.labels.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]  # still of the names
     assert "mask" not in load(size=48)[2]
 
@@ -368,14 +372,16 @@ def test_custom_codes_and_colour_masks(folder, load):
     for path in (folder / "training").iterdir():
         path.unlink()
     write_image(folder / "training" / "p1-s10-[1 1 0].png", 1)
-    index = np.array([[7, 8], [9, 10]], np.uint8)
+    index = np.kron([[7, 8], [9, 10]], np.ones((8, 8))).astype(np.uint8)
     colour = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    colour = colour.repeat(8, axis=0).repeat(8, axis=1)
     for split, mask in (("valid", index), ("test", colour)):
         for path in (folder / split / "img").iterdir():
-            write_image(path, 2, size=2)
+            write_image(path, 2)
             Image.fromarray(mask).save(folder / split / "mask" / path.name)  # modes L and RGB
     val, test = load("val", dataset="custom"), load("test", dataset="custom")
-    assert val.masks[0].tolist() == [[0, 1], [2, 2]] and test.masks[0].tolist() == [[0, 1], [2, 3]]
+    assert val.masks[0][::8, ::8].tolist() == [[0, 1], [2, 2]]
+    assert test.masks[0][::8, ::8].tolist() == [[0, 1], [2, 3]]
     assert (load(dataset="custom").slides, load(dataset="custom").patients) == (["s10"], ["p1"])
     colour[0, 0] = 254, 0, 0
     Image.fromarray(colour).save(next((folder / "test" / "mask").iterdir()))
@@ -389,34 +395,71 @@ def test_images_are_resized_with_antialiasing(folder, load):
     stripes = np.zeros((128, 128, 3), np.uint8)
     # one pixel wide: without antialiasing 32 px would show only one of the two colours
     stripes[:, ::2] = 200
-    Image.fromarray(stripes).save(folder / "training" / next(iter(TRAIN)))
+    for path in folder.rglob("*.png"):
+        if path.parent.name == "mask":
+            write_mask(path, np.kron(PLAN, np.ones((32, 32), np.uint8)))
+        else:
+            Image.fromarray(stripes).save(path)
     centre = load().images[0, 8:24, 8:24].astype(int)
     assert abs(centre - 100).max() <= 8
 
 
 def test_errors_of_files_name_them(folder, load, tmp_path):
     mask = next((folder / "test" / "mask").iterdir())
-    write_mask(mask, MASK[:2, :2])
+    write_mask(mask, MASK[:8, :8])
     with pytest.raises(
-        ValueError, match=r"mask.*D8.* is 2 x 2 px and its image .*img.*D8.* is 4 x 4 px"
+        ValueError, match=r"mask.*D8.*: mask size: 8 x 8 px, its image is 16 x 16 px.*Nothing was"
     ):
         load("test")
-    write_image(folder / "test" / "img" / "z.png", 1, size=2)
-    write_mask(mask), write_mask(folder / "test" / "mask" / "z.png", MASK[:2, :2])
+    write_image(folder / "test" / "img" / "z.png", 1, size=32)
+    write_mask(mask), write_mask(folder / "test" / "mask" / "z.png", MASK.repeat(2, 0).repeat(2, 1))
+    with pytest.raises(ValueError, match=r"z.png: size: 32 x 32 px, most are 16 x 16 px"):
+        load("train")  # whatever is read of it, the whole set is checked
+    (folder / "test" / "img" / "z.png").unlink(), (folder / "test" / "mask" / "z.png").unlink()
+    image = folder / "training" / next(iter(TRAIN))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"\+0\[1000\].png: unreadable: "):
+        load()
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(image)
+    with pytest.raises(ValueError, match="size: 24 x 16 px, most are 16 x 16 px"):
+        load()
+    image.write_bytes(whole)
+    write_mask(next((folder / "valid" / "mask").iterdir()), np.full((16, 16), 4, np.uint8))
+    with (
+        pytest.warns(match="1 masks show no class at all"),
+        pytest.raises(ValueError, match="no patch of bcss-wsss val shows any class: do the codes"),
+    ):
+        load("val")
+    # nothing half made is left
+    assert [p.name[:8] for p in (tmp_path / "cache").iterdir()] == ["checked-"]
+
+
+def test_what_is_decoded_is_checked_again(folder, load, tmp_path, monkeypatch):
+    """The folder may change between the check and the work."""
+    monkeypatch.setattr(checks, "guard", lambda spec, root, cache: specs.check_layout(spec, root))
+    mask = next((folder / "test" / "mask").iterdir())
+    write_mask(mask, MASK[:8, :8])
     with pytest.raises(
-        ValueError, match=r"z.png is 2 x 2 px but .*D8.* is 4 x 4 px: cut the patches"
+        ValueError, match=r"mask.*D8.* is 8 x 8 px and its image .*img.*D8.* is 16 x 16 px"
+    ):
+        load("test")
+    write_image(folder / "test" / "img" / "z.png", 1, size=32)
+    write_mask(mask), write_mask(folder / "test" / "mask" / "z.png", MASK.repeat(2, 0).repeat(2, 1))
+    with pytest.raises(
+        ValueError, match=r"z.png is 32 x 32 px but .*D8.* is 16 x 16 px: cut the patches"
     ):
         load("test")
     image = folder / "training" / next(iter(TRAIN))
     whole = image.read_bytes()
     image.write_bytes(whole[:-30])
-    with pytest.raises(ValueError, match=r"\+0\[1000\].png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"\+0\[1000\].png: cannot be decoded"):
         load()
-    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(image)
-    with pytest.raises(ValueError, match="is 6 x 4 px: patches must be square"):
+    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(image)
+    with pytest.raises(ValueError, match="is 24 x 16 px: patches must be square"):
         load()
-    write_mask(next((folder / "valid" / "mask").iterdir()), np.full((4, 4), 9, np.uint8))
-    with pytest.raises(ValueError, match="no patch of bcss-wsss val shows any class: do the codes"):
+    write_mask(next((folder / "valid" / "mask").iterdir()), np.full((16, 16), 9, np.uint8))
+    with pytest.raises(ValueError, match="256 pixels of 9: no code of bcss-wsss"):
         load("val")
     assert list((tmp_path / "cache").iterdir()) == []  # nothing half made is left
 
@@ -501,7 +544,7 @@ def test_cache_is_used_keyed_and_stable(folder, load, tmp_path, monkeypatch):
     assert load(size=48).folder != first.folder
     other = load(cache=tmp_path / "other")
     assert other.folder.name == first.folder.name and other.fingerprint == first.fingerprint
-    write_image(folder / "training" / next(iter(TRAIN)), 99, size=5)
+    write_image(folder / "training" / next(iter(TRAIN)), 99)
     assert load().fingerprint != first.fingerprint and load().images[0, 0, 0, 0] == 99
 
 
@@ -540,6 +583,7 @@ def test_a_damaged_cache_is_made_again(folder, load, name, harm, recwarn):
     for train in TRAIN:
         write_mask(folder / "training" / "mask" / train)
     before = load()
+    recwarn.clear()
     expected = {array: getattr(before, array).tolist() for array in ("images", "masks", "labels")}
     ids, fingerprint = before.ids, before.fingerprint
     harm(before.folder / name)
@@ -582,7 +626,8 @@ def test_another_process_may_finish_first(load, monkeypatch):
 
     monkeypatch.setattr(patches, "_decode", slower)
     assert load().fingerprint == first.fingerprint
-    assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
+    made = [path.name for path in first.folder.parent.iterdir() if path.is_dir()]
+    assert made == [first.folder.name]
 
 
 def test_pickle_carries_no_pixels(load):
@@ -595,8 +640,11 @@ def test_pickle_carries_no_pixels(load):
 
 def test_reading_the_cache_beats_decoding(folder, load):
     noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
-    for name in TRAIN:
-        Image.fromarray(noise).save(folder / "training" / name)
+    for path in folder.rglob("*.png"):
+        if path.parent.name == "mask":
+            write_mask(path, np.kron(PLAN, np.ones((56, 56), np.uint8)))
+        else:
+            Image.fromarray(noise).save(path)
     d, spent = load(size=224), {"cache": [], "decode": []}
     assert torch.equal(d[0]["image"], torch.from_numpy(noise.transpose(2, 0, 1).copy()))
     for _ in range(9):

@@ -268,16 +268,18 @@ def test_matrices_that_are_none(tmp_path, text, message):
     root = write_gcss(tmp_path)
     (root / "case 1.txt").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        regions.read_region(root / "case 1.png", root / "case 1.txt")
+        regions.read_region(root / "case 1.png", root / "case 1.txt", GCSS)
     assert "case 1.txt" in str(error.value)
 
 
 def test_a_matrix_may_be_written_as_floats(tmp_path):
     root = write_gcss(tmp_path)
-    whole = regions.read_region(root / "case 1.png", root / "case 1.txt")[1]
+    whole = regions.read_region(root / "case 1.png", root / "case 1.txt", GCSS)[1]
     # numpy's own format, 1.000000000000000000e+00
     np.savetxt(root / "case 1.txt", np.where(whole == 255, -1, whole))
-    assert np.array_equal(regions.read_region(root / "case 1.png", root / "case 1.txt")[1], whole)
+    assert np.array_equal(
+        regions.read_region(root / "case 1.png", root / "case 1.txt", GCSS)[1], whole
+    )
 
 
 def test_layouts_that_do_not_pair(tmp_path):
@@ -304,11 +306,11 @@ def test_a_stopped_cut_goes_on(tmp_path, monkeypatch):
     expected = tree(regions.cut(BCSS, layout, tmp_path / "expected"))
     read, calls = regions.read_region, []
 
-    def stopping(image, labels):
+    def stopping(image, labels, spec):
         calls.append(image.stem)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return read(image, labels)
+        return read(image, labels, spec)
 
     to = tmp_path / "patches"
     monkeypatch.setattr(regions, "read_region", stopping)
@@ -357,7 +359,7 @@ def test_what_a_cut_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"masks.*is 5 x 5 px and its image .* is 450 x 230 px"):
         regions.cut(BCSS, layout, tmp_path / "new")
     Image.fromarray(np.zeros((230, 450, 3), np.uint8)).save(root / "masks" / f"{region(VAL)}.png")
-    with pytest.raises(ValueError, match="mode RGB, expected an index mask"):
+    with pytest.raises(ValueError, match="1 colours outside the palette of bcss"):
         regions.cut(BCSS, layout, tmp_path / "new")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from protolib import blocks, files, keys, results
+from protolib import blocks, caches, files, keys, results
 from protolib.__main__ import main
 from protolib.data import phantom
 from protolib.metrics import DEFAULT, ORACLE
@@ -84,6 +84,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JUPYTER_PATH", os.environ.get("JUPYTER_PATH", ""))
+    monkeypatch.setenv("MPLBACKEND", "agg")
     return tmp_path
 
 
@@ -324,6 +325,91 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
     assert record(run)["notebooks"]["00_long"]["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
+
+
+@pytest.mark.slow
+def test_a_termination_is_said_in_a_line_and_in_the_status(two):
+    write(two / "notebooks" / "00_make.ipynb", "run_dir = ''", "import time\ntime.sleep(60)")
+    command = [PYTHON, "-m", "protolib", "run", "--notebooks", "notebooks", "--run-dir", "one"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        for line in iter(job.stdout.readline, ""):
+            if line.startswith("run: "):
+                break
+        while not (two / "one" / "notebooks" / "00_make.ipynb").is_file():  # its first cell runs
+            assert job.poll() is None
+        job.send_signal(signal.SIGTERM)
+        _, err = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "00_make: interrupted; what it made is kept in one" in err
+    assert "Traceback" not in err
+    assert protolib("run", "--resume", "one", "-p", "K=3") in (1, 2)  # the lock is free again
+
+
+def test_starts_in_one_moment_get_folders_of_their_own(tmp_path):
+    """Whoever makes the folder has it; the others take the next name."""
+    settings = {"preset": "smoke", "dataset": "phantom", "seed": 0}
+    for round_ in range(5):
+        barrier, got, runs = threading.Barrier(4), [], tmp_path / str(round_)
+
+        def start(barrier=barrier, got=got, runs=runs):
+            barrier.wait()
+            got.append(runner._new_folder(runs, None, settings))
+
+        threads = [threading.Thread(target=start) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(got)) == 4
+
+
+def test_a_second_run_in_a_folder_is_refused(two, finished, capsys):
+    with (
+        runner._held(finished),
+        pytest.raises(ValueError, match="another run is going on in runs/"),
+    ):
+        with runner._held(finished):
+            pass
+    with runner._held(finished):  # free again
+        assert protolib("run", "--resume", finished.name) == 2
+    assert "another run is going on in " in capsys.readouterr().err
+
+
+def test_an_install_that_is_only_read(two, finished, monkeypatch, capsys):
+    """latest is a convenience; a run needs its own folder alone."""
+    monkeypatch.setattr(
+        os, "symlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "x"))
+    )
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    runner._point_latest(finished.parent, finished)
+    assert capsys.readouterr().out.startswith(
+        "runs is not yours to write: go on with --resume runs/"
+    )
+    (two / "file").write_text("")
+    with pytest.raises(
+        ValueError, match="cannot be made .*give a folder that you may write to, wi"
+    ):
+        runner._new_folder(two / "file" / "runs", None, runner.DEFAULTS)
+
+
+def test_braces_and_escapes_in_a_path():
+    assert runner.braced(Path("{lab}/x")).format() == "{lab}/x"
+    assert runner.short(Path("/a\x1b[31mb\n")) == r"/a\x1b[31mb\n"
+
+
+def test_kernels_draw_and_compile_where_home_is_only_read(folder, monkeypatch):
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    runner.use_own_kernel()
+    assert "MPLBACKEND" not in os.environ  # a kernel has one of its own
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    caches.writable()
+    own = Path(os.environ["NUMBA_CACHE_DIR"]).parent
+    assert own.stat().st_mode & 0o777 == 0o700 and own.stat().st_uid == os.getuid()
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "")  # undone after the test
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from protolib.data import phantom, regions
+from protolib.data import checks, phantom, pictures, regions
 from protolib.data.specs import (
     SPLITS,
     DatasetSpec,
@@ -105,8 +105,8 @@ def load(
     their own size, those of train too where the folder has them. Published regions are cut to
     patches first, once, into the cache, see regions.cut. Labels of train: from the file name.
     Labels of val and test: a class counts if any pixel of the mask has it, as in the released code,
-    so one stray pixel is enough. Raises ValueError for names, folders, sizes and masks that do not
-    fit.
+    so one stray pixel is enough. Files are checked before any work, see checks.guard. Raises
+    ValueError for names, folders, sizes and masks that do not fit.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")
@@ -122,7 +122,7 @@ def load(
         source: dict = {"size": size} | drawing._asdict()
         make = partial(_draw, spec, split, size, drawing)
         return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
-    layouts = check_layout(spec, data_root)
+    layouts = checks.guard(spec, data_root, cache)
     if "regions" in layouts:
         key = _key(spec, "patches", stamp(layouts["regions"]))
         layouts = check_layout(
@@ -149,8 +149,7 @@ def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, fo
 def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Path) -> dict:
     """Decode the PNG files of a split, in threads, into the arrays of a cache folder."""
     n, C = len(layout.ids), spec.C
-    with Image.open(layout.images[0]) as first:
-        width, height = first.size
+    width, height = pictures.opened(layout.images[0]).size
     needed = n * (3 * size * size + (width * height if layout.masks else 0))
     if shutil.disk_usage(folder).free < needed + (1 << 26):
         raise OSError(
@@ -165,18 +164,17 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
 
     def one(i: int) -> None:
         images[i], own = _read_image(layout.images[i], size)
+        if own != (width, height):
+            raise ValueError(
+                f"{layout.images[i]} is {own[0]} x {own[1]} px but {layout.images[0]} is {width} x "
+                f"{height} px: cut the patches of a split to one size."
+            )
         if masks is not None:
-            mask = _read_mask(layout.masks[i], spec)
+            mask = pictures.read_mask(layout.masks[i], spec)
             if mask.shape != own[::-1]:
                 raise ValueError(
                     f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px and its image "
                     f"{layout.images[i]} is {own[0]} x {own[1]} px: they must agree."
-                )
-            if mask.shape != (height, width):
-                raise ValueError(
-                    f"{layout.masks[i]} is {mask.shape[1]} x {mask.shape[0]} px but "
-                    f"{layout.images[0]} is {width} x {height} px: cut the patches of a split to "
-                    "one size."
                 )
             masks[i] = mask
             labels[i] = np.bincount(mask.ravel(), minlength=C + 1)[:C] > 0
@@ -203,45 +201,15 @@ def _decode(spec: DatasetSpec, split: str, size: int, layout: Layout, folder: Pa
 
 def _read_image(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode one square image to (size, size, 3) uint8 RGB; also its own width and height."""
-    try:  # SyntaxError is Pillow's word for a broken chunk
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{path} cannot be decoded ({error}): copy or download it again."
-        ) from error
-    if rgb.width != rgb.height:
-        raise ValueError(
-            f"{path} is {rgb.width} x {rgb.height} px: patches must be square, cut them first."
+    rgb = pictures.coloured(pictures.opened(path), path)
+    if rgb.width != rgb.height or rgb.width < pictures.SMALLEST:
+        found = (
+            f"is {rgb.width} x {rgb.height} px: patches must be square, of {pictures.SMALLEST} px "
+            "or more, cut them first"
         )
+        raise pictures.Unfit("size", path, found)
     # Pillow widens the bicubic kernel when it shrinks: that is the antialiasing
     return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC)), rgb.size
-
-
-def _read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
-    """Decode one mask to (H, W) uint8, 0..C-1, ignore C: index masks by spec.codes, colour masks by
-    spec.palette."""
-    try:
-        with Image.open(path) as image:
-            indexed = image.mode in ("P", "L")
-            pixels = np.asarray(image if indexed else image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"{path} cannot be decoded ({error}): copy or download it again."
-        ) from error
-    if indexed:
-        return spec.lookup[pixels]
-    # (u,), (H, W)
-    colours, inverse = np.unique(pixels @ np.array([65536, 256, 1]), return_inverse=True)
-    classes = {(r << 16) + (g << 8) + b: index for index, (r, g, b) in enumerate(spec.palette)}
-    unknown = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in colours if c not in classes]
-    if unknown:
-        raise ValueError(
-            f"{path} has {len(unknown)} colours outside the palette of {spec.name}, first "
-            f"{unknown[0]}: expected {spec.palette}, the last one for ignore. Many colours: the "
-            "mask was resized."
-        )
-    return np.array([classes[c] for c in colours], np.uint8)[inverse].reshape(pixels.shape[:2])
 
 
 def _cached(

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from protolib import files
+from protolib.data import pictures
 from protolib.data.specs import CUT_RECORD, CUTTING, SPLITS, DatasetSpec, Layout, told
 
 # optical density (natural log) under which Macenko et al. (ISBI 2009) call a pixel transparent
@@ -98,35 +99,37 @@ def cut_region(image: np.ndarray, codes: np.ndarray, spec: DatasetSpec) -> Itera
                 yield Patch(x, y, label, image[window], codes[window])
 
 
-def read_region(image: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one region: image (H, W, 3) uint8 RGB and codes (H, W) uint8; a number outside 0..255
-    becomes 255.
+def read_region(image: Path, labels: Path, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Read one region: image (H, W, 3) uint8 RGB and codes (H, W) uint8 as published.
 
-    labels: an index mask .png, or .txt with H lines of W whole numbers. Raises ValueError that
-    names the file where one cannot be read, is no such mask or matrix, or has another size than the
-    image.
+    labels: a mask .png, or .txt with H lines of W whole numbers 0..255, or -1, which becomes 255.
+    Raises ValueError that names the file where one cannot be read, is no such mask or matrix, or
+    has another size than the image.
     """
-    try:  # SyntaxError is Pillow's word for a broken chunk
-        path = image
-        with Image.open(image) as opened:
-            pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
-        path = labels
-        if labels.suffix.lower() == ".txt":
-            # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
-            codes = np.loadtxt(labels, np.float32, ndmin=2)
-            if (codes != np.rint(codes)).any():
-                raise ValueError("numbers that are not whole")
-            codes = np.where((codes >= 0) & (codes <= 255), codes, 255).astype(np.uint8)
-        else:
-            with Image.open(labels) as opened:
-                if opened.mode not in ("P", "L"):
-                    raise ValueError(f"mode {opened.mode}, expected an index mask, P or L")
-                codes = np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): copy or download it again.") from error
+    pixels = pictures.read_image(image)
+    if labels.suffix.lower() == ".txt":
+        codes = _matrix(labels)
+    else:
+        codes = pictures.read_codes(labels, spec)
     if codes.shape != pixels.shape[:2]:
         raise ValueError(_sizes(labels, codes.shape[::-1], image, pixels.shape[1::-1]))
     return pixels, codes
+
+
+def _matrix(path: Path) -> np.ndarray:
+    """The numbers of a text file, (H, W) uint8; -1 becomes 255."""
+    try:
+        # float: a matrix saved as 1.0 or 1e+00 is one of 1 too
+        codes = np.loadtxt(path, np.float32, ndmin=2)
+        if (codes != np.rint(codes)).any():
+            raise ValueError("numbers that are not whole")
+        if not codes.size or codes.min() < -1 or codes.max() > 255:
+            raise ValueError("numbers outside -1..255" if codes.size else "no number")
+    except (OSError, ValueError) as error:
+        raise pictures.Unfit(
+            "unreadable", path, f"cannot be read ({error}): {pictures.DAMAGED}"
+        ) from error
+    return np.where(codes < 0, 255, codes).astype(np.uint8)
 
 
 def cut(spec: DatasetSpec, regions: Layout, to: str | Path, workers: int | None = None) -> Path:
@@ -208,7 +211,7 @@ def _check(spec: DatasetSpec, regions: Layout, splits: list[str], to: Path) -> N
             size = opened.size
         if labels.suffix.lower() == ".png":
             with Image.open(labels) as opened:
-                if opened.size != size:
+                if sorted(opened.size) != sorted(size):  # EXIF may turn one of them
                     raise ValueError(_sizes(labels, opened.size, image, size))
         area += size[0] * size[1]
     overlap = (spec.rule.size / spec.rule.stride) ** 2
@@ -233,7 +236,10 @@ def _cut_to_disk(
     """Cut one region into the folder `part`, whole or not at all; says its split, windows and
     patches kept."""
     if not part.is_dir():
-        pixels, codes = read_region(image, labels)
+        pixels, codes = read_region(image, labels, spec)
+        if unknown := pictures.foreign(codes, spec):
+            found = ", ".join(f"{n} pixels of {v}" for v, n in unknown.items())
+            raise pictures.Unfit("code", labels, f"{found}: no code of {spec.name}")
         windows = [max(0, (n - spec.rule.size) // spec.rule.stride + 1) for n in codes.shape]
         # each code in its class's colour
         palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()

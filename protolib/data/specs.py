@@ -5,6 +5,7 @@ import os
 import re
 import time
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -39,6 +40,11 @@ REGION_TREES = {
 CUT_RECORD = "regions.json"
 CUTTING = ".cutting"
 ARRANGING = ".arranging.json"  # in a folder that data_download.arrange has not finished
+# images that are not read, for masks and labels are told by names that end in .png
+OTHER_IMAGES = (".jpg", ".jpeg", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+# what systems leave beside files
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx")
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 GROUP = re.compile(r"\[([^\[\]]*)\]")
 DIGITS = re.compile(r" *[01]( *[01])* *")
 # A folder that changed in the last 2 s may change again without another time of change.
@@ -78,13 +84,13 @@ class DatasetSpec:
     titles: tuple[str, ...]  # C names for figures
     # C + 1 different RGB colours of colour masks, the last one ignore
     palette: tuple[tuple[int, int, int], ...]
-    codes: dict[int, int]  # value in an index mask -> class 0..C-1; any other value is ignore, C
+    codes: dict[int, int]  # value in an index mask -> class 0..C-1
     spelling: str = ""  # of labels: "joined" [1101], "spaced" [1 1 0 1], "" = either
     slide: str = ""  # regular expression that finds the slide in a file name; "" = not told
     patient: str = ""  # the same for the patient
     mpp: float = 0.0  # micrometres per pixel; 0 = not known
     counts: dict[str, tuple[int, ...]] = field(default_factory=dict)  # published patches per split
-    ignored: tuple[int, ...] = ()  # values in an index mask for ignore; () = any but the codes
+    ignored: tuple[int, ...] = ()  # values in an index mask for ignore; () = not said: see `ignore`
     regions: Cut | None = None  # how regions are cut; None = published as patches
     licence: str = ""
     citation: str = ""
@@ -103,6 +109,18 @@ class DatasetSpec:
         return self.regions
 
     @property
+    def ignore(self) -> int | None:
+        """The value in an index mask that is written for ignore: the first that is said to be; not
+        said, C where it is no code, as in every mask here. None where all values are codes."""
+        free = (value for value in (self.C, *range(254, -1, -1)) if value not in self.codes)
+        return self.ignored[0] if self.ignored else next(free, None)
+
+    @property
+    def known(self) -> frozenset[int]:
+        """The values that an index mask may hold: codes, and those for ignore."""
+        return frozenset({*self.codes, *self.ignored, self.ignore} - {None})
+
+    @property
     def lookup(self) -> np.ndarray:
         """Value in an index mask -> class 0..C-1 or ignore, C: (256,) uint8."""
         table = np.full(256, self.C, np.uint8)
@@ -113,7 +131,11 @@ class DatasetSpec:
         for key, fits, wanted in (
             ("name", re.fullmatch(r"[\w.-]+", self.name), "letters, digits, '-', '_' and '.'"),
             ("classes", _different(self.classes), "2 to 254 different names"),
-            ("titles", len(self.titles) == self.C, f"{self.C} names, one per class"),
+            (
+                "titles",
+                len(self.titles) == self.C and all(map(_is_text, self.titles)),
+                f"{self.C} names, one per class",
+            ),
             (
                 "palette",
                 len(set(self.palette)) == len(self.palette) == self.C + 1
@@ -129,7 +151,17 @@ class DatasetSpec:
             ("spelling", self.spelling in ("", "joined", "spaced"), "'joined', 'spaced' or ''"),
             ("slide", _is_pattern(self.slide), "a regular expression"),
             ("patient", _is_pattern(self.patient), "a regular expression"),
-            ("ignored", not set(self.ignored) & set(self.codes), "values that are none of codes"),
+            ("mpp", 0 <= self.mpp < 1e4, "micrometres per pixel, 0 where they are not known"),
+            (
+                "counts",
+                all(_is_whole(n) for numbers in self.counts.values() for n in numbers),
+                "whole numbers of patches",
+            ),
+            (
+                "ignored",
+                not set(self.ignored) & set(self.codes) and set(self.ignored) <= set(range(256)),
+                "values 0..255 that are none of codes",
+            ),
             (
                 "regions",
                 self.regions is None
@@ -145,12 +177,21 @@ class DatasetSpec:
 
 def _different(classes: tuple) -> bool:
     """Whether these are names of classes to tell apart; 255 is left for one more than ignore."""
-    named = all(isinstance(name, str) and name for name in classes)
+    named = all(map(_is_text, classes))
     return named and 2 <= len(classes) == len(set(classes)) <= 254
 
 
+def _is_text(name: object) -> bool:
+    """Whether this is a name on one line, which a figure or a terminal can show."""
+    return isinstance(name, str) and bool(name.strip()) and not CONTROL.search(name)
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+
+
 def _is_colour(colour: tuple) -> bool:
-    return len(colour) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+    return len(colour) == 3 and all(_is_whole(v) and v <= 255 for v in colour)
 
 
 def _is_pattern(pattern: str) -> bool:
@@ -181,8 +222,10 @@ def _spec(table: dict, where: str) -> DatasetSpec:
     """Turn one TOML table into a DatasetSpec, with every wrong key named."""
     files.expect(where, table, KEYS, MORE_KEYS)
     for colour in table["palette"]:
-        if not isinstance(colour, list) or not all(isinstance(v, int) for v in colour):
-            raise ValueError(f"{where}: palette holds {colour!r}; expected [r, g, b]")
+        if not isinstance(colour, list) or not all(map(_is_whole, colour)):
+            raise ValueError(
+                f"{where}: palette holds {colour!r}; expected [r, g, b], whole numbers of 0..255"
+            )
     files.expect(f"{where}, codes", table["codes"], dict.fromkeys(table["codes"], int))
     for code in (*table["codes"], *table.get("ignored", ())):
         if not str(code).isdecimal():
@@ -195,18 +238,19 @@ def _spec(table: dict, where: str) -> DatasetSpec:
     cut = table.get("regions")
     if cut is not None:
         files.expect(f"{where}, regions", cut, CUT_KEYS, MORE_CUT_KEYS)
-    return DatasetSpec(
-        **table
-        | {
-            "classes": tuple(table["classes"]),
-            "titles": tuple(table["titles"]),
-            "palette": tuple(tuple(colour) for colour in table["palette"]),
-            "codes": {int(code): index for code, index in table["codes"].items()},
-            "counts": {split: tuple(n) for split, n in table.get("counts", {}).items()},
-            "ignored": tuple(table.get("ignored", ())),
-            "regions": Cut(**cut) if cut else None,
-        }
-    )
+    made = table | {
+        "classes": tuple(table["classes"]),
+        "titles": tuple(table["titles"]),
+        "palette": tuple(tuple(colour) for colour in table["palette"]),
+        "codes": {int(code): index for code, index in table["codes"].items()},
+        "counts": {split: tuple(n) for split, n in table.get("counts", {}).items()},
+        "ignored": tuple(table.get("ignored", ())),
+        "regions": Cut(**cut) if cut else None,
+    }
+    try:
+        return DatasetSpec(**made)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _known() -> dict[str, DatasetSpec]:
@@ -240,16 +284,28 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
             "own, describe it in a dataset.toml inside it (keys: DatasetSpec in "
             f"protolib/data/specs.py), and pass data_root; looked for {own}."
         )
-    try:
-        spec = _spec(tomllib.loads(own.read_text("utf-8")), str(own))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{own} is not valid TOML: {error}.") from error
+    spec = _spec(_toml(own), str(own))
     if dataset not in ("custom", spec.name, own.resolve().parent.name):
         raise ValueError(
             f"{own} describes {spec.name!r}, not {dataset!r}: "
             f"pass dataset={spec.name!r} or 'custom'."
         )
     return spec
+
+
+def _toml(path: Path) -> dict:
+    """A TOML file as editors write it; a mark of UTF-8 before the first byte is skipped."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 from byte {error.start} on: save it as UTF-8, as TOML is, not as "
+            "UTF-16 or in an older encoding."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _label_text(name: str) -> str:
@@ -315,10 +371,15 @@ class Layout(NamedTuple):
 
 def stamp(layout: Layout) -> str:
     """Hash of the names, sizes and times of a split's files: they tell files apart in milliseconds;
-    reading all would cost as much as decoding."""
+    reading all would cost as much as decoding. Raises ValueError for a file that is not there."""
     stats = []
     for path in layout.images + (layout.masks or []):
-        of = path.stat()
+        try:
+            of = path.stat()
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error.strerror}): a link to nothing, or the file is gone."
+            ) from error
         stats.append((path.parent.name, path.name, of.st_size, of.st_mtime_ns))
     return digest(stats)
 
@@ -379,6 +440,13 @@ def _pair(spec: DatasetSpec, root: Path, split: str) -> Layout:
         problem = f"{split}: {len(filled)} of {PLACES[split]} hold PNG files, not one"
         raise ValueError(_layout_message(spec, root, problem))
     images, masks = places[filled[0]], pngs(mask_folder(filled[0]))
+    for place in (filled[0], mask_folder(filled[0])):
+        if others := other_images(place):
+            problem = (
+                f"{split}: {len(others)} images in {place.relative_to(root).as_posix()} are not "
+                f"PNG, first {others[0]!r}: save them as PNG, or put them elsewhere"
+            )
+            raise ValueError(_layout_message(spec, root, problem))
     alone = sorted(images.keys() ^ masks.keys())
     if alone and (masks or split != "train"):
         problem = (
@@ -424,8 +492,9 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
             )
             if side is None or aside or path.stem.lower() in ("readme", "license"):
                 continue
-            twice = twice or path.stem in side and (path, side[path.stem])
-            side[path.stem] = path
+            name = unicodedata.normalize("NFC", path.stem)
+            twice = twice or name in side and (path, side[name])
+            side[name] = path
         if twice and set(images) & set(labels):
             raise ValueError(
                 f"{twice[0]} and {twice[1]} have the same name: a region must be there once."
@@ -443,8 +512,9 @@ def find_regions(spec: DatasetSpec, root: Path) -> Layout | None:
 
 
 def patch_name(file: str) -> str:
-    """Give the name of a patch: that of its file without .png, or without .png.png."""
-    name, ending = file, ".png"
+    """Give the name of a patch: that of its file without .png, or without .png.png, its accents
+    composed (NFC): macOS takes them apart, so image and mask may come in two spellings."""
+    name, ending = unicodedata.normalize("NFC", file), ".png"
     while name.lower().endswith(ending):
         name = name[: -len(ending)]
     return name
@@ -466,6 +536,15 @@ def pngs(folder: Path) -> dict[str, Path]:
                 )
             found[name] = file
     return {name: folder / found[name] for name in sorted(found)}
+
+
+def other_images(folder: Path) -> list[str]:
+    """The images of a folder that `pngs` passes by for they are not PNG, sorted."""
+    return sorted(
+        file
+        for file in (os.listdir(folder) if folder.is_dir() else ())
+        if file.lower().endswith(OTHER_IMAGES) and not file.startswith(".")
+    )
 
 
 def _layout_message(spec: DatasetSpec, root: Path, problem: str) -> str:

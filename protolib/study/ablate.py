@@ -424,8 +424,8 @@ def _one(job: Job, device: str) -> dict:
         os.environ["OMP_NUM_THREADS"] = "1"  # of the kernel to come
     try:
         papermill.execute_notebook(
-            job.notebook,
-            own / NOTEBOOK,
+            runner.braced(job.notebook),
+            runner.braced(own / NOTEBOOK),
             job.parameters | {"device": device},
             kernel_name="python3",
             progress_bar=False,

@@ -59,15 +59,15 @@ def miou(matrices: np.ndarray, ignore: str = "dropped") -> np.ndarray:
     for 10,000.
 
     matrices (..., C+1, C+1), see metrics.confusion; ignore "dropped" or "counted", see
-    metrics.Protocol. Returns (...) float64 in [0, 1]; a class in neither truth nor prediction is
-    left out of the mean, NaN where none is left. Raises ValueError for another rule.
+    metrics.Protocol. Returns (...) float64 in [0, 1]; a class without a true pixel is left out
+    of the mean, NaN where none is left. Raises ValueError for another rule.
     """
     Protocol(ignore=ignore)
     C = matrices.shape[-1] - 1
     judged = matrices[..., :C, :] if ignore == "dropped" else matrices
     hits = np.diagonal(matrices, axis1=-2, axis2=-1)[..., :C]
     union = matrices[..., :C, :].sum(-1) + judged[..., :C].sum(-2) - hits
-    there = union > 0
+    there = matrices[..., :C, :].sum(-1) > 0
     with np.errstate(invalid="ignore"):
         return np.where(there, hits / np.where(there, union, 1), 0).sum(-1) / there.sum(-1)
 

@@ -15,18 +15,20 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from protolib import __version__, blocks, files, keys, presets, results
-from protolib.data import specs
+from protolib import __version__, blocks, caches, files, keys, presets, results
+from protolib.data import checks, specs
 from protolib.study import html, kernels
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -84,12 +86,16 @@ def run(
     story = _story(notebooks)
     runs = notebooks.parent / "runs"
     old = _record_of(find(runs, resume), settings) if resume else None
-    settings = DEFAULTS | dict(old["parameters"] if old else {}) | dict(settings)
-    spec = _check(settings, story)
-    run_dir = find(runs, resume) if resume else _new_folder(runs, run_dir, settings)
+    chosen: dict[str, Any] = DEFAULTS | dict(old["parameters"] if old else {}) | dict(settings)
+    chosen["data_root"] = str(chosen["data_root"]) and str(files.place(chosen["data_root"]))
+    before = find(runs, resume) if resume else None
+    spec = _check(chosen, story, before and before / "cache")
+    run_dir = before or _new_folder(runs, run_dir and files.place(run_dir), chosen)
+    if spec.name != "phantom":  # what was found is kept for the notebooks
+        checks.guard(spec, chosen["data_root"], run_dir / "cache")
     record = {
         "protolib": __version__,
-        "parameters": settings,
+        "parameters": chosen,
         "classes": spec.classes,
         "titles": spec.titles,
         "notebooks": {
@@ -99,12 +105,25 @@ def run(
         },
         "peak_rss_mb": old["peak_rss_mb"] if old else None,
     }
-    _point_latest(runs, run_dir)
     use_own_kernel()
     threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
-    print(f"run: {short(run_dir)}, {threads} threads", flush=True)
-    status = _execute_all(story, run_dir, record)
-    return report(run_dir) if status == 0 else status
+    with _held(run_dir):
+        _point_latest(runs, run_dir)
+        print(f"run: {short(run_dir)}, {threads} threads", flush=True)
+        status = _execute_all(story, run_dir, record)
+        return report(run_dir) if status == 0 else status
+
+
+@contextmanager
+def _held(run_dir: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the system lets go of the lock when its holder dies."""
+    try:
+        with FileLock(run_dir / ".running.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"another run is going on in {short(run_dir)}: wait for it, or choose another --run-dir"
+        ) from error
 
 
 def report(run_dir: Path) -> int:
@@ -139,12 +158,13 @@ def find(runs: Path, name: str) -> Path:
     )
 
 
-def _story(notebooks: Path) -> dict[Path, list[str]]:
-    """The notebooks in order, each with the names in its cell tagged `parameters`."""
-    story = {}
+def _story(notebooks: Path) -> dict[Path, dict[str, Any]]:
+    """The notebooks in order, each with the names and defaults in its cell tagged `parameters`."""
+    story: dict[Path, dict[str, Any]] = {}
     for path in sorted(notebooks.glob("0*.ipynb")):
         try:
-            story[path] = list(papermill.inspect_notebook(path))
+            found = papermill.inspect_notebook(braced(path))
+            story[path] = {name: _literal(of["default"]) for name, of in found.items()}
         except (
             Exception
         ) as error:  # papermill passes on whatever nbformat, json or a missing kernelspec raise
@@ -156,9 +176,12 @@ def _story(notebooks: Path) -> dict[Path, list[str]]:
     return story
 
 
-def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> specs.DatasetSpec:
-    """The spec of the data set, once preset, device, seed, data folder and names of parameters are
-    known to be right."""
+def _check(
+    settings: Mapping[str, Any], story: Mapping[Path, Mapping[str, Any]], cache: Path | None
+) -> specs.DatasetSpec:
+    """The spec of the data set, once preset, device, seed, parameters and every file of the data
+    are known to be right. cache: of the run, where there is one already: it knows what was
+    checked."""
     known = sorted({name for names in story.values() for name in names} - set(OPTIONS))
     for name in sorted(settings.keys() - set(OPTIONS) - set(known)):
         close = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1)
@@ -171,18 +194,34 @@ def _check(settings: Mapping[str, Any], story: Mapping[Path, Sequence[str]]) -> 
         )
     changes = {name: settings[name] for name in CHANGES if settings.get(name)}
     presets.changed(presets.preset(settings["preset"]), changes)
-    retrain, seed = settings.get("retrain", False), settings["seed"]
-    if not isinstance(retrain, bool):
-        raise ValueError(f"-p retrain={retrain}: give true or false; true deletes trained networks")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"--seed {seed}: give a whole number from 0 on")
+    for defaults in story.values():
+        for name in sorted(defaults.keys() & settings.keys() - {"run_dir"}):
+            _check_kind(name, settings[name], defaults[name])
+    _check_kind("seed", settings["seed"], 0)
+    if not 0 <= settings["seed"] < 2**63:
+        raise ValueError(f"--seed {settings['seed']}: give a whole number from 0 on, below 2**63")
     if settings["device"] not in ("auto", "cpu"):
         from protolib.experiment import device_of  # here: it takes torch, which takes seconds
 
         device_of(settings["device"])
     spec = specs.spec_of(settings["dataset"], settings["data_root"])
-    _data_stamp(spec, settings)
+    if spec.name != "phantom":
+        checks.guard(spec, settings["data_root"], cache)
     return spec
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Refuse a value of another kind than that of the notebooks: "no" is a text, and true to
+    Python."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    wanted = type(default)
+    fits = type(value) is wanted or wanted is float and type(value) is int
+    if wanted in kinds and not (fits and (wanted is not float or math.isfinite(value))):
+        option = f"{OPTIONS[name]} " if name in OPTIONS else f"-p {name}="
+        hint = "; true deletes trained networks" if name == "retrain" else ""
+        raise ValueError(f"{option}{value}: give {kinds[wanted]}{hint}")
+    if isinstance(value, str) and name != "data_root" and not value.isprintable():
+        raise ValueError(f"{name} = {value!r}: give a text without control characters")
 
 
 def _data_stamp(spec: specs.DatasetSpec, settings: Mapping[str, Any]) -> str:
@@ -210,9 +249,20 @@ def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{what}"
     names = [run_dir] if run_dir else [runs / name, *(runs / f"{name}-{i}" for i in range(2, 100))]
     for folder in names:
-        if not folder.exists() or (run_dir and folder.is_dir() and not any(folder.iterdir())):
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder.resolve()
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()  # of two that start in one second, one makes it
+        except FileExistsError:
+            if not (run_dir and folder.is_dir() and not any(folder.iterdir())):
+                continue
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be made ({error.strerror}): give a folder that you may write "
+                "to, with --run-dir"
+            ) from error
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{folder} cannot be written to: choose another --run-dir")
+        return folder.resolve()
     raise ValueError(
         f"{names[0]} is there already; choose another --run-dir, or go on with it: "
         f"--resume {names[0]}"
@@ -222,12 +272,15 @@ def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -
 def _point_latest(runs: Path, run_dir: Path) -> None:
     """Make runs/latest a link to the run, in one step; a text file where the system has no
     links."""
-    runs.mkdir(parents=True, exist_ok=True)
     target, link = os.path.relpath(run_dir, runs.resolve()), runs / f".latest.{os.getpid()}"
     try:
+        runs.mkdir(parents=True, exist_ok=True)
         os.symlink(target, link, target_is_directory=True)
         os.replace(link, runs / "latest")
-    except OSError:  # Windows without the right to make links
+    except OSError:  # Windows without the right to make links, or an install that is only read
+        if not os.access(runs, os.W_OK):
+            print(f"{short(runs)} is not yours to write: go on with --resume {short(run_dir)}")
+            return
         files.write_text(runs / "latest.txt", target + "\n")
 
 
@@ -241,9 +294,12 @@ def use_own_kernel() -> None:
     os.environ["JUPYTER_PATH"] = os.pathsep.join(
         [own, *(path for path in others if path not in ("", own))]
     )
+    # a cluster may say Agg, which draws nothing into a notebook: a kernel has a backend of its own
+    os.environ.pop("MPLBACKEND", None)
+    caches.writable()
 
 
-def _execute_all(story: Mapping[Path, Sequence[str]], run_dir: Path, record: dict) -> int:
+def _execute_all(story: Mapping[Path, Mapping[str, Any]], run_dir: Path, record: dict) -> int:
     settings = record["parameters"] | {"run_dir": str(run_dir)}
     spec = specs.spec_of(settings["dataset"], settings["data_root"])
     # the code and the data that were read: a run that goes on must not mix the old and the new
@@ -285,8 +341,8 @@ def _execute(
     # started
     try:
         done = papermill.execute_notebook(
-            path,
-            copy,
+            braced(path),
+            braced(copy),
             parameters,
             kernel_name="python3",
             cwd=path.parent,
@@ -316,6 +372,11 @@ def _execute(
     cells = "" if problem else f"{sum(cell.cell_type == 'code' for cell in done.cells):>5} cells"
     print(f"{entry['seconds']:>8.1f} s{cells or '   ' + entry['state']}", flush=True)
     return problem
+
+
+def braced(path: Path) -> str:
+    """A path as papermill reads it back: it takes what stands in braces for a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def explain(error: Exception, path: Path, copy: Path) -> str:
@@ -356,6 +417,6 @@ def _resume_line(run_dir: Path, notebooks: Path) -> str:
 
 
 def short(path: Path) -> str:
-    """The path from here where it is below, else the whole."""
+    """The path from here where it is below, else the whole, as a terminal may have it."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return files.printed(path.relative_to(here) if path.is_relative_to(here) else path)

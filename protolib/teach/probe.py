@@ -1,6 +1,8 @@
 """Does a matching loss point at the tissue? Its gradient on maps that know nothing, and how well
 that gradient ranks positions: for notebook 03, and for the test that holds what it shows."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from protolib.bank import Bank
+from protolib.data.patches import PatchDataset
 from protolib.losses import seen_by
 from protolib.matching import matching_loss
 from protolib.nets.encoders import Encoder
@@ -15,6 +18,48 @@ from protolib.presets import Preset
 
 GRAIN = 4  # draws along a side of a noise map: blobs of about the size of the phantom's regions
 CHUNK = 8  # patches whose masked images are encoded at once; all would take gigabytes
+
+
+class Mixed(NamedTuple):
+    """Patches of several classes, with their masks and the share of each class."""
+
+    images: np.ndarray  # (B, H, W, 3) uint8
+    masks: np.ndarray  # (B, Hm, Wm) uint8 0..C
+    areas: np.ndarray  # (B, C) float in [0, 1]
+    joined: bool  # whether they are halves of two patches, put side by side
+
+
+def of_several_classes(split: PatchDataset, most: int = 48) -> Mixed:
+    """The first patches of a split that show two classes or more, 5 % of the area each.
+    Notebook 03.
+
+    A set whose patches were cut inside one annotation has none: then halves of its patches are put
+    side by side, each with the next one of another class, so that a study has something to study.
+    """
+    C, mixed = split.spec.C, np.flatnonzero(split.labels.sum(1) > 1)[:200]
+    images, masks = split.images[mixed], split.masks[mixed]
+    joined = not (_areas(masks, C) > 0.05).sum(1).max(initial=0) > 1
+    if joined:
+        some = np.flatnonzero(split.labels.any(1))[:most]
+        main = split.labels[some].argmax(1)  # (n,)
+        steps = [np.argmax(np.roll(main, -i) != main[i]) for i in range(len(some))]  # 0: none
+        other = some[(np.arange(len(some)) + steps) % len(some)]
+        images, masks = (_halves(of, some, other) for of in (split.images, split.masks))
+    areas = _areas(masks, C)
+    several = np.flatnonzero((areas > 0.05).sum(1) > 1)[:most]
+    return Mixed(images[several], masks[several], areas[several], joined)
+
+
+def _areas(masks: np.ndarray, C: int) -> np.ndarray:
+    return np.stack([(masks == c).mean((1, 2)) for c in range(C)], axis=1)  # (n, C)
+
+
+def _halves(of: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The left half of some pictures (n, H, W, ...) beside the right half of others."""
+    both = of[left].copy()
+    half = both.shape[2] // 2
+    both[:, :, half:] = of[right][:, :, half:]
+    return both
 
 
 def smooth_noise(shape: tuple[int, int, int, int], seed: int) -> Tensor:

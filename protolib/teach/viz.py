@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import Code, display
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
@@ -37,11 +37,14 @@ MARKERS = "o^sDvP"  # sub-class 1, 2, 3, ... of a class; more than six repeat
 
 
 def colours(spec: DatasetSpec) -> np.ndarray:
-    """One colour per class in label order and white for ignore: (C + 1, 3) float in
-    [0, 1]. Notebook 01."""
-    return np.array(
-        [to_rgb(OKABE_ITO[c % len(OKABE_ITO)]) for c in range(spec.C)] + [(1.0, 1.0, 1.0)]
-    )
+    """One colour per class in label order and white for ignore: (C + 1, 3) float in [0, 1], all
+    different. Notebook 01."""
+    inks = [to_rgb(ink) for ink in OKABE_ITO[: spec.C]]
+    for c in range(len(inks), spec.C):  # more classes than inks: hues, in three shades
+        inks.append(
+            tuple(hsv_to_rgb((c / spec.C, (1, 0.55, 0.8)[c % 3], (0.85, 0.95, 0.5)[c % 3])))
+        )
+    return np.array([*inks, (1.0, 1.0, 1.0)])
 
 
 def mask_rgb(mask: np.ndarray, spec: DatasetSpec) -> np.ndarray:

@@ -2,14 +2,15 @@
 other."""
 
 import hashlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from protolib.data import regions, specs
+from protolib.data import pictures, regions, specs
 from protolib.data.specs import DatasetSpec
 
 IEND = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of a PNG file
@@ -24,13 +25,17 @@ class Fault(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, a mask
-    without a class."""
+    """What a patch showed: defects, SHA-256 of its pixels ("" if of one colour), size, px, pixels
+    of each class and of ignore in its mask, (C + 1,), of each value in it, (256,), and its
+    label."""
 
     faults: list[Fault]
     digest: str = ""
     size: tuple[int, int] | None = None
-    classless: bool = False
+    areas: np.ndarray | None = None
+    values: np.ndarray | None = None
+    label: tuple[int, ...] | None = None
+    by_value: bool = False  # whether the mask was read by value, not by colour
 
 
 def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bool) -> Seen:
@@ -40,50 +45,58 @@ def check(spec: DatasetSpec, image: Path | None, mask: Path | None, labelled: bo
     labelled: the name of the image must end in an image-level label, as those of training patches
     do.
     """
-    faults, label, counts, size, digest, codes, pixels = [], None, None, None, "", None, None
+    faults: list[Fault] = []
+    label, size, digest, areas, values = None, None, "", None, None
     if labelled and image:
         label = _label(spec, image, faults)
-    if mask and (codes := _decode(mask, faults)):
-        counts = _count_pixels(spec, codes, mask, faults)
-    classless = counts is not None and not counts[: spec.C].any()
-    if image and (pixels := _decode(image, faults)):
+    codes, mode = None, ""
+    if mask:
+        codes, mode = _read(mask, faults, lambda path: pictures.read_codes(path, spec))
+    if codes is not None:
+        values = np.bincount(codes.ravel(), minlength=256)  # (256,)
+        if unknown := pictures.foreign(codes, spec):
+            found = ", ".join(f"{n} pixels of {value}" for value, n in unknown.items())
+            faults.append(Fault("code", mask, f"{found}, no code of {spec.name}"))
+        areas = np.bincount(spec.lookup, values, spec.C + 1)
+    pixels = _read(image, faults, pictures.opened)[0] if image else None
+    if pixels is not None:
         size = pixels.size
-        digest = _look(pixels, image, label, counts is not None and not classless, faults)
-    if codes and pixels and codes.size != size:
-        found = f"{codes.width} x {codes.height} px, its image is {size[0]} x {size[1]} px"
+        masked = areas is not None and bool(areas[:-1].any())
+        digest = _look(pixels, image, label, masked, faults)
+    if codes is not None and pixels is not None and codes.shape != size[::-1]:
+        found = f"{codes.shape[1]} x {codes.shape[0]} px, its image is {size[0]} x {size[1]} px"
         faults.append(Fault("mask size", mask, found))
-    if label and counts is not None:
-        _compare(spec, label, counts / counts.sum(), image, faults)
-    return Seen(faults, digest, size, classless)
+    if label and areas is not None and not unknown:
+        _compare(spec, label, areas / areas.sum(), image, faults)
+    by_value = mode in pictures.GREYS + pictures.NUMBERS
+    return Seen(faults, digest, size, areas, values, label, by_value)
 
 
-def _decode(path: Path, faults: list[Fault]) -> Image.Image | None:
-    """Read every byte of a file, compare its checksums and decode every pixel; None where that
-    cannot be done."""
+def _read(path: Path, faults: list[Fault], read: Callable[[Path], Any]) -> tuple[Any, str]:
+    """What `read` makes of a file, once every byte was read and every checksum compared, and the
+    file's mode; None where that cannot be done."""
     try:
         content = path.read_bytes()
         with Image.open(BytesIO(content)) as image:
-            form = image.format
+            form, mode = image.format, image.mode
             image.verify()  # compares the checksum of every chunk: decoding does not
-        image = Image.open(BytesIO(content))
-        image.load()
     except UnidentifiedImageError:
-        faults.append(
-            Fault(
-                "unreadable",
-                path,
-                f"no image: {len(content)} bytes, which begin with {content[:16]!r}",
-            )
-        )
-        return None
+        found = f"no image: {len(content)} bytes, which begin with {content[:16]!r}"
+        faults.append(Fault("unreadable", path, found))
+        return None, ""
     except Exception as error:  # Pillow passes on whatever a broken file makes its parsers raise
         faults.append(Fault("unreadable", path, f"{type(error).__name__}: {error}"))
-        return None
+        return None, ""
+    try:
+        made = read(path)
+    except pictures.Unfit as error:
+        faults.append(Fault(error.kind, path, error.detail))
+        return None, ""
     if form != "PNG":
         faults.append(Fault("not PNG", path, f"is {form} under the name of a PNG file"))
     elif not content.endswith(IEND):
         faults.append(Fault("bytes after end", path, "the file goes on after the image's end"))
-    return image
+    return made, mode
 
 
 def _label(spec: DatasetSpec, image: Path, faults: list[Fault]) -> tuple[int, ...] | None:
@@ -103,10 +116,16 @@ def _look(
 ) -> str:
     """Judge an image by its pixels; gives their SHA-256, "" where all are alike: glass may well be
     there twice."""
-    opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
-    if image.mode != "RGB" and not opaque:
+    try:
+        rgb = pictures.coloured(image, path)
+    except pictures.Unfit as error:
+        faults.append(Fault(error.kind, path, error.detail))
+        return ""
+    if pictures.transparent(image):
+        found = f"mode {image.mode} with transparent pixels, which are read as white"
+        faults.append(Fault("mode", path, found))
+    elif image.mode not in ("RGB", "RGBA"):
         faults.append(Fault("mode", path, f"mode {image.mode}, expected RGB"))
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
     classes = masked or any(label or ())
     if alike := rgb.getcolors(1):  # None where there is more than one colour
         colour = alike[0][1]
@@ -123,56 +142,6 @@ def _look(
             )
         )
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
-
-
-def _count_pixels(
-    spec: DatasetSpec, mask: Image.Image, path: Path, faults: list[Fault]
-) -> np.ndarray | None:
-    """Count the pixels of each class in a mask, (C + 1,); None where they cannot be told."""
-    if mask.mode in ("P", "L"):
-        histogram = np.array(mask.histogram())  # (256,)
-        codes, known = np.flatnonzero(histogram).tolist(), {*spec.codes, *spec.ignored}
-        for code in codes if spec.ignored else ():
-            if code not in known:
-                faults.append(
-                    Fault(
-                        "code", path, f"{histogram[code]} pixels of {code}, no code of {spec.name}"
-                    )
-                )
-        palette = mask.getpalette("RGB") or []
-        colours = {
-            code: tuple(palette[3 * code : 3 * code + 3])
-            for code in codes
-            if code in known and mask.mode == "P"
-        }
-        for code, colour in colours.items():
-            if colour != (expected := spec.palette[spec.lookup[code]]):
-                faults.append(
-                    Fault("palette", path, f"code {code} has the colour {colour}, not {expected}")
-                )
-                break
-        return np.bincount(spec.lookup, histogram, spec.C + 1)
-    if mask.mode not in ("RGB", "RGBA"):
-        faults.append(
-            Fault("mask mode", path, f"mode {mask.mode}, expected codes (P, L) or colours (RGB)")
-        )
-        return None
-    found = mask.convert("RGB").getcolors(256)
-    outside = [colour for _, colour in found or () if colour not in spec.palette]
-    if found is None or outside:
-        what = (
-            f"{len(outside)} colours outside the palette, first {outside[0]}"
-            if outside
-            else "more than 256 colours"
-        )
-        faults.append(
-            Fault("colour", path, f"{what}; a mask that was resized or saved as JPEG has many")
-        )
-        return None
-    counts = np.zeros(spec.C + 1)
-    for n, known_colour in found:
-        counts[spec.palette.index(known_colour)] += n
-    return counts
 
 
 def _compare(
