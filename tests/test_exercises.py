@@ -322,3 +322,29 @@ def test_a_foreign_answer_is_told_its_shape_or_its_worst_value(capsys):
 def test_every_check_of_the_module_is_tried_here():
     named = {name for name in vars(exercises) if name.startswith("check_")}
     assert named <= {check.__name__ for check, _ in SOLVED}
+
+
+def blend(left, right):
+    n = len(left)
+    up = [math.sin((i + 0.5) * math.pi / n) ** 2 for i in range(n // 2)]
+    return [a * (1 - w) + b * w for a, b, w in zip(left[n // 2 :], right, up)]
+
+
+def polygon_area(shell, holes, mpp, sign=abs, square=2):
+    def of(ring):
+        closed = [*ring, ring[0]]
+        return sign(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(closed, closed[1:])) / 2)
+
+    return (of(shell) - sum(map(of, holes))) * (mpp / 1000) ** square
+
+
+def test_blend_and_polygon_area_are_judged(capsys):
+    assert exercises.check_blend(blend) and exercises.check_polygon_area(polygon_area)
+    for check, wrong, hint in (
+        (exercises.check_blend, lambda a, b: (a[2:] + b[:2]) / 2, "trusts the border"),
+        (exercises.check_blend, lambda a, b: blend(b[[2, 3, 0, 1]], a[[2, 3, 0, 1]]), "swapped"),
+        (exercises.check_polygon_area, lambda s, h, m: polygon_area(s, [], m), "the holes are no"),
+        (exercises.check_polygon_area, partial(polygon_area, square=1), "its side squared"),
+    ):
+        capsys.readouterr()
+        assert not check(wrong) and hint in capsys.readouterr().out

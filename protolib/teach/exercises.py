@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable
 
 import numpy as np
+import shapely
 import torch
 import torch.nn.functional as F
 
@@ -12,6 +13,7 @@ from protolib import bank, matching, metrics, segmentation
 from protolib.data import regions
 from protolib.maps import fuse
 from protolib.presets import changed, preset
+from protolib.slides import windows
 from protolib.study import compare
 
 
@@ -414,6 +416,60 @@ def check_paired_interval(mine: Callable) -> bool:
         slips,
         "d = ours - theirs; mean(d) -+ t * std(d, ddof=1) / sqrt(n), "
         "t = scipy.stats.t.ppf(0.975, n - 1)",
+    )
+
+
+def check_blend(mine: Callable) -> bool:
+    """Whether mine(left, right) is what two windows say together where they overlap, under
+    windows.smooth. Notebook 08.
+
+    mine: shares (n,) float along a row of two windows, the right one beginning in the middle of the
+    left one -> (n // 2,) float, the half that both saw.
+    """
+    left, right = np.array([0.9, 0.8, 0.6, 0.1]), np.array([0.3, 0.5, 0.7, 0.2])
+    weight, half = windows.smooth(4).astype(float), len(left) // 2
+    a, b, w = left[half:], right[:half], weight[half:]
+    slips = [
+        ((a + b) / 2, "a mean trusts the border of a window as much as its middle"),
+        (b * w + a * (1 - w), "left and right are swapped: the left window fades out here"),
+        (a * w**0.5 + b * (1 - w) ** 0.5, "these weights add up to more than 1: square the sine"),
+        (a, "this is the left window alone: a seam"),
+        (b, "this is the right window alone: a seam"),
+    ]
+    return _judge(
+        lambda: mine(left.copy(), right.copy()),
+        a * w + b * (1 - w),
+        slips,
+        "left[n // 2:] fades with the second half of windows.smooth(n), right[:n // 2] comes with "
+        "the first",
+    )
+
+
+def check_polygon_area(mine: Callable) -> bool:
+    """Whether mine(shell, holes, mpp) is the area of a polygon in mm2, as shapely has it times the
+    pixel's. Notebook 08.
+
+    mine: shell (n, 2) float, x and y of the corners in px, either way round; holes, a list of such;
+    micrometres to a pixel -> float.
+    """
+    shell = np.array([[0, 0], [0, 4000], [3000, 4000], [3000, 0]], float)
+    holes, mpp = [np.array([[500, 500], [1500, 500], [500, 2500]], float)], 0.5
+    pixels = shapely.Polygon(shell, holes).area
+    unit, outer = (mpp / 1000) ** 2, shapely.Polygon(shell).area
+    slips = [
+        (2 * pixels * unit, "the sum of x[i] * y[i + 1] - x[i + 1] * y[i] is twice the area"),
+        (outer * unit, "the holes are no tissue of this class: take their area off"),
+        ((2 * outer - pixels) * unit, "the holes are added; take their area off"),
+        (-pixels * unit, "a ring may go round either way: take the absolute value of each"),
+        (pixels, "this is in px; a pixel is mpp / 1000 mm wide, and as high"),
+        (pixels * mpp / 1000, "a pixel's area is its side squared"),
+        (pixels * mpp**2, "this is in square micrometres; a mm has 1000 of them, a mm2 a million"),
+    ]
+    return _judge(
+        lambda: mine(shell.copy(), [hole.copy() for hole in holes], mpp),
+        pixels * unit,
+        slips,
+        "with x, y = ring.T the area is abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2",
     )
 
 
