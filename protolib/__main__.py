@@ -1,8 +1,9 @@
 """Command line: `python -m protolib run` executes the notebooks, `python -m protolib report` shows
-what came of it, `python -m protolib new` describes a data set of your own."""
+what came of it, `python -m protolib predict` applies it to pictures of your own."""
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -235,7 +236,36 @@ def parser() -> argparse.ArgumentParser:
             action="store_true",
             help="run the code of an encoder's repository (hf:OWNER/NAME); read it first",
         )
-    for command in (run, ablate, plan, report, lab, site, edition, grade):
+    predict = commands.add_parser(
+        "predict",
+        help="masks, outlines for QuPath and areas of your own pictures, by a trained run",
+        description="Predict pictures of any size with a trained run. Each gets a folder in DIR "
+        "with its mask, outlines.geojson for QuPath, areas.csv and report.html.",
+    )
+    predict.add_argument("run_dir", metavar="RUN", help="a run, or latest: the newest")
+    predict.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        type=Path,
+        help="an image, a slide, or a folder of them: PNG, JPEG, TIFF, OME-TIFF, and the formats "
+        "of scanners where openslide-python is installed",
+    )
+    predict.add_argument("--out", metavar="DIR", type=Path, required=True)
+    predict.add_argument(
+        "--method",
+        default="pbip_stage1",
+        choices=("pbip_stage1", "pbip_stage2", "nearest_prototype"),
+        help="default: pbip_stage1; stage 2 takes many times as long",
+    )
+    predict.add_argument(
+        "--mpp", metavar="UM", type=micrometres, default=0.0, help="micrometres per pixel of INPUT"
+    )
+    predict.add_argument("--device", metavar="NAME", default="auto", help="as in run")
+    predict.add_argument(
+        "--resume", action="store_true", help="go on with what was stopped, keep what is finished"
+    )
+    for command in (run, ablate, plan, report, lab, site, edition, grade, predict):
         command.add_argument(
             "--notebooks",
             metavar="DIR",
@@ -286,6 +316,17 @@ def colours(text: str) -> tuple[tuple[int, ...], ...]:
     if any(len(colour) != 3 for colour in made):
         raise argparse.ArgumentTypeError(f"{text!r}: give colours as in ff0000,00ff00,ffffff")
     return made
+
+
+def micrometres(text: str) -> float:
+    """A number above 0; raises argparse's error for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no resolution; give micrometres, 0.25 say")
+    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -451,6 +492,25 @@ def _new(args: argparse.Namespace, notebooks: Path) -> int:
     return 0
 
 
+def _predict(args: argparse.Namespace, notebooks: Path) -> int:
+    from protolib import files, presets
+    from protolib.experiment import Run
+    from protolib.slides.predict import predict
+    from protolib.study import runner
+
+    folder = runner.find(notebooks.parent / "runs", args.run_dir)
+    given = files.read_json(folder / "run.json")["parameters"]
+    changes = {name: given[name] for name in runner.CHANGES if given.get(name)}
+    p = presets.changed(presets.preset(given["preset"]), changes)
+    run = Run(p, given["dataset"], given["data_root"], folder, given["seed"], args.device)
+    try:
+        predict(run, args.inputs, args.out, args.method, args.mpp, args.resume)
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with the same command and --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
 def show(folder: Path, page: Path | None = None, as_json: bool = False) -> int:
     """Print the ledger of a folder of result files, as text or as JSON, or write it as a page.
     Returns 0."""
@@ -499,6 +559,7 @@ COMMANDS = {
     "ablate": _ablate,
     "plan": _plan,
     "report": _report,
+    "predict": _predict,
     "lab": _lab,
     "site": _site,
     "edition": _edition,

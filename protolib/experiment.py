@@ -39,7 +39,7 @@ from protolib.data import patches, specs
 from protolib.data.phantom import Drawing
 from protolib.files import place, read_json, write_json, write_npz
 from protolib.keys import CODE, digest
-from protolib.maps import argmax_masks
+from protolib.maps import argmax_masks, closed
 from protolib.matching import nearest_classes
 from protolib.nets import backbones, encoders
 from protolib.presets import Preset
@@ -616,6 +616,40 @@ class Run:
         size = images.shape[2:]
         scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)  # (B, C, H, W)
         return scores, segmentation.present_classes(scores).float() - 0.5
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres to a pixel of the patches that the networks see, 0 where the data set does
+        not say: the published patches are resized to the preset's size, the phantom is drawn at
+        it. Notebook 08."""
+        if not self.spec.mpp:
+            return 0.0
+        return self.spec.mpp * patches.shrinkage(self.spec, self.data_root, self.preset.size)
+
+    def trained(self, method: str) -> bool:
+        """Whether the folder holds what a method predicts with, all of it, under today's key: else
+        `net` or `bank` would make it first."""
+        if method == "nearest_prototype":
+            return self._made(self.folder / "bank" / "key.json", self._bank_key())
+        if method == "pbip_masked_image":
+            return self.masked_images.trained("pbip_stage1")
+        p = self.preset if method in STAGE1 else segmentation.stage2(self.preset)
+        return finished(self._place(method), p)
+
+    @torch.no_grad()
+    def shares(self, method: str, images: Tensor) -> Tensor:
+        """Each class's share of every pixel as a method sees it, where its own image label closes
+        the absent classes: (B, C, H, W) float, their sum 1.
+
+        images: (B, 3, H, W) float in [0, 1] on the run's device, of a patch's size. The argmax is
+        the mask that `masks` gives under predicted labels; shares can be averaged where images
+        overlap.
+        """
+        scores, logits = self.predictor(method)(images)
+        gating, labels = self.preset.gating, logits > 0
+        if method in STAGE2:  # probabilities, which no label can push below 0: shared out anew
+            scores, gating = scores.clamp_min(1e-12).log(), "closed"
+        return closed(scores, labels, gating).softmax(1)
 
     def predictions(
         self, method: str, split: str, rows: Sequence[int] | None = None

@@ -179,6 +179,12 @@ def gate(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.masked_fill(absent[:, :, None, None], -math.inf)  # (B, C) -> (B, C, 1, 1)
 
 
+def closed(scores: Tensor, labels: Tensor, gating: str) -> Tensor:
+    """Class scores (B, C, H, W) with the classes closed that labels (B, C) deny: by `gate`, or,
+    gating "zeroed", at 0 (released code)."""
+    return gate(scores, labels) if gating == "closed" else scores * labels[:, :, None, None]
+
+
 def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor:
     """The strongest class of each pixel among those the image label allows. Sec. 3.3, notebook 04.
 
@@ -186,7 +192,7 @@ def argmax_masks(cams: Tensor, labels: Tensor, gating: str = "closed") -> Tensor
     "zeroed": it scores 0, and the first class wins a tie (released code). Returns (B, H, W) uint8
     in 0..C-1; ignore is never predicted.
     """
-    return winners(gate(cams, labels) if gating == "closed" else cams * labels[:, :, None, None])
+    return winners(closed(cams, labels, gating))
 
 
 def winners(scores: Tensor) -> Tensor:

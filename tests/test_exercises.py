@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from protolib.data import regions
+from protolib.slides import windows
 from protolib.teach import exercises
 from protolib.teach.exercises import judge
 
@@ -408,6 +409,48 @@ def interval_in_scipy(ours, theirs):
     return tuple(stats.ttest_rel(ours, theirs).confidence_interval(0.95))
 
 
+def blend_in_loops(left, right):
+    n = len(left)
+    up = [math.sin((i + 0.5) * math.pi / n) ** 2 for i in range(n // 2)]
+    return [a * (1 - w) + b * w for a, b, w in zip(left[n // 2 :], right, up)]
+
+
+def blend_in_numpy(left, right):
+    n = len(left)
+    w = np.sin((np.arange(n // 2) + 0.5) * np.pi / n) ** 2
+    return left[n // 2 :] + w * (right[: n // 2] - left[n // 2 :])
+
+
+def blend_in_torch(left, right):
+    n = len(left)
+    a, b = torch.tensor(left[n // 2 :].copy()), torch.tensor(right[: n // 2].copy())
+    return torch.lerp(a, b, torch.sin((torch.arange(n // 2) + 0.5) * torch.pi / n).to(a) ** 2)
+
+
+def area_in_loops(shell, holes, mpp):
+    def of(ring):
+        closed = [*ring, ring[0]]
+        return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(closed, closed[1:])) / 2)
+
+    return (of(shell) - sum(map(of, holes))) * (mpp / 1000) ** 2
+
+
+def area_by_trapezoids(shell, holes, mpp):
+    def of(ring):
+        x, y = np.vstack([ring, ring[:1]]).T
+        return np.abs((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
+
+    return (of(shell) - sum(of(hole) for hole in holes)) * mpp * mpp / 1e6
+
+
+def area_in_torch(shell, holes, mpp):
+    def of(ring):
+        ring = torch.tensor(ring.copy())
+        return torch.linalg.det(torch.stack([ring, ring.roll(-1, 0)], 1)).sum().abs() / 2
+
+    return (of(shell) - sum(map(of, holes))) * (mpp / 1000) ** 2
+
+
 RIGHT = {
     "image_label": (labels_in_loops, labels_in_numpy, labels_in_torch),
     "accuracy": (accuracy_in_loops, accuracy_in_numpy, accuracy_in_torch),
@@ -433,11 +476,13 @@ RIGHT = {
     "iou_from_confusion": (iou_in_loops, iou_in_numpy, iou_in_torch),
     "background_channel": (background_in_loops, background_in_numpy),
     "paired_interval": (interval_in_loops, interval_in_scipy),
+    "blend": (blend_in_loops, blend_in_numpy, blend_in_torch),
+    "polygon_area": (area_in_loops, area_by_trapezoids, area_in_torch),
 }
 
 
 def test_every_exercise_is_tried_here():
-    assert set(RIGHT) == set(ALL) and len(ALL) >= 24
+    assert set(RIGHT) == set(ALL) and len(ALL) >= 26
 
 
 @pytest.mark.parametrize(
@@ -612,7 +657,7 @@ def test_an_exercise_fails_as_a_stub_and_passes_with_its_solution(
     assert check.metadata.nbgrader.points == ALL[name].points
     assert f"exercises.check_{name}({name})" in check.source
     assert f"otebook {notebook}" in " ".join(ALL[name].__doc__.split())
-    space = dict(np=np, torch=torch, F=F, regions=regions, exercises=exercises)
+    space = dict(np=np, torch=torch, F=F, regions=regions, exercises=exercises, windows=windows)
     from scipy.stats import t
 
     space["t"] = t

@@ -31,6 +31,7 @@ NAMES = [
     "05_segmentation",
     "06_how_to_score",
     "07_reproduce_the_paper",
+    "08_your_own_slides",
 ]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 chapter = pytest.mark.parametrize("path", STORY, ids=lambda p: p.stem)

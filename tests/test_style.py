@@ -24,8 +24,8 @@ COLUMNS = 100
 PARAMETERS = 7
 LOW = {"files", "keys", "presets", "metrics", "bank"}  # the kernels that data and nets may know
 # what each wing must not know; "" stands for the kernels
-ABOVE = {"teach": set(), "study": {"teach"}} | dict.fromkeys(
-    ("", "data", "nets"), {"study", "teach"}
+ABOVE = {"teach": set(), "slides": {"teach"}, "study": {"slides", "teach"}} | dict.fromkeys(
+    ("", "data", "nets"), {"slides", "study", "teach"}
 )
 RUN = "protolib/experiment.py Run."
 REFERENCE = re.compile(r"\bnotebooks?\s+(\d\d(?:(?:,|,?\s+and)\s+\d\d)*)", re.IGNORECASE)

@@ -134,6 +134,18 @@ def load(
     return PatchDataset(spec, split, _cached(Path(cache), spec, split, source, make))
 
 
+def shrinkage(spec: DatasetSpec, data_root: str | Path, size: int) -> float:
+    """Pixels of a patch as published to a pixel of it at `size`: how much coarser it is then. The
+    phantom's patches are drawn at their size, never resized: 1."""
+    if spec.name == "phantom":
+        return 1.0
+    layouts = check_layout(spec, data_root)
+    if "regions" in layouts:
+        return spec.rule.size / size
+    with Image.open(layouts["train"].images[0]) as first:
+        return first.width / size
+
+
 def _draw(spec: DatasetSpec, split: str, size: int, drawing: phantom.Drawing, folder: Path) -> dict:
     """Draw phantom patches into the arrays of a cache folder."""
     drawn = phantom.draw(split, size, drawing)

@@ -1,6 +1,7 @@
 """The exercises of the notebooks: `check_NAME(mine)` judges a learner's function, see judge.
 
-patches: notebooks 00 and 01; prototypes: 02; loss: 03; network: 04 and 05; score: 06 and 07.
+patches: notebooks 00 and 01; prototypes: 02; loss: 03; network: 04 and 05; score: 06 and 07;
+slides: 08.
 """
 
 from protolib.teach.exercises.judge import Exercise
@@ -38,6 +39,7 @@ from protolib.teach.exercises.score import (
     check_iou_from_confusion,
     check_paired_interval,
 )
+from protolib.teach.exercises.slides import check_blend, check_polygon_area
 
 __all__ = [
     "check_accuracy",
@@ -45,6 +47,7 @@ __all__ = [
     "check_atrous_sum",
     "check_auc",
     "check_background_channel",
+    "check_blend",
     "check_closed_masks",
     "check_confusion",
     "check_cosine_distance",
@@ -61,6 +64,7 @@ __all__ = [
     "check_paired_interval",
     "check_parse_label",
     "check_pixel_loss",
+    "check_polygon_area",
     "check_present_classes",
     "check_single_class",
     "check_white_share",

@@ -1,0 +1,102 @@
+"""Exercises of notebook 08: windows of a slide, and areas."""
+
+import numpy as np
+import shapely
+
+from protolib.slides.windows import smooth
+from protolib.teach.exercises.judge import exercise
+
+rng = np.random.default_rng(8)
+
+
+def mixed(left, right, weight):
+    """The overlap of two windows, the left one's share of it given."""
+    half = len(left) // 2
+    return left[half:] * weight + right[:half] * (1 - weight)
+
+
+@exercise(
+    "which half of the left window is which half of the right one, and who fades out?",
+    inputs=[
+        (np.array([0.9, 0.8, 0.6, 0.1]), np.array([0.3, 0.5, 0.7, 0.2])),
+        (rng.random(10), rng.random(10)),
+        (rng.random(32).astype(np.float32), rng.random(32).astype(np.float32)),
+        (rng.random(24)[::2], rng.random(24)[1::2]),  # not contiguous
+    ],
+    slips={
+        "a mean trusts the border of a window as much as its middle": lambda a, b: mixed(a, b, 0.5),
+        "the weights are the wrong way round: the left window fades out here": lambda a, b: mixed(
+            a, b, smooth(len(a))[: len(a) // 2]
+        ),
+        "the left window's second half meets the right one's first; here they are swapped": (
+            lambda a, b: mixed(b, a, smooth(len(a))[len(a) // 2 :])
+        ),
+        "this is the left window alone: a seam where it ends": lambda a, b: a[len(a) // 2 :],
+        "this is the right window alone: a seam where it begins": lambda a, b: b[: len(b) // 2],
+        "a straight fade: use the weights of windows.smooth": lambda a, b: mixed(
+            a, b, 1 - (np.arange(len(a) // 2) + 0.5) / (len(a) // 2)
+        ),
+        "a hard step in the middle is a seam": lambda a, b: mixed(
+            a, b, np.arange(len(a) // 2) < len(a) // 4
+        ),
+        "only the half that both saw: this has the length of a whole window": lambda a, b: (
+            a * smooth(len(a)) + b * (1 - smooth(len(a)))
+        ),
+    },
+)
+def check_blend(left, right):
+    """What two windows say together of the half that both saw: shares (n,) float along a row, the
+    right one beginning in the middle of the left one -> (n // 2,) float. As windows.smooth weighs.
+    Right answer and check; notebook 08."""
+    return mixed(left, right, smooth(len(left))[len(left) // 2 :])
+
+
+def area(shell, holes=()):
+    """The area of a polygon in square pixels."""
+    return shapely.Polygon(shell, holes).area
+
+
+def turned(ring):
+    """The same ring, the other way round."""
+    return ring[::-1]
+
+
+SHELL = np.array([[0, 0], [0, 4000], [3000, 4000], [3000, 0]], float)
+HOLE = np.array([[500, 500], [1500, 500], [500, 2500]], float)
+OTHER = np.array([[2000, 1000], [2600, 1000], [2600, 1300]], float)
+
+
+@exercise(
+    "two corners and the origin span half of x1 * y2 - x2 * y1; what do all of them add up to?",
+    inputs=[
+        (SHELL, [HOLE], 0.5),
+        (turned(SHELL), [turned(HOLE), OTHER], 0.25),
+        (np.array([[10, 20], [400, 60], [300, 900], [50, 500]], float), [], 2.0),
+        # a hole that goes the same way round as its shell
+        (SHELL + 100, [turned(HOLE) + 100], 0.23),
+    ],
+    slips={
+        "the sum of x1 * y2 - x2 * y1 is twice the area": lambda s, h, m: (
+            2 * area(s, h) * (m / 1000) ** 2
+        ),
+        "the holes are no tissue of this class: take their area off": lambda s, h, m: (
+            area(s) * (m / 1000) ** 2
+        ),
+        "the holes are added; take their area off": lambda s, h, m: (
+            (area(s) + sum(map(area, h))) * (m / 1000) ** 2
+        ),
+        "only the first hole is taken off": lambda s, h, m: area(s, h[:1]) * (m / 1000) ** 2,
+        "this is in pixels; a pixel is mpp / 1000 mm wide, and as high": lambda s, h, m: area(s, h),
+        "a pixel's area is its side squared": lambda s, h, m: area(s, h) * m / 1000,
+        "this is in square micrometres; a mm2 has a million": lambda s, h, m: area(s, h) * m**2,
+        "the area of the box around it, not of the polygon": lambda s, h, m: (
+            np.prod(s.max(0) - s.min(0)) * (m / 1000) ** 2 - sum(map(area, h)) * (m / 1000) ** 2
+        ),
+    },
+    points=2,
+)
+def check_polygon_area(shell, holes, mpp):
+    """The area of a polygon in mm2: corners (n, 2) float, x and y in px, either way round; a list
+    of holes, each as the shell; micrometres per pixel -> float. As slides.predict's table of
+    areas. Right answer and check; notebook 08."""
+    return area(shell, holes) * (mpp / 1000) ** 2
