@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument(
         "--jobs",
         metavar="N",
-        type=seed,
+        type=int,
         default=0,
         help="runs at a time (default: one per GPU, or per core and 3 GB of free memory)",
     )

@@ -280,7 +280,7 @@ def nearest_classes(
     features: list[Tensor], prototypes: Tensor, embed: Callable, shape: tuple[int, int, int]
 ) -> Tensor:
     """The cosine of each position to the nearest prototype of each class: what is known before any
-    training. Notebooks 03 and 04.
+    training.
 
     features: L maps (B, D_i, h_i, w_i) of the frozen encoder; prototypes: (S, D) unit rows; embed:
     (n, D) -> (n, D) unit rows; shape: (C, h, w). Returns (B, C, h, w) in [-1, 1].
