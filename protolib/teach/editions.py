@@ -176,7 +176,8 @@ TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
 <script>Reveal.initialize({controls: true, progress: true, hash: true, slideNumber: true,
 width: 1100, height: 760, margin: 0.04});</script>
 <style>.reveal .slides section {font-size: 20px; text-align: left; max-height: 760px;
-overflow-y: auto} .reveal h1, .reveal h2, .reveal h3 {text-transform: none}</style>
+overflow-y: auto} .reveal h1, .reveal h2, .reveal h3 {text-transform: none}
+.reveal p img[alt] {margin: 0; vertical-align: middle}</style>
 {%- endblock -%}
 """
 
