@@ -76,7 +76,7 @@ def stand_in(p: Preset) -> tuple[Preset, list[str]]:
 def _here(encoder: str) -> bool:
     name = {"medclip_released": "swin"}.get(encoder, encoder)
     try:
-        return name not in weights.PUBLISHED or bool(weights.find(name))
+        return weights.published(name) is None or bool(weights.find(name))
     except OSError:
         return False
 
