@@ -444,4 +444,4 @@ def test_a_drawn_slide_has_its_mask_and_its_stain_can_be_changed():
     assert (image[mask == 4].mean() > 200) and (image[mask < 4].mean() < 200)
     assert (drawn.restained(image) == image).all()
     pale = drawn.restained(image, eosin=0.5)
-    assert pale[mask < 4].mean() > image[mask < 4].mean() + 10
+    assert pale[mask < 4].mean() > image[mask < 4].mean() + 5

@@ -14,6 +14,7 @@ from protolib.data.specs import DatasetSpec
 
 ROWS = 1024  # of a mask that are looked at at once
 TOLERANCE = 0.5  # px of the mask: how far a simplified outline may leave the drawn one
+SMALL = 100  # px of the mask: what the corners of a larger region come to is less than a hundredth
 RIGHT, DOWN, LEFT, UP = range(4)  # where a run of an outline goes: its class is on the right hand
 STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])  # x and y of each
 
@@ -147,20 +148,36 @@ def _nested(rings: np.ndarray) -> np.ndarray:
 
 def simplified(shapes: np.ndarray, factors: tuple[float, float]) -> np.ndarray:
     """Polygons with fewer corners, within half a pixel of the mask, in px of the picture to a
-    hundredth; each is valid.
+    hundredth; each is valid, and as large as its pixels within a hundredth.
 
     shapes: (n,) of `polygons`; factors: px of the picture to a px of the mask, in x and in y.
     """
+    few = shapely.simplify(shapes, TOLERANCE, preserve_topology=True)
+    lost = ~shapely.is_valid(few) | shapely.is_empty(few)
+    few[lost] = shapes[lost]  # simplified past its own hole: left as it was
+    # a region of a few pixels is half corners, which its outline cuts off
+    pixels = pixels_of(shapes)
+    small = pixels < SMALL
+    few[small] = _sized(shapes[small], pixels[small])
+    placed = shapely.transform(few, lambda at: np.round(at * factors, 2))
+    rounded_away = ~shapely.is_valid(placed)
+    placed[rounded_away] = shapely.transform(few[rounded_away], lambda at: at * factors)
+    return placed
 
-    def placed(of: np.ndarray) -> np.ndarray:
-        return shapely.transform(of, lambda at: np.round(at * factors, 2))
 
-    few = placed(shapely.simplify(shapes, TOLERANCE, preserve_topology=True))
-    valid = shapely.is_valid(few) & ~shapely.is_empty(few)
-    few[~valid] = placed(shapes[~valid])  # simplified past its own hole: left as it was
-    valid = shapely.is_valid(few)
-    few[~valid] = shapely.transform(shapes[~valid], lambda at: at * factors)
-    return few
+def pixels_of(shapes: np.ndarray) -> np.ndarray:
+    """How many pixels each of `polygons` stands for, (n,): an outline through the middles of edges
+    cuts an eighth of a pixel off each corner that goes out, and adds one at each that goes in."""
+    return shapely.area(shapes) + 0.5 - 0.5 * shapely.get_num_interior_rings(shapes)
+
+
+def _sized(shapes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Polygons made larger or smaller about their centres, to these areas."""
+    scale = np.sqrt(areas / shapely.area(shapes))
+    centres = shapely.get_coordinates(shapely.centroid(shapes))
+    points, of = shapely.get_coordinates(shapes, return_index=True)
+    moved = centres[of] + (points - centres[of]) * scale[of, None]
+    return shapely.set_coordinates(shapes.copy(), moved)
 
 
 def write(path: Path, mask: Any, spec: DatasetSpec, factors: tuple[float, float]) -> np.ndarray:
