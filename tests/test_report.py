@@ -435,7 +435,7 @@ def test_claims_of_ours_stand_apart_and_have_no_number_of_the_paper(read):
     own = {"full": "pbip_stage1", "no matching loss": "pbip_stage1 beta=0.0"}
     result["tables"] = fake_results.TABLES | {"ours": own}
     [found] = read(result)
-    *_, first, last = report.findings(TABLES["ours"], found)
+    *_, first, last, _ = report.findings(TABLES["ours"], found)
     assert (first.claim.than, first.verdict) == ("dense", "not run")
     theirs = report.findings(TABLES["table2"], found)[0]
     assert (last.ours, last.slides, last.verdict) == (theirs.ours, theirs.slides, "supported")

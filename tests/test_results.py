@@ -289,14 +289,18 @@ def test_table_to_the_letter():
     ]
     assert made.caption == (
         "Data set phantom, preset quick, seed 0. bIoU: band of 0.02 of the image diagonal.",
-        "Protocol: predicted image labels, ignore pixels dropped.",
+        "Protocol: predicted image labels, ignore pixels dropped. "
+        "Means are over TUM: the others have no true pixel.",
     )
 
 
 def test_table_of_a_file_and_under_oracle(tmp_path):
     write_json(tmp_path / "results.json", record(**run()))
     made = table(read_json(tmp_path / "results.json"), oracle=True)
-    assert made.caption[1] == "Protocol: oracle image labels, ignore pixels dropped."
+    assert made.caption[1] == (
+        "Protocol: oracle image labels, ignore pixels dropped. "
+        "Means are over class 0: the others have no true pixel."
+    )
     assert made.heads[-2:] == ["IoU class 0 (%)", "IoU class 1 (%)"]
     assert made.rows[0] == ["CAM", "60.0", "50.0", "25.0", "75.0", "60.0", "–"]
 
@@ -305,7 +309,8 @@ def test_table_names_every_protocol_when_methods_differ():
     mixed = changed("methods/pbip_stage1/image_labels", "none")
     assert table(record(**mixed)).caption[1] == (
         "Protocol: predicted image labels, ignore pixels dropped (CAM). "
-        "no image labels, ignore pixels dropped (PBIP stage 1)."
+        "no image labels, ignore pixels dropped (PBIP stage 1). "
+        "Means are over class 0: the others have no true pixel."
     )
 
 

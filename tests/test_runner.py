@@ -618,13 +618,14 @@ def test_report_writes_one_page_that_needs_nothing_else(finished, capsys):
         "Dice (%)",
         "IoU tumour (%)",
     ]
+    means = "Means are over tumour, lymphocytes, necrosis: the others have no true pixel."
     order = [
         seen.captions.index(caption)
         for caption in (
             "Preset smoke, seed 3, device cpu, protolib 0.1.0.",
             "Scores on the test split",
-            f"Protocol: {DEFAULT}.",
-            f"Protocol: {ORACLE}.",
+            f"Protocol: {DEFAULT}. {means}",
+            f"Protocol: {ORACLE}. {means}",
             "notebook 02",
             "umap plot",
             "The story of 04_cam_training",

@@ -333,9 +333,10 @@ def test_encrypted_and_foreign_kinds(tmp_path, refused):
     assert "it is encrypted" in refused(archive)
     for name, magic in (("a.rar", b"Rar!\x1a\x07\x00"), ("a.7z", b"7z\xbc\xaf\x27\x1c")):
         (tmp_path / name).write_bytes(magic)
-        assert "unpack it yourself and give the folder with --from-local" in refused(
-            tmp_path / name
-        )
+        assert (
+            "which Python cannot open: unpack it yourself (7-Zip, or your system) and give the "
+            "folder with --from-local"
+        ) in refused(tmp_path / name)
 
 
 # damaged archives

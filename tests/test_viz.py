@@ -42,18 +42,21 @@ def test_mask_rgb_gives_each_class_its_colour_and_ignore_white():
     np.testing.assert_allclose(picture, [[ORANGE, GREEN], [GREEN, WHITE]])
 
 
-def test_colours_differ_in_all_data_sets_and_come_back_after_eight():
+def test_no_two_classes_share_a_colour_however_many_they_are():
     for spec in SPECS.values():
         assert len({tuple(c) for c in viz.colours(spec)}) == spec.C + 1
-    nine = replace(
+    twenty = replace(
         SPEC,
-        classes=tuple("ABCDEFGHI"),
-        titles=tuple("ABCDEFGHI"),
-        codes={i: i for i in range(9)},
+        classes=tuple("ABCDEFGHIJKLMNOPQRST"),
+        titles=tuple("ABCDEFGHIJKLMNOPQRST"),
+        codes={i: i for i in range(20)},
         ignored=(),
-        palette=tuple((i, 0, 0) for i in range(10)),
+        palette=tuple((i, 0, 0) for i in range(21)),
     )
-    np.testing.assert_array_equal(viz.colours(nine)[8], viz.colours(nine)[0])
+    made = viz.colours(twenty)
+    np.testing.assert_array_equal(made[:4], viz.colours(SPEC)[:4])
+    apart = np.abs(made[:, None] - made).max(2) + np.eye(21)
+    assert apart.min() > 0.04  # ten of 255 steps in one channel
 
 
 def test_overlay_mixes_by_opacity():

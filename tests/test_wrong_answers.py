@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from protolib.data import regions
+from protolib.slides.windows import smooth
 from protolib.teach import exercises
 
 dense = lambda images: -np.log((images.astype(float) + 1) / 256)
@@ -15,6 +16,21 @@ unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
 once = lambda f: [f]
 inside = lambda text: text[text.rindex("[") + 1 : text.rindex("]")]
 near = lambda X, c, N: X[np.argsort(-(X @ c))[:N]]
+
+
+def faded(a, b, w):
+    """Two windows where they overlap, under a weight of the left one."""
+    return a[len(a) // 2 :] * w + b[: len(b) // 2] * (1 - w)
+
+
+def turning(ring):
+    """The area of a ring, below 0 where it goes round the other way."""
+    x, y = ring.T
+    return (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def shoelace(ring, size=abs):
+    return size(turning(ring))
 
 
 def interval(mean, half):
@@ -507,6 +523,37 @@ WRONG = {
         lambda a, b: interval((a - b).mean(), stats.t.ppf(0.975, len(a) - 1) * error(a - b, 0))[
             ::-1
         ],
+    ],
+    "blend": [
+        lambda a, b: (a + b) / 2,
+        lambda a, b: (a[len(a) // 2 :] + b[: len(b) // 2]) / 2,
+        lambda a, b: np.maximum(a[len(a) // 2 :], b[: len(b) // 2]),
+        lambda a, b: a[len(a) // 2 :] * smooth(len(a))[len(a) // 2 :],
+        lambda a, b: b[: len(b) // 2] * smooth(len(b))[: len(b) // 2],
+        lambda a, b: a[: len(a) // 2] * smooth(len(a))[: len(a) // 2],
+        lambda a, b: faded(a, b, smooth(len(a))[: len(a) // 2]),
+        lambda a, b: faded(a, b, np.linspace(1, 0, len(a) // 2)),
+        lambda a, b: faded(a, b, np.cos(np.linspace(0, np.pi / 2, len(a) // 2))),
+        lambda a, b: faded(a, b, np.sqrt(smooth(len(a))[len(a) // 2 :])),
+        lambda a, b: faded(b, a, smooth(len(a))[len(a) // 2 :]),
+        lambda a, b: np.concatenate(
+            [a[len(a) // 2 :][: len(a) // 4], b[len(a) // 4 : len(a) // 2]]
+        ),
+    ],
+    "polygon_area": [
+        lambda s, h, m: shoelace(s),
+        lambda s, h, m: shoelace(s) - sum(map(shoelace, h)),
+        lambda s, h, m: shoelace(s) * (m / 1000) ** 2,
+        lambda s, h, m: (shoelace(s) + sum(map(shoelace, h))) * (m / 1000) ** 2,
+        lambda s, h, m: 2 * (shoelace(s) - sum(map(shoelace, h))) * (m / 1000) ** 2,
+        lambda s, h, m: (shoelace(s) - sum(map(shoelace, h))) * m / 1000,
+        lambda s, h, m: (shoelace(s) - sum(map(shoelace, h))) * m**2,
+        lambda s, h, m: (shoelace(s) - sum(map(shoelace, h))) * (m / 10000) ** 2,
+        lambda s, h, m: (shoelace(s, abs) - shoelace(h[0], abs) if h else shoelace(s)) * m**2 / 1e6,
+        lambda s, h, m: (turning(s) - sum(map(turning, h))) * (m / 1000) ** 2,
+        lambda s, h, m: abs(turning(s) - sum(map(turning, h))) * (m / 1000) ** 2,
+        lambda s, h, m: abs(np.cross(s[1] - s[0], s[2] - s[0])) / 2 * (m / 1000) ** 2,
+        lambda s, h, m: np.prod(s.max(0)) * (m / 1000) ** 2,
     ],
 }
 # rarer ones, for which there need not be a hint
