@@ -1,6 +1,7 @@
 """A Dask cluster that is there: who takes its tasks, and what is said where nobody can."""
 
 import dask
+import dask_jobqueue  # noqa: F401  before a test sets values beside its defaults
 import pytest
 from distributed import LocalCluster
 

@@ -161,7 +161,9 @@ def test_two_processes_make_what_one_makes(tmp_path):
     assert np.array_equal(one.bank.prototypes, two.bank.prototypes)
     for method in ("pbip_stage1", "pbip_stage2"):
         a, b = one.history(method), two.history(method)
-        assert np.abs(a["loss"] - b["loss"]).max() < 1e-5
+        # an epoch of AdamW: it divides a gradient by its own size, and makes a step of the full
+        # rate of what is 0 but for rounding
+        assert np.abs(a["loss"] - b["loss"]).max() < 1e-4
         assert one.key("counts", method, "test") == two.key("counts", method, "test")
     assert len(called) == 1 and called[0].equals(two.history("pbip_stage1"))
     masks = [sorted(f.name for f in (r.folder / "pseudo_masks").iterdir()) for r in (one, two)]

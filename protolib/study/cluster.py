@@ -89,7 +89,8 @@ def _slurm(jobs: int, wanted: dict[str, int]) -> Any:
 
     said = [f"--resources GPU={wanted['GPU']}"] if wanted else []
     try:
-        return SLURMCluster(n_workers=jobs, worker_extra_args=said)
+        # one worker a job: of several each would think that the job's GPU is its own
+        return SLURMCluster(n_workers=jobs, processes=1, worker_extra_args=said)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"--cluster slurm: {error}; say cores and memory under jobqueue: slurm: in "
