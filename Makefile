@@ -82,7 +82,8 @@ for path in glob.glob("notebooks/*.ipynb"):
     book = nbformat.read(path, 4)
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            kept = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in kept if o.get("name") != "stderr"]  # it names our folders
     nbformat.write(book, path)
 endef
 export DROP_WIDGETS

@@ -456,7 +456,7 @@ class Run:
             train = self._stage1 if method in STAGE1 else self._stage2
             self._nets[method], self._histories[method] = train(method, on_epoch)
             if on_epoch and not done and processes.count() == 1:  # the others could not call it
-                on_epoch(self._histories[method])
+                on_epoch(self.history(method))
         return self._nets[method].eval()
 
     def _place(self, method: str) -> Place:

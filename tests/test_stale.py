@@ -108,7 +108,7 @@ def steps(monkeypatch) -> list[str]:
     monkeypatch.setattr(experiment, "fit", fit_of)
     told(bank, "build", lambda *_: "bank")
     told(experiment.cams, "pseudo_masks", lambda *_: "pseudo masks")
-    told(encoders, "embed", lambda encoder, data, **_: f"features of {data.split}")
+    told(encoders, "embed", lambda encoder, own, *_: f"features of {own.dataset.split}")
 
     def counted(run, method, split):
         inner = run.folder.name == "pbip_masked_image"
@@ -394,7 +394,7 @@ STAGE2 = {"epochs": "stage2_epochs", "lr": "stage2_lr", "lr_power": "", "warmup"
 STAGE2 |= {"warmup_ratio": "", "stain_jitter": ""}
 # they hand presets on or put their fields into keys: no part of a step
 UNCOUNTED = ("Run._hash", "Run.key", "Run.data", "Run.drawn", "Run.methods", "Run.preset_of")
-UNCOUNTED += ("stage2",)
+UNCOUNTED += ("stage2", "Run._pooled")  # a word of the key of features
 FIELDS = {f.name for f in fields(Preset)}
 READ: set[str] = set()
 
