@@ -24,8 +24,8 @@ def compare(
 ) -> dict:
     """Seconds of each variant, and how much quicker each is than the first, the reference.
 
-    Each round runs all of them once, and its ratios are those of that round; a first round warms
-    up, finds peak memory and operations, and is not counted. clock: CPU seconds of this process
+    Each round runs all of them once, and its ratios are those of that round; what warms
+    up, and finds operations and peak memory, is not counted. clock: CPU seconds of this process
     where no other is given. Returns what the JSON of a topic holds of one comparison.
     """
     cost = {name: _cost(work) for name, work in variants.items()}
@@ -63,12 +63,13 @@ def summary(values: list[float]) -> dict[str, float]:
 def _cost(work: Callable) -> dict[str, float | None]:
     """Peak memory over what was held before, MB of 10^6 bytes, and the GFLOP of torch's products;
     None where they cannot be told."""
+    counter = FlopCounterMode(display=False)
+    with counter:  # it imports what it counts with, so memory is looked at in a second run
+        work()
     before = _resident("VmRSS")
     if before is not None:
         RESET.write_text("5")  # the peak from here on
-    counter = FlopCounterMode(display=False)
-    with counter:
-        work()
+    work()
     peak = None if before is None else max(0.0, _resident("VmHWM") - before)
     flops = counter.get_total_flops()
     return {"peak_mb": peak, "gflop": flops / 1e9 if flops > 1e7 else None}
