@@ -1,9 +1,20 @@
 """What every test may ask for; torch and the hub are loaded by those who do."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """What a command sets for its kernels, such as their threads, ends with its test: the processes
+    of later tests would compute with others than the tests themselves."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
