@@ -21,6 +21,7 @@ from PIL import Image
 
 from protolib import files
 from protolib.data import regions, specs
+from protolib.data.pictures import opened, read_image
 from protolib.data.specs import PLACES, SPLITS, Cut, DatasetSpec
 from protolib.presets import Preset
 
@@ -261,7 +262,7 @@ def _look(masks: Iterable[Path]) -> Masks:
     n, values, colours, palette = 0, Counter(), Counter(), {}
     for path in masks:
         n += 1
-        with _opened(path) as image:
+        with opened(path) as image:
             if image.mode not in ("1", "L", "P", "I", "I;16"):
                 for count, colour in image.convert("RGB").getcolors(image.width * image.height):
                     colours[colour] += count
@@ -342,10 +343,10 @@ def _glass(pairs: Iterable[tuple[Path, Path]], value: int, most: int = 200) -> f
     """Share of white pixels among those where masks have a value, over some of them."""
     white = total = 0
     for image, mask in islice(pairs, most):
-        with _opened(mask) as opened:
-            there = np.asarray(opened) == value
+        with opened(mask) as codes:
+            there = np.asarray(codes) == value
         if there.any():
-            pixels = _rgb(image)
+            pixels = read_image(image)
             if pixels.shape[:2] == there.shape:
                 white += int((pixels[there].min(1) >= regions.WHITE).sum())
                 total += int(there.sum())
@@ -393,7 +394,7 @@ def _from_table(name: str, folder: Path, told: Told, root: Path, tables: Sequenc
     notes.append(_slides(spec, [picture.path.stem for picture in pictures]))
     with _appears(root) as scratch:
         for picture in pictures:
-            image = _rgb(picture.path)
+            image = read_image(picture.path)
             if image.shape[0] != image.shape[1]:
                 raise ValueError(
                     f"{picture.path} is {image.shape[1]} x {image.shape[0]} px: patches must be "
@@ -526,7 +527,7 @@ def _from_regions(name: str, folder: Path, told: Told, root: Path, drawn: Sequen
     kept: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
     with _appears(root) as scratch:
         for area in areas:
-            pixels = _rgb(area.image)
+            pixels = read_image(area.image)
             codes = np.full(pixels.shape[:2], C, np.uint8)
             for kind, polygon in area.placed():
                 if kind in (*names, annotations.IGNORE):
@@ -634,25 +635,6 @@ def _spec(
         mpp=told.mpp,
         **more,
     )
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded ({error}): copy or save it again.") from error
-    return image
-
-
-def _rgb(path: Path) -> np.ndarray:
-    """An image (H, W, 3) uint8 RGB; refused where RGB is not what it holds."""
-    with _opened(path) as image:
-        if image.mode not in ("L", "P", "RGB", "RGBA"):
-            raise ValueError(f"{path} is of mode {image.mode}: save it as RGB with 8 bits.")
-        if image.mode == "RGBA":  # what is transparent lies over white, as glass does
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
 
 
 def _write(
