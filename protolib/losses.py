@@ -50,15 +50,10 @@ def diversity_loss(maps: Tensor, K: int) -> Tensor:
     ).mean()
 
 
-def unwrap(net: nn.Module) -> nn.Module:
-    """The network itself where accelerate has wrapped it for several processes. Notebook 04."""
-    return getattr(net, "module", net)
-
-
 def cam_loss(net: ClassNet, batch: dict, p: Preset) -> dict[str, Tensor]:
     """Classification alone: the loss of the plain CAM and of the prototypes without matching.
     Eq. (7, 8), notebook 04."""
-    logits = unwrap(net).logits(net(batch["image"]), p.merge)  # (L, B, C)
+    logits = net.logits(net(batch["image"]), p.merge)  # (L, B, C)
     return {"loss": classification_loss(logits, batch["label"], p.level_weights)}
 
 
@@ -84,7 +79,7 @@ def lpd_loss(
     move the prototypes is not known to us: here it does not, as in PBIP.
     """
     maps = net(batch["image"])
-    logits = unwrap(net).logits(maps, p.merge)  # (L, B, C)
+    logits = net.logits(maps, p.merge)  # (L, B, C)
     cls = classification_loss(logits, batch["label"], p.level_weights)
     alike = torch.stack([diversity_loss(m, p.K) for m in maps]).mean()
     gamma = p.diversity if batch["step"] >= p.diversity_after else 0.0
@@ -92,8 +87,8 @@ def lpd_loss(
     if p.beta:
         match = maps[-1].sum() * 0
         if batch["step"] >= p.matching_after:
-            learned = Learned(unwrap(net).prototypes.detach())
-            match = match_maps(unwrap(net), batch, maps, p, learned, encoder)
+            learned = Learned(net.prototypes.detach())
+            match = match_maps(net, batch, maps, p, learned, encoder)
         loss, parts = loss + p.beta * match, parts | {"matching": match}
     return {"loss": loss} | parts
 
@@ -107,9 +102,9 @@ def pbip_loss(
     the bank.
     """
     maps = net(batch["image"])  # L maps (B, S, h_i, w_i)
-    logits = unwrap(net).logits(maps, p.merge)  # (L, B, C)
+    logits = net.logits(maps, p.merge)  # (L, B, C)
     cls = classification_loss(logits, batch["label"], p.level_weights)
-    match = match_maps(unwrap(net), batch, maps, p, bank, encoder)
+    match = match_maps(net, batch, maps, p, bank, encoder)
     match = match + p.penalty * maps[-1].mean()
     loss = p.alpha * cls + trust(bank, p) * p.beta * match
     return {"loss": loss, "classification": cls, "matching": match}

@@ -3,7 +3,6 @@ learns from them."""
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from protolib.losses import (
     match_maps,
     pbip_loss,
     trust,
-    unwrap,
 )
 from protolib.maps import fuse
 from protolib.matching import matching_loss
@@ -57,11 +55,6 @@ def test_equal_maps_are_wholly_alike_and_disjoint_ones_not():
     pair = torch.tensor(np.log([a, b])).view(1, 2, 1, 2)
     assert diversity_loss(pair, K=2).item() == pytest.approx(math.exp(-jeffreys), rel=1e-12)
     assert diversity_loss(pair, K=1).item() == 0
-
-
-def test_a_network_in_a_wrapper_and_a_bare_one_unwrap_to_the_same():
-    net = nn.Linear(1, 1)
-    assert unwrap(SimpleNamespace(module=net)) is net and unwrap(net) is net
 
 
 # The losses of the methods
