@@ -43,7 +43,7 @@ from protolib.maps import argmax_masks, closed
 from protolib.matching import nearest_classes
 from protolib.nets import backbones, encoders
 from protolib.presets import Preset
-from protolib.training import Place, finished, fit, seed_of
+from protolib.training import Place, finished, fit, seed_of, set_up
 
 STAGE1 = ("cam", "prototypes", "pbip_masked_image", "pbip_stage1")
 STAGE2 = ("pbip_stage2", "full_supervision")
@@ -129,6 +129,7 @@ class Run:
         self.device = processes.join(device_of(device))
         if self.device.startswith("cuda:"):
             torch.cuda.set_device(self.device)  # accelerate trains on the current one
+        set_up(self.device.partition(":")[0], self.preset)
         self.spec = specs.spec_of(dataset, self.data_root)
         self._splits, self._nets, self._histories = {}, {}, {}
         self._blank = False  # True: keys without data and seed, see base
