@@ -29,7 +29,7 @@ class Mixed(NamedTuple):
     joined: bool  # whether they are halves of two patches, put side by side
 
 
-def of_several_classes(split: PatchDataset, most: int = 48) -> Mixed:
+def of_several_classes(split: PatchDataset, most: int = 20) -> Mixed:
     """The first patches of a split that show two classes or more, 5 % of the area each.
     Notebook 03.
 
