@@ -33,23 +33,29 @@ def filled(text: str, results: Mapping[str, Mapping]) -> str:
 
 
 def scored(table: paper.Table, result: Mapping) -> blocks.Table:
-    """Each row that was run: mean and standard deviation over seeds, in percent, of the scores and
-    the IoU of each class; predicted image labels."""
+    """Each row that was run: its seeds, then mean and standard deviation over them, in percent, of
+    the scores and the IoU of each class; predicted image labels."""
     rows = []
     for row in ledger.row_names(table, result):
         seeds = [seed.scores["predicted"] for seed in ledger.seeds_of(result, table.name, row)]
         if not seeds:
             continue
         of = np.array([[*(seed[score] for score in SCORES), *seed["iou"]] for seed in seeds])
-        spread = of.std(0, ddof=1) if len(of) > 1 else np.full(of.shape[1], np.nan)
-        rows.append([row, *(f"{100 * m:.1f} ± {100 * s:.1f}" for m, s in zip(of.mean(0), spread))])
+        means = [f"{100 * mean:.1f}" for mean in of.mean(0)]
+        if len(of) > 1:
+            means = [f"{m} ± {100 * s:.1f}" for m, s in zip(means, of.std(0, ddof=1))]
+        rows.append([row, str(len(of)), *means])
     heads = [*SCORES.values(), *(f"IoU {name}" for name in result["classes"])]
-    return blocks.Table(["row", *(f"{head} (%)" for head in heads)], rows, _made(result))
+    return blocks.Table(["row", "seeds", *(f"{head} (%)" for head in heads)], rows, _made(result))
 
 
 def compared(table: paper.Table, result: Mapping) -> blocks.Table:
     """Each question of ours to the table: the difference in mIoU points, its 95 % intervals over
     seeds (paired) and over slides (bootstrap), and what they decide."""
+
+    def span(ends: tuple[float, float]) -> str:
+        return "{:+.1f} to {:+.1f}".format(*ends)
+
     rows = []
     for finding in report.findings(table, result):
         if not (finding.claim.ours and finding.ours):
@@ -58,8 +64,8 @@ def compared(table: paper.Table, result: Mapping) -> blocks.Table:
             [
                 f"{finding.rows[0]}, against: {finding.rows[1]}",
                 f"{finding.ours.difference:+.1f}",
-                f"{finding.ours.low:+.1f} to {finding.ours.high:+.1f}",
-                "{:+.1f} to {:+.1f}".format(*finding.slides) if finding.slides else "–",
+                span((finding.ours.low, finding.ours.high)) if finding.ours.n > 1 else "one seed",
+                span(finding.slides) if finding.slides else "–",
                 finding.verdict,
             ]
         )
