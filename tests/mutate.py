@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -198,6 +199,7 @@ class Trial:
     def __init__(self, module: str, equivalent: dict[str, str]):
         self.module, self.equivalent, self.passed = module, equivalent, False
         self.file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        self.killers: Counter[tuple[str, str]] = Counter()  # (function, test): mutants killed
         self.ran: set[int] | None = None  # lines of the module that a test runs, while it is asked
 
     @pytest.hookimpl(tryfirst=True)
@@ -262,25 +264,28 @@ class Trial:
         return self._trace
 
     def survives(self, items: list[pytest.Item], tree: ast.Module, mutant: Mutant) -> bool:
-        """Whether no test fails for a mutant; those that run its function are asked, the fastest
-        first."""
+        """Whether no test fails for a mutant; those that run its function are asked, first what has
+        killed others in it, then the fastest."""
         chosen = [
-            (seconds, item)
-            for item, (seconds, ran) in zip(items, self.lines)
+            (-self.killers[mutant.function, item.nodeid], seconds, i)
+            for i, (item, (seconds, ran)) in enumerate(zip(items, self.lines))
             if not mutant.span or not ran.isdisjoint(mutant.span)
         ]
-        chosen.sort(key=lambda one: one[0])
+        asked = [items[i] for _, _, i in sorted(chosen)]
 
-        def passes() -> bool:
+        def killer() -> str:
             mutant.make()
             transplant(self.module, str(self.file), tree)
-            for (_, item), following in pairwise([*chosen, (0, None)]):
-                reports = runtestprotocol(item, log=False, nextitem=following[1])
+            for item, following in pairwise([*asked, None]):
+                reports = runtestprotocol(item, log=False, nextitem=following)
                 if any(report.failed for report in reports):
-                    return False
-            return True
+                    return item.nodeid
+            return ""
 
-        return apart(passes, 20 + 5 * sum(seconds for seconds, _ in chosen)) is True
+        found = apart(killer, 20 + 5 * sum(seconds for _, seconds, _ in chosen))
+        if found:
+            self.killers[mutant.function, found] += 1
+        return found == ""
 
 
 def apart(work: Callable[[], Any], limit: float, quiet: bool = True) -> Any:
@@ -360,7 +365,7 @@ def judge(module: str, equivalent: dict[str, str]) -> bool:
 
     def work() -> bool:
         trial, file = Trial(module, equivalent), f"tests/test_{MODULES[module]}.py"
-        options = "-qq -s --no-summary -p no:cacheprovider -p no:nbval -o addopts= "
+        options = "-qq -s --tb=native --no-summary -p no:cacheprovider -p no:nbval -o addopts= "
         options += "-o tmp_path_retention_policy=none"
         pytest.main([*options.split(), file], plugins=[trial])
         return trial.passed

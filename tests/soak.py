@@ -2,15 +2,17 @@
 
     .venv/bin/python tests/soak.py --kills 100           # or: make soak
 
-One run of preset smoke goes through undisturbed. Then runs are killed, by SIGKILL, SIGTERM or
-SIGINT, to the command, to one of the kernels that it started, or to its whole group, and resumed
-until they end. Each must end in the results of the first, but for times and memory; a killed one
-must leave no process, no half-written file and no traceback of the command's own.
+One run of preset smoke, of the notebooks that make its results, goes through undisturbed. Then
+runs are killed, by SIGKILL, SIGTERM or SIGINT, to the command, to one of the kernels that it
+started, or to its whole group, and resumed until they end. Each must end in the results of the
+first, but for times and memory; a killed one must leave no process, no half-written file and no
+traceback of the command's own.
 """
 
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ import psutil
 
 from protolib import files
 
+ROOT = Path(__file__).resolve().parent.parent
+STORY = "02", "04", "05", "06"  # the notebooks that make what later ones read
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 TARGETS = "command", "kernel", "group"
 PATIENCE = 300  # s, for what a run does at most after it was killed
@@ -39,9 +43,9 @@ class End(NamedTuple):
     left: list[int]  # processes that outlived it
 
 
-def start(words: Sequence[str], kill: tuple[float, int, str] | None = None) -> End:
+def start(notebooks: Path, words: Sequence[str], kill: tuple[float, int, str] | None = None) -> End:
     """Start a run, kill it if asked to: after so many seconds, by a signal, and whom."""
-    command = [sys.executable, "-m", "protolib", "run", *words]
+    command = [sys.executable, "-m", "protolib", "run", "--notebooks", str(notebooks), *words]
     began, killed, family = time.monotonic(), "", []
     with tempfile.TemporaryFile("w+") as said:
         job = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
@@ -77,7 +81,11 @@ def soak(kills: int, seed: int, folder: Path) -> int:
     """Kill so many times; returns the number of faults."""
     rng, faults, done, ends = random.Random(seed), 0, 0, 0
     random.seed(seed)
-    first = start(["--preset", "smoke", "--run-dir", str(folder / "first")])
+    story = folder / "notebooks"
+    story.mkdir()
+    for path in [path for name in STORY for path in (ROOT / "notebooks").glob(f"{name}_*.ipynb")]:
+        shutil.copy(path, story)
+    first = start(story, ["--preset", "smoke", "--run-dir", str(folder / "first")])
     if first.status:
         print(first.said)
         return 1
@@ -88,7 +96,7 @@ def soak(kills: int, seed: int, folder: Path) -> int:
         words = ["--preset", "smoke", "--run-dir", str(run_dir)]
         while not ended:
             kill = rng.uniform(0, first.seconds / 2), rng.choice(SIGNALS), rng.choice(TARGETS)
-            end = start(words, kill if done < kills else None)
+            end = start(story, words, kill if done < kills else None)
             done, ended = done + bool(end.killed), end.status == 0
             if (run_dir / "run.json").is_file():
                 words = ["--resume", str(run_dir)]

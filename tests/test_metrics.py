@@ -607,3 +607,10 @@ def test_scores_for_classes_are_refused_by_name_with_a_gradient_too():
 def test_the_protocol_of_the_oracle_is_its_own():
     assert (metrics.ORACLE.image_labels, metrics.ORACLE.ignore) == ("oracle", "dropped")
     assert (metrics.DEFAULT.image_labels, metrics.DEFAULT.ignore) == ("predicted", "dropped")
+
+
+def test_a_value_below_0_ends_at_the_edge_of_the_image_too():
+    ring = np.ones((5, 5), bool)
+    ring[1:-1, 1:-1] = False
+    for value in (-1, 0, 254, 255):
+        np.testing.assert_array_equal(band(np.full((1, 5, 5), value), 1)[0], ring)
