@@ -12,6 +12,7 @@ from protolib.maps import (
     cosine_maps,
     diffuse,
     fuse,
+    gate,
     masked_average,
     merge_subclasses,
     pose,
@@ -417,3 +418,16 @@ def test_a_map_that_lies_above_0_is_stretched_from_its_own_lowest_value():
     wanted = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]]]])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert found.max() < 1  # never above: it is added to what is divided by
+
+
+@pytest.mark.parametrize(
+    "scores, labels, words",
+    [
+        (torch.zeros(2, 3, 4), torch.ones(2, 3), "scores .2, 3, 4. and labels .2, 3. do not fit"),
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 2), "labels .2, 2. do not fit"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 3), 0.5), "values other than 0 and 1; threshold"),
+    ],
+)
+def test_a_gate_refuses_what_does_not_fit(scores, labels, words):
+    with pytest.raises(ValueError, match=words):
+        gate(scores, labels)
