@@ -799,6 +799,14 @@ def test_the_mean_colour_of_little_is_the_colour_of_that_little():
     torch.testing.assert_close(kept, torch.full((1, 3, 2, 2), 0.8))
 
 
+def test_a_stretched_product_stays_below_1():
+    image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    found = matching.rescale(image, torch.ones(1, 4, 4).double(), torch.ones(1, 4, 4).bool())
+    span = image.amax((2, 3)) - image.amin((2, 3))
+    # 1e-8 is added to what is divided by: it can never be 0
+    torch.testing.assert_close(found.amax((2, 3)), span / (span + 1e-8), rtol=1e-14, atol=0)
+
+
 def test_a_pair_without_negatives_is_compared_with_its_own_prototypes_alone():
     own, none = torch.tensor([[True, True]]), torch.tensor([[False, False]])
     fgs, bgs = matching.matching_terms(circle(0), circle(0), circle(0, 60), own, none, 1.0)

@@ -180,13 +180,13 @@ def test_the_licence_of_every_package_and_all_weights_is_listed(capsys):
 def test_a_package_that_says_its_licence_in_any_of_three_ways():
     from protolib.study.doctor import _licence
 
-    def of(classifiers=(), **said):
-        return SimpleNamespace(get=said.get, get_all=lambda *_: list(classifiers))
+    def of(**said):
+        return SimpleNamespace(get_all=said.get)
 
     kind = "License :: OSI Approved :: BSD License"
-    assert _licence(of(**{"License-Expression": "MIT"}, classifiers=[kind])) == "MIT"
-    assert _licence(of(License="\nApache 2\n\nTERMS AND ...\x1b")) == "Apache 2"
-    assert _licence(of(classifiers=["Topic :: x", kind], License="  ")) == "BSD License"
+    assert _licence(of(**{"License-Expression": ["MIT"]}, Classifier=[kind])) == "MIT"
+    assert _licence(of(License=["\nApache 2\n\nTERMS AND ...\x1b"])) == "Apache 2"
+    assert _licence(of(Classifier=["Topic :: x", kind], License=["  "])) == "BSD License"
     assert _licence(of()) == "none stated"
 
 

@@ -62,8 +62,8 @@ def licences() -> str:
 def _licence(said: metadata.PackageMetadata) -> str:
     """What a package says of its licence: an expression, a text of which the first line is shown,
     or a classifier, whichever it has."""
-    texts = [said.get("License-Expression"), said.get("License")]
-    stated = [text.strip().splitlines()[0] for text in texts if text and text.strip()]
+    texts = [*said.get_all("License-Expression", []), *said.get_all("License", [])]
+    stated = [text.strip().splitlines()[0] for text in texts if text.strip()]
     kinds = [kind for kind in said.get_all("Classifier", []) if kind.startswith("License ::")]
     known = [kind.rpartition(" :: ")[2] for kind in kinds]
     return files.printed((stated + known + ["none stated"])[0])[:80]
