@@ -6,6 +6,8 @@
 # make lab     JupyterLab on your own copies of the notebooks; RESET=03: a fresh copy of 03
 # make site    notebooks, glossary and docs as pages, in site/
 # make browser JupyterLab, report and site, tried in Chromium
+# make mutants small faults in the kernels: do their tests notice? MODULE="matching maps": those
+# make fuzz    a million broken inputs; make soak: a hundred kills, each run resumed to its end
 # make offline OUT=/media/stick   all that a room without network needs, for machines like this one;
 #              there: make lab WHEELS=/media/stick/wheels
 # make clean   undo the install
@@ -27,7 +29,7 @@ endif
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick check lab site browser offline notebooks clean
+.PHONY: run test quick check lab site browser mutants fuzz soak offline notebooks clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
@@ -73,6 +75,18 @@ offline: .venv/ready
 # pictures of all in runs/browser/
 browser: .venv/ready
 	.venv/bin/python -m pytest tests/browser.py $(ARGS)
+
+# what would tests not notice? One small fault after the other; most of an hour for all modules
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python tests/mutate.py $(MODULE)
+
+# labels, TOML, matrices, manifests, results and archives as nobody should write them
+fuzz: .venv/ready
+	.venv/bin/python tests/fuzz.py $(ARGS)
+
+# kills at random moments of a small run, which is resumed each time: the same results?
+soak: .venv/ready
+	.venv/bin/python tests/soak.py $(ARGS)
 
 # a bar or a widget is blank without its kernel
 define DROP_WIDGETS

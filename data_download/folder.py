@@ -23,6 +23,7 @@ from protolib import files
 
 LOCK = "protolib-lock.json"
 STAGE = ".download"
+HELD = {"complete": bool, "contents": list, "files": dict}  # of an entry, where it is recorded
 
 
 class Folder:
@@ -67,11 +68,20 @@ class Folder:
     def record(self) -> dict[str, Any]:
         """What is recorded of this entry, {} if nothing; raises Refused if the record cannot be
         read."""
+        return self._everything().get(self.name, {})
+
+    def _everything(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of all entries, by their names; raises Refused as `record` does."""
         try:
-            return files.read_json(self.root / LOCK).get(self.name, {})
+            found = files.read_json(self.root / LOCK, {})
+            for name, held in found.items():
+                files.expect(name, held, {key: kind for key, kind in HELD.items() if key in held})
+                if not all(isinstance(part, str) for part in held.get("contents", ())):
+                    raise ValueError(f"{name}: contents is no list of names")
+            return found
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise Refused(
                 f"{self.root / LOCK} cannot be read ({error}): put its backup there, or delete it "
                 "and trust the next download as the first"
@@ -79,10 +89,9 @@ class Folder:
 
     def note(self, **changes: Any) -> None:
         """Write into the record, whole or not at all."""
-        path = self.root / LOCK
-        everything = files.read_json(path) if path.is_file() else {}
+        everything = self._everything()
         everything[self.name] = everything.get(self.name, {}) | changes
-        files.write_json(path, everything)
+        files.write_json(self.root / LOCK, everything)
 
     def note_files(self, changes: dict[str, dict | None]) -> None:
         """Write sizes and hashes of files into the record; None: forget that file."""
@@ -95,14 +104,14 @@ class Folder:
         """Whether all that was ever put into the folder for this entry is still there."""
         record = self.record()
         return bool(record.get("complete")) and all(
-            (self.root / name).exists() for name in record["contents"]
+            os.path.exists(self.root / name) for name in record.get("contents", ())
         )
 
     def foreign(self) -> list[str]:
         """What lies in the folder and is not of any download here."""
         try:
-            everything = files.read_json(self.root / LOCK)
-        except (OSError, ValueError):
+            everything = self._everything()
+        except Refused:
             everything = {}
         ours = {STAGE, LOCK}.union(*(known.get("contents", ()) for known in everything.values()))
         there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()

@@ -66,7 +66,7 @@ def load(path: str | Path = OWN) -> dict[str, Entry]:
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"the registry {path} cannot be read: {error}; give another with --registry FILE"
         ) from error
@@ -75,8 +75,9 @@ def load(path: str | Path = OWN) -> dict[str, Entry]:
         return {
             name: _entry(name, table, f"{path.name}, [{name}]") for name, table in tables.items()
         }
-    except ValueError as error:
-        raise Refused(str(error)) from error
+    except (ValueError, Refused) as error:
+        said = str(error)
+        raise Refused(said if path.name in said else f"{path.name}: {said}") from error
 
 
 def find(entries: dict[str, Entry], name: str) -> Entry:

@@ -227,8 +227,11 @@ def parser() -> argparse.ArgumentParser:
         "--size", metavar="PX", type=int, default=224, help="side of patches cut from regions"
     )
     new.add_argument("--csv", metavar="FILE", type=Path, help="table of labels, if not in FOLDER")
-    commands.add_parser(
+    doctor = commands.add_parser(
         "doctor", help="what this machine has, and which encoders are here, can be had or are gated"
+    )
+    doctor.add_argument(
+        "--licences", action="store_true", help="of all packages and weights, and nothing else"
     )
     for command in (run, ablate):
         command.add_argument(
@@ -474,7 +477,7 @@ def _grade(args: argparse.Namespace, notebooks: Path) -> int:
 def _doctor(args: argparse.Namespace, notebooks: Path) -> int:
     from protolib.study import doctor
 
-    print(doctor.report(), end="")
+    print(doctor.licences() if args.licences else doctor.report(), end="")
     return 0
 
 

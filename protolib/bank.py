@@ -189,7 +189,8 @@ class Bank:
     def open(cls, folder: Path) -> "Bank":
         """Read what save wrote; raises FileNotFoundError if one of the two files is missing.
         Notebook 02."""
-        names = read_json(folder / "bank.json")
+        kinds = {"classes": list, "K": int, "kind": str, "members": list}
+        names = read_json(folder / "bank.json", kinds)
         with np.load(folder / "bank.npz") as file:
             arrays = dict(file)
         return cls(

@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from protolib.files import printed
+
 TERMINAL = 100  # columns
 NUMBER = re.compile(r"[+-]?\.?\d.*|–|")  # also a number with its ±, a dash or nothing
 # Everywhere: \ | < * $ ~, an entity, a link, and _ unless letters or digits stand on both sides.
@@ -79,8 +81,8 @@ def _written(block: Block, width: int | None) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """One line of text that Markdown shows as it is."""
-    return MARK.sub(r"\\\g<0>", " ".join(text.split()))
+    """One line of text that Markdown, and a terminal, shows as it is."""
+    return MARK.sub(r"\\\g<0>", printed(" ".join(text.split())))
 
 
 def _wrapped(text: str, width: int | None, prefix: str = "") -> str:

@@ -134,7 +134,7 @@ class PseudoMasks:
     """
 
     def __init__(self, folder: Path, patches):
-        found, expected = read_json(folder / "manifest.json"), manifest_of(patches)
+        found, expected = read_json(folder / "manifest.json", {}), manifest_of(patches)
         wrong = [k for k in expected if found.get(k) != expected[k]]
         if wrong:
             raise ValueError(

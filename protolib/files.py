@@ -104,17 +104,24 @@ def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:
         np.savez_compressed(handle, allow_pickle=False, **arrays)
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, kinds: Mapping[str, Any] | None = None) -> Any:
     """Read a JSON file; null comes back as None, which `record` takes for NaN.
 
-    Raises FileNotFoundError, or ValueError naming file, line and column of the first mistake.
+    kinds: where given, the file must hold an object with these keys of these kinds, see `expect`.
+    Raises FileNotFoundError, or ValueError naming the file and the first mistake, with its line and
+    column where it is one of JSON.
     """
+    again = "delete it and run the step that writes it again"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is no JSON: {error}; delete it and run the step that writes it again"
-        ) from error
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, too deep, too many digits
+        raise ValueError(f"{path} is no JSON: {error}; {again}") from error
+    if kinds is not None:
+        try:
+            expect(str(path), found, kinds)
+        except ValueError as error:
+            raise ValueError(f"{error}; {again}") from error
+    return found
 
 
 def expect(
@@ -127,7 +134,8 @@ def expect(
     ValueError that begins with `where`.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: found {values!r:.60}; expected keys {', '.join(kinds)}")
+        keys = ", ".join(kinds) or "and values"
+        raise ValueError(f"{where}: found {values!r:.60}; expected keys {keys}")
     known = {**kinds, **(optional or {})}
     missing = [key for key in kinds if key not in values]
     unknown = [key for key in values if optional is not None and key not in known]

@@ -157,7 +157,10 @@ def _block(where: str, block: Mapping) -> dict:
 
 def _number(where: str, value: Any, top: float = math.inf) -> float:
     """A number in [0, top], or NaN."""
-    number = math.nan if value is None else float(value)
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf  # no number, or too large for one: refused below
     if not (math.isnan(number) or 0 <= number <= top) or math.isinf(number):
         hint = "; scores are stored as fractions, `table` prints percent" if top == 1 else ""
         raise ValueError(f"{where} is {value!r}; expected a finite number from 0 to {top:g}{hint}")

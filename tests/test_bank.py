@@ -423,3 +423,61 @@ def test_text_has_no_place_in_another_space(space, text):
     made = a_bank(np.eye(4, 3, dtype=np.float32), K=2, **space)
     with pytest.raises(ValueError, match="expected \\(C, D\\) of both in the encoder's own space"):
         bank.with_text(made, text.astype(np.float32), 0.6)
+
+
+# What a small fault would change
+
+
+def test_fewer_than_five_images_are_thin_and_five_are_not():
+    made = replace(built()[2], members=(("a",) * 4, ("a",) * 5))
+    assert made.thin == {"A 1": 4}
+
+
+def test_a_patch_that_is_as_white_as_allowed_is_a_candidate():
+    dataset = patches([[1, 0]] * 3 + [[0, 1]] * 3)
+    dataset.images[1, :2] = 250  # half of its pixels
+    assert bank.candidates(dataset, 1, 0.5)[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert bank.candidates(dataset, 1, 0.49)[0].tolist() == [0, 2, 3, 4, 5]
+
+
+def test_short_features_have_a_direction_too():
+    X, space = np.array([[3e-4, 4e-4]]), bank.raw_space(np.zeros((1, 2)))
+    for features in (X, torch.from_numpy(X)):
+        np.testing.assert_allclose(space.unit(features), [[0.6, 0.8]], rtol=1e-9)
+
+
+def test_lloyd_ends_where_nothing_moves_any_more():
+    X, _ = blobs(spread=0.6)
+    stable = bank.lloyd(X, X[[0, 1, 2]])
+    assert 1 < stable.steps < 100
+    again = bank.lloyd(X, stable.centres)
+    assert again.steps == 1
+    np.testing.assert_array_equal(again.labels, stable.labels)
+    assert bank.lloyd(X, X[[0, 1, 2]], max_iter=2).steps == 2
+
+
+def test_a_centre_is_drawn_in_proportion_to_its_distance():
+    # cosine distances to the first row: 0, .5 and 1.5
+    X = np.array([[1, 0], [0.5, 0.75**0.5], [-0.5, 0.75**0.5]])
+
+    class First(np.random.Generator):
+        """A generator whose first row is row 0."""
+
+        def integers(self, *_):
+            return 0
+
+    drawn = [
+        bank.seed_centres(X, 2, First(np.random.PCG64(seed)))[1].tolist() for seed in range(2000)
+    ]
+    shares = [np.mean([row == x.tolist() for row in drawn]) for x in X]
+    # .25 and .75, give or take four standard deviations
+    np.testing.assert_allclose(shares, [0, 0.25, 0.75], atol=0.04)
+    assert shares[0] == 0
+
+
+def test_rows_to_begin_with_follow_the_seed():
+    X = np.eye(50)
+    first, second = bank.random_rows(X, 5, 0), bank.random_rows(X, 5, 1)
+    wanted = [np.random.RandomState(42 + seed).permutation(50)[:5] for seed in (0, 1)]
+    np.testing.assert_array_equal(first.argmax(1), wanted[0])
+    np.testing.assert_array_equal(second.argmax(1), wanted[1])

@@ -220,3 +220,30 @@ def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_of
     torch.testing.assert_close(
         cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6
     )
+
+
+def test_brightness_multiplies_what_the_network_sees_and_not_the_picture(monkeypatch):
+    """As in the released code: a darker picture would have another mean taken off."""
+
+    class Shifted(HandMade):
+        def prepare(self, images):
+            return (images - 0.5) / 0.25
+
+    net, images = Shifted(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setitem(cams.VIEWS, "dark", ((False, 0.5, True),))
+    found, logits = cams.predict(net, images, P, "dark")
+    maps = net.read(0.5 * (images - 0.5) / 0.25)
+    assert torch.equal(found, fuse(maps, P.fusion, (H, W)))
+    torch.testing.assert_close(logits, net.logits(maps, P.merge_test).mean(0))
+
+
+def test_corners_stay_where_they_are_where_the_preset_says_so():
+    net, images = HandMade(), torch.rand(1, 3, H, W, generator=torch.Generator().manual_seed(0))
+    found = [
+        cams.predict(net, images, replace(P, align_corners=kept), "none")[0]
+        for kept in (True, False)
+    ]
+    maps = net.read(images)
+    for kept, made in zip((True, False), found):
+        assert torch.equal(made, fuse(maps, P.fusion, (H, W), kept))
+    assert not torch.allclose(*found)

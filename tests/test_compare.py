@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from protolib import metrics
+from protolib.study import compare
 from protolib.study.compare import Paired, miou, over_slides, paired, resamples, verdict
 
 
@@ -198,3 +199,30 @@ def test_verdict(low, high, slides, wanted):
 
 def test_one_seed_decides_nothing():
     assert verdict(paired([0.9], [0.1]), (0.7, 0.9)) == "not decided: one seed"
+
+
+def test_few_is_said_once():
+    assert (compare.FEW_SEEDS, compare.FEW_SLIDES) == (3, 5)
+    assert resamples(compare.FEW_SLIDES) == 126 and resamples(compare.FEW_SLIDES - 1) == 35
+
+
+def test_an_interval_that_touches_0_decides_nothing():
+    of = lambda low, high: Paired(3, 0.5, low, high, 0.05, 1.0)
+    assert verdict(of(0.0, 1.0)) == verdict(of(-1.0, 0.0)) == "not decided"
+    assert (
+        verdict(of(0.1, 1.0), (0.0, 0.2)) == verdict(of(-1.0, -0.1), (-0.2, 0.0)) == "not decided"
+    )
+
+
+def test_rounding_is_no_spread_whatever_the_sign_of_the_scores():
+    theirs = -1e9 * np.array([1.0, 1.1, 1.3])
+    ours = theirs + 0.1  # differences of .1 but for the last bits
+    assert 0 < np.std(ours - theirs) < 1e-6
+    for a, b in ((ours, theirs), (-ours, -theirs)):
+        assert math.isnan(paired(a, b).low)
+
+
+def test_ten_thousand_draws_from_seed_0_are_what_is_meant_where_nothing_is_said():
+    a, b = matrices(0, 2, 9), matrices(1, 2, 9)
+    assert over_slides(a, b) == over_slides(a, b, "dropped", 10_000, 0)
+    assert over_slides(a, b) != over_slides(a, b, draws=9_999)

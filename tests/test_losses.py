@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from protolib import losses
 from protolib.bank import Bank, Space
 from protolib.classnet import ClassNet
 from protolib.losses import (
@@ -284,3 +285,42 @@ def test_the_class_with_fewest_pure_patches_decides():
     fewer = replace(bank, clusters=np.repeat([0, 2], [90, 6]))
     assert fewer.pure() == {"A": 90, "B": 6}
     assert trust(fewer, PRESETS["quick"]) == pytest.approx(0.2, rel=1e-12)
+
+
+def test_learned_prototypes_take_features_of_any_shape_at_length_1():
+    features = random(2, 3, 4, 5)
+    found = losses.Learned(torch.zeros(1, 5)).normalize(features)
+    torch.testing.assert_close(found, features / features.norm(dim=-1, keepdim=True))
+
+
+def test_what_is_looked_at_is_what_the_preset_says():
+    images, net = BATCH["image"], SimpleNamespace(prepare=lambda x: x - 0.5)
+    encoder = SimpleNamespace(maps=lambda x: [x[:, :1]], features=object())
+    seen, embed = losses.seen_by(encoder, images, replace(P, look="masked_pooling"), net)
+    assert seen[0].equal(images[:, :1]) and embed(images) is images
+    masked = replace(P, look="masked_image", fill="black")
+    assert losses.seen_by(encoder, images, masked, net) == (images, encoder)
+    seen, embed = losses.seen_by(encoder, images, replace(masked, fill="minmax"), net)
+    assert seen.equal(images - 0.5) and embed is encoder.features
+
+
+def test_a_float32_bank_serves_images_of_another_precision():
+    net, bank = Fixed().double(), a_bank(PROTOTYPES, 2)
+    batch = {"image": BATCH["image"].double(), "label": LABELS}
+    found = match_maps(net, batch, list(net.levels), P, bank, Mosaic())
+    wanted, _ = found_by(P)
+    assert found.dtype == torch.float64
+    assert found.item() == pytest.approx(wanted["matching"].item(), rel=1e-5)
+
+
+def test_a_network_of_convolutions_has_no_projection_to_match_behind():
+    net, bank = Fixed(), a_bank(PROTOTYPES, 2)
+    p = replace(P, space="projected", similarity="convolution")
+    found = match_maps(net, BATCH, list(net.levels), p, bank, Mosaic())
+    assert found.equal(match_maps(net, BATCH, list(net.levels), P, bank, Mosaic()))
+
+
+def test_without_prototypes_of_several_kinds_there_is_nothing_alike():
+    maps = random(2, 3, 4, 4).requires_grad_()
+    loss = diversity_loss(maps, K=1)
+    assert loss.item() == 0 and torch.autograd.grad(loss, maps)[0].eq(0).all()

@@ -12,6 +12,7 @@ from protolib.maps import (
     cosine_maps,
     diffuse,
     fuse,
+    gate,
     masked_average,
     merge_subclasses,
     pose,
@@ -387,3 +388,46 @@ def test_a_zeroed_class_ties_with_present_ones_that_score_nothing():
     assert argmax_masks(scores, label).tolist() == [[[1, 1]]]
     # the first class wins the tie
     assert argmax_masks(scores, label, "zeroed").tolist() == [[[0, 1]]]
+
+
+def test_a_flat_map_is_stretched_as_a_steep_one_is():
+    steep = torch.tensor([[[0.0, 1.0], [3.0, 4.0]]])
+    wanted = torch.tensor([[[0.0, 0.25], [0.75, 1.0]]])
+    for height in (1.0, 1e-3):
+        torch.testing.assert_close(unit_range(height * steep), wanted)
+
+
+def test_with_corners_on_corners_a_fused_map_is_straight_between_them():
+    corners = torch.tensor([[[[0.0, 3.0], [6.0, 9.0]]]])
+    found = fuse([corners], (2.0,), (4, 4), align_corners=True)[0, 0]
+    column, row = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+    torch.testing.assert_close(found, 2 * (2 * column + row))
+    without = fuse([corners], (2.0,), (4, 4))[0, 0]
+    # cells of two pixels: corners repeat the border, a quarter and three quarters stand between
+    torch.testing.assert_close(without[0], 2 * torch.tensor([0.0, 0.75, 2.25, 3.0]))
+
+
+def test_the_temperature_of_diffusion_is_a_tenth_where_none_is_given():
+    m, features = torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)
+    assert diffuse(m, features, 3).equal(diffuse(m, features, 3, 0.1))
+    assert not torch.allclose(diffuse(m, features, 3), diffuse(m, features, 3, 0.2))
+
+
+def test_a_map_that_lies_above_0_is_stretched_from_its_own_lowest_value():
+    found = unit_scores(torch.tensor([[[[1.0, 2.0], [3.0, 5.0]]]]))
+    wanted = torch.tensor([[[[0.0, 0.25], [0.5, 1.0]]]])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert found.max() < 1  # never above: it is added to what is divided by
+
+
+@pytest.mark.parametrize(
+    "scores, labels, words",
+    [
+        (torch.zeros(2, 3, 4), torch.ones(2, 3), "scores .2, 3, 4. and labels .2, 3. do not fit"),
+        (torch.zeros(2, 3, 4, 4), torch.ones(2, 2), "labels .2, 2. do not fit"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 3), 0.5), "values other than 0 and 1; threshold"),
+    ],
+)
+def test_a_gate_refuses_what_does_not_fit(scores, labels, words):
+    with pytest.raises(ValueError, match=words):
+        gate(scores, labels)

@@ -783,3 +783,96 @@ def test_each_position_learns_the_present_class_of_its_nearest_prototype():
     hit = torch.tensor([[t == c for t in target] for c in (0, 2)])
     torch.testing.assert_close(grad[0, [0, 2]].flatten(1), (share - hit.double()) / 9)
     assert grad[0, 1].eq(0).all()
+
+
+# What a small fault would change
+
+
+def test_without_a_threshold_both_sides_are_masks():
+    for side in matching.regions(torch.rand(1, 2, 3, 3), 0.5, "none"):
+        assert side.dtype == torch.bool and side.all()
+
+
+def test_the_mean_colour_of_little_is_the_colour_of_that_little():
+    image = torch.tensor([[[0.2, 0.8], [0.5, 0.9]]]).expand(3, 2, 2)[None]
+    kept = keep(image, torch.tensor([[[0.0, 0.25], [0.0, 0.0]]]), "mean")  # a quarter of a pixel
+    torch.testing.assert_close(kept, torch.full((1, 3, 2, 2), 0.8))
+
+
+def test_a_stretched_product_stays_below_1():
+    image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    found = matching.rescale(image, torch.ones(1, 4, 4).double(), torch.ones(1, 4, 4).bool())
+    span = image.amax((2, 3)) - image.amin((2, 3))
+    # 1e-8 is added to what is divided by: it can never be 0
+    torch.testing.assert_close(found.amax((2, 3)), span / (span + 1e-8), rtol=1e-14, atol=0)
+
+
+def test_a_pair_without_negatives_is_compared_with_its_own_prototypes_alone():
+    own, none = torch.tensor([[True, True]]), torch.tensor([[False, False]])
+    fgs, bgs = matching.matching_terms(circle(0), circle(0), circle(0, 60), own, none, 1.0)
+    assert fgs.item() == pytest.approx(softlog(-1.5), rel=1e-12)
+    assert bgs.item() == pytest.approx(softlog(0.75), rel=1e-12)
+
+
+def test_a_zero_row_has_cosine_0_with_everything_in_the_loss_of_a_batch():
+    prototypes, own = circle(0, 90), torch.tensor([[True, False]])
+    zero = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    fg, bg = matching.batch_terms(zero, zero, prototypes, own, ~own, tau=0.5)
+    for term in (fg, bg):
+        assert term.item() == pytest.approx(math.log(2), rel=1e-12)
+    (grad,) = torch.autograd.grad(fg, zero)
+    # softplus' slope, a half, times the difference of the prototypes over tau
+    torch.testing.assert_close(grad, (prototypes[1] - prototypes[0])[None])
+
+
+def test_the_length_of_a_feature_plays_no_part_in_the_loss_of_a_batch():
+    prototypes, own = circle(0, 90), torch.tensor([[True, False]])
+    short, long = (
+        torch.stack(
+            matching.batch_terms(n * circle(30), n * circle(70), prototypes, own, ~own, 0.5)
+        )
+        for n in (0.25, 8)
+    )
+    torch.testing.assert_close(short, long, rtol=1e-12, atol=0)
+    # cosines .866 and .5 of the foreground, .342 and .940 of the background, over tau
+    of = lambda degrees: math.cos(math.radians(degrees))
+    assert short[0].item() == pytest.approx(softlog((of(60) - of(30)) / 0.5), rel=1e-12)
+    assert short[1].item() == pytest.approx(softlog((of(70) - of(20)) / 0.5), rel=1e-12)
+
+
+def test_a_batch_without_pairs_has_loss_0_with_a_graph():
+    none = torch.zeros(0, 2, requires_grad=True)
+    masks = torch.zeros(0, 2, dtype=torch.bool)
+    fg, bg = matching.batch_terms(none, 2 * none, torch.eye(2), masks, masks, 1.0)
+    assert fg.item() == bg.item() == 0 and fg.requires_grad and bg.requires_grad
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_are_encoded_in_parts_only_where_they_are_more_than_a_chunk():
+    seen = []
+
+    def encode(pictures):
+        seen.append(len(pictures))
+        return pictures.flatten(1)
+
+    pictures = torch.rand(5, 3, 2, 2, requires_grad=True)
+    for chunk, parts in ((0, [5]), (5, [5]), (6, [5]), (2, [2, 1, 2]), (4, [1, 4])):
+        seen.clear()
+        assert matching.encode_all(encode, pictures, chunk).equal(pictures.flatten(1))
+        assert seen == parts
+
+
+def test_the_loss_of_a_batch_weighs_its_two_terms():
+    images, maps, _, prototypes, encode = case(2, 2, 2, side=6, positions=3)
+    maps = torch.cat([maps, maps.flip(2) + 0.3], dim=1)  # (2, S, 3, 3)
+    labels = torch.tensor([[1, 1], [0, 1]])
+    whole, fg, bg = (
+        matching_loss(images, maps, labels, prototypes, encode, replace(RELEASED, **thetas))
+        for thetas in (
+            {"theta_fg": 0.5, "theta_bg": 3.0},
+            {"theta_fg": 1.0, "theta_bg": 0.0},
+            {"theta_fg": 0.0, "theta_bg": 1.0},
+        )
+    )
+    assert fg > 0 and bg > 0
+    torch.testing.assert_close(whole, 0.5 * fg + 3 * bg, rtol=1e-12, atol=0)

@@ -22,6 +22,9 @@ from protolib.metrics import (
     scores,
 )
 
+# a division by 0 that nobody meant
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 TRUTH = np.array([[[0, 0, 1], [0, 2, 1], [2, 2, 1]]])  # C = 2, so 2 is ignore
 PREDICTION = np.array([[[0, 1, 1], [0, 0, 1], [1, 1, 1]]])
 
@@ -548,3 +551,66 @@ def test_a_class_without_labels_keeps_its_cut_and_shapes_are_checked():
     assert metrics.best_cuts([[1.0], [-1.0]], [[0], [0]]).tolist() == [0.0]
     with pytest.raises(ValueError, match=r"expected \(B, C\) of both"):
         metrics.best_cuts([1.0, 2.0], [[0], [1]])
+    with pytest.raises(ValueError, match=r"logits \(2,\) and labels \(2,\)"):
+        metrics.best_cuts([1.0, 2.0], [0, 1])
+
+
+def test_label_accuracy_by_hand():
+    logits = torch.tensor([[2.0, -1.0], [0.5, 0.5], [0.0, -3.0], [-2.0, 1.0]])
+    labels = torch.tensor([[1, 0], [1, 0], [0, 0], [1, 1]])
+    # 0 is not present; the second and the fourth row have one mistake each
+    assert metrics.label_accuracy(logits, labels) == (2 / 4, 6 / 8)
+    third = metrics.label_accuracy(logits[:3], labels[:3])
+    assert third == (2 / 3, 5 / 6)  # to the last digit of a float64
+
+
+def test_a_band_of_a_list_is_that_of_the_array():
+    mask = [[[0, 0, 1], [0, 0, 1], [0, 0, 1]]]
+    np.testing.assert_array_equal(band(mask, 1), band(np.array(mask), 1))
+
+
+def test_boundary_counts_add_up_and_know_two_rules_only():
+    truth, prediction = blobs(6, 5, n=2), blobs(7, 5, n=2)
+    each = [Counts.of(truth[i : i + 1], prediction[i : i + 1], 4) for i in range(2)]
+    both = Counts.of(truth, prediction, 4)
+    np.testing.assert_array_equal((each[0] + each[1]).boundary, both.boundary)
+    assert (each[1].boundary > 0).all()
+    with pytest.raises(ValueError, match="ignore = 'kept'"):
+        boundary_counts(truth, prediction, 4, "kept")
+
+
+def test_ten_bins_are_what_is_meant_where_none_are_named():
+    said, true = np.linspace(0, 1, 77), np.arange(77) % 3 == 0
+    assert len(metrics.reliability(said, true)["counts"]) == 10
+    assert metrics.expected_calibration_error(said, true) == metrics.expected_calibration_error(
+        said, true, 10
+    )
+
+
+def test_a_logit_at_the_cut_is_not_above_it():
+    np.testing.assert_array_equal(metrics.label_f1([[0.0], [1.0]], [[0], [1]]), [1.0])
+
+
+def test_of_cuts_as_good_as_each_other_the_one_nearest_to_0_is_taken():
+    # the best one and the best four of five have F1 2/3 each
+    cuts = metrics.best_cuts([[-1.0], [-2.0], [-3.0], [-4.0], [-9.0]], [[1], [0], [0], [1], [0]])
+    assert cuts.tolist() == [-1.5]
+    # a cut lies in the middle of two neighbours, or 1 below the lowest of all
+    assert metrics.best_cuts([[-3.0], [-0.5], [1.0]], [[0], [1], [1]]).tolist() == [-1.75]
+
+
+def test_scores_for_classes_are_refused_by_name_with_a_gradient_too():
+    with pytest.raises(ValueError, match="truth has dtype float32"):
+        confusion(torch.zeros(2, requires_grad=True), torch.zeros(2), 2)
+
+
+def test_the_protocol_of_the_oracle_is_its_own():
+    assert (metrics.ORACLE.image_labels, metrics.ORACLE.ignore) == ("oracle", "dropped")
+    assert (metrics.DEFAULT.image_labels, metrics.DEFAULT.ignore) == ("predicted", "dropped")
+
+
+def test_a_value_below_0_ends_at_the_edge_of_the_image_too():
+    ring = np.ones((5, 5), bool)
+    ring[1:-1, 1:-1] = False
+    for value in (-1, 0, 254, 255):
+        np.testing.assert_array_equal(band(np.full((1, 5, 5), value), 1)[0], ring)

@@ -186,7 +186,7 @@ def _key(spec: DatasetSpec, *paths: Path) -> str:
 def _is_done(to: Path, scratch: Path, key: str) -> bool:
     """Whether `to` holds just these patches; raises ValueError where it holds others."""
     if (to / CUT_RECORD).is_file():
-        if files.read_json(to / CUT_RECORD)["key"] == key:
+        if files.read_json(to / CUT_RECORD, {"key": str})["key"] == key:
             return True
         raise ValueError(
             f"{to} holds patches cut from other regions or by other rules: pass a new folder."
@@ -260,7 +260,7 @@ def _cut_to_disk(
                 {"split": split, "windows": windows[0] * windows[1], "patches": kept},
             )
             made.rename(part)
-    return files.read_json(part / "cut.json")
+    return files.read_json(part / "cut.json", {"split": str, "windows": int, "patches": int})
 
 
 def _assemble(parts: list[Path], splits: list[str], tree: Path, to: Path) -> None:

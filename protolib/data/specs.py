@@ -197,7 +197,7 @@ def _is_colour(colour: tuple) -> bool:
 def _is_pattern(pattern: str) -> bool:
     try:
         re.compile(pattern)
-    except re.error:
+    except (re.error, OverflowError, RecursionError):
         return False
     return True
 
@@ -302,7 +302,7 @@ def _toml(path: Path) -> dict:
             f"{path} is not UTF-8 from byte {error.start} on: save it as UTF-8, as TOML is, not as "
             "UTF-16 or in an older encoding."
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, too many digits, too deep
         raise ValueError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
@@ -409,7 +409,10 @@ def check_layout(spec: DatasetSpec, root: str | Path) -> dict[str, Layout]:
         raise ValueError(
             f"{root} is arranged in part only: arrange it again, it goes on where it was stopped."
         )
-    if record.is_file() and (cut_for := files.read_json(record)["dataset"]) != spec.name:
+    if (
+        record.is_file()
+        and (cut_for := files.read_json(record, {"dataset": str})["dataset"]) != spec.name
+    ):
         raise ValueError(
             f"the patches in {root} were cut for {cut_for}, and their labels are of its classes: "
             f"pass dataset={cut_for!r}, or cut the published regions for {spec.name}."

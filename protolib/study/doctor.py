@@ -49,6 +49,26 @@ def report() -> str:
     return "\n".join(lines) + "\n"
 
 
+def licences() -> str:
+    """The licence of every package that is installed and of all weights that are known by name, a
+    line each, as their authors state it."""
+    packages = sorted(metadata.distributions(), key=lambda of: of.name.lower())
+    lines = [f"  {of.name} {of.version}: {_licence(of.metadata)}" for of in packages]
+    weights = {"lite0": "Apache-2.0"} | {name: of.licence for name, of in PUBLISHED.items()}
+    lines += ["", "weights:", *(f"  {name}: {said}" for name, said in weights.items())]
+    return "\n".join(["packages:", *lines]) + "\n"
+
+
+def _licence(said: metadata.PackageMetadata) -> str:
+    """What a package says of its licence: an expression, a text of which the first line is shown,
+    or a classifier, whichever it has."""
+    texts = [*said.get_all("License-Expression", []), *said.get_all("License", [])]
+    stated = [text.strip().splitlines()[0] for text in texts if text.strip()]
+    kinds = [kind for kind in said.get_all("Classifier", []) if kind.startswith("License ::")]
+    known = [kind.rpartition(" :: ")[2] for kind in kinds]
+    return files.printed((stated + known + ["none stated"])[0])[:80]
+
+
 def machine() -> list[str]:
     """Versions, processors, memory, disk, hub: a line each."""
     memory, folder = psutil.virtual_memory(), files.weights_folder()

@@ -368,6 +368,9 @@ def _checked(file: str, result: Any) -> dict:
     """A result file's contents, refused where tables, runs, folds and seeds do not fit."""
     files.expect(file, result, FILE)
     folds = result["folds"]
+    for key in ("folds", "classes"):
+        if not all(isinstance(each, str) for each in result[key]):
+            raise ValueError(f"{file}: {key} is {result[key]!r:.60}; expected a list of names")
     if not folds or len(set(folds)) < len(folds):
         raise ValueError(f'{file}: folds is {folds}; expected names, each once, or [""] for none')
     files.expect(f"{file}, patches", result["patches"], dict.fromkeys(folds, dict), {})
@@ -441,7 +444,7 @@ def _counts(where: str, of: Any, scores: Mapping, C: int) -> dict[str, dict[str,
     for how in scores:
         files.expect(f"{where}, {how}", of[how], {"matrix": list}, {"boundary": list})
         found[how] = {
-            key: _array(f"{where}, {how}: {key}", of[how][key], shape).astype(int)
+            key: _pixels(f"{where}, {how}: {key}", of[how][key], shape)
             for key, shape in shapes.items()
             if key in of[how]
         }
@@ -518,13 +521,21 @@ def _check_slides(file: str, runs: Sequence[Mapping]) -> None:
                 )
 
 
+def _pixels(where: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of pixels of that shape: whole, and none missing."""
+    array = _array(where, values, shape, high=2.0**53)
+    if (array != np.rint(array)).any():  # NaN too
+        raise ValueError(f"{where} is {values!r:.60}; expected whole numbers of pixels")
+    return array.astype(int)
+
+
 def _array(
     where: str, values: Any, shape: tuple[int, ...], low: float = 0, high: float = math.inf
 ) -> np.ndarray:
     """Numbers of that shape in [low, high], NaN for null."""
     try:
         array = np.array(values, dtype=float)
-    except (TypeError, ValueError):  # text, or rows of unequal length
+    except (TypeError, ValueError, OverflowError):  # text, or rows of unequal length
         array = np.array(math.inf)
     if array.shape != shape or ((array < low) | (array > high) | np.isinf(array)).any():
         size = f"{' x '.join(map(str, shape))} numbers" if shape else "a number"
