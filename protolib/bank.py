@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protolib.data.regions import white_share
-from protolib.files import read_json, write_json, write_npz
+from protolib.files import read_json, read_npz, write_json, write_npz
 from protolib.presets import Preset
 
 
@@ -187,12 +187,10 @@ class Bank:
 
     @classmethod
     def open(cls, folder: Path) -> "Bank":
-        """Read what save wrote; raises FileNotFoundError if one of the two files is missing.
-        Notebook 02."""
+        """Read what save wrote; raises FileNotFoundError if one of the two files is missing, and
+        ValueError if one is damaged. Notebook 02."""
         kinds = {"classes": list, "K": int, "kind": str, "members": list}
-        names = read_json(folder / "bank.json", kinds)
-        with np.load(folder / "bank.npz") as file:
-            arrays = dict(file)
+        names, arrays = read_json(folder / "bank.json", kinds), read_npz(folder / "bank.npz")
         return cls(
             classes=tuple(names["classes"]),
             K=names["K"],

@@ -37,7 +37,7 @@ from protolib import (
 from protolib.classnet import ClassNet
 from protolib.data import patches, specs
 from protolib.data.phantom import Drawing
-from protolib.files import place, read_json, write_json, write_npz
+from protolib.files import place, read_json, read_npz, write_json, write_npz
 from protolib.keys import CODE, digest
 from protolib.maps import argmax_masks, closed
 from protolib.matching import nearest_classes
@@ -395,8 +395,7 @@ class Run:
             if processes.rank() == 0:
                 write_npz(file, features=made)
             processes.wait()
-        with np.load(file) as arrays:
-            return arrays["features"]
+        return read_npz(file)["features"]
 
     @cached_property
     def bank(self) -> bank.Bank:

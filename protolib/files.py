@@ -5,16 +5,21 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
+from filelock import FileLock, Timeout, lock_descriptor
 
 # What `expect` takes for each kind, and its name in a message.
 KINDS: dict[Any, tuple[Any, str]] = {
@@ -26,6 +31,9 @@ KINDS: dict[Any, tuple[Any, str]] = {
     dict: (Mapping, "an object"),
     None: (type(None), "null"),
 }
+AGAIN = "delete it and run the step that writes it again"  # what to do with a damaged file
+SCRATCH = ".making-"  # how a folder begins in which something is made
+YOUNG = 10.0  # s: a file that was written so lately may be about to take its place
 
 
 def weights_folder() -> Path:
@@ -57,18 +65,72 @@ def place(path: str | Path) -> Path:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place only when all of it is on disk."""
+    """A file beside `path` that takes its place only when all of it is on disk; see sweep."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with open(part, "xb") as handle:
+            with suppress(OSError):  # a disk without locks: what is left there stays
+                lock_descriptor(handle.fileno(), blocking=False)
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(parent: str | Path, prefix: str = SCRATCH) -> Iterator[Path]:
+    """A new folder in `parent` to make something in, gone with what is left in it at the end.
+
+    What killed processes left there goes first. The lock beside the folder is taken before the
+    folder is made, and the system lets go of it when its holder ends: a folder whose lock is free
+    is nobody's.
+    """
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    _clear(list(parent.glob(f"{prefix}*.lock")))
+    folder = parent / f"{prefix}{uuid4().hex}"
+    lock = Path(f"{folder}.lock")
+    try:
+        with FileLock(lock, thread_local=False):
+            folder.mkdir(mode=0o700)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what killed processes left below a folder: files of `whole`, folders of `scratch`.
+    What a living process holds stays."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(SCRATCH) and name.endswith(".lock"):
+                _clear([Path(place, name)])
+            elif name.startswith(".") and name.endswith(".part"):
+                _drop(Path(place, name))
+
+
+def _clear(locks: Iterable[Path]) -> None:
+    """Remove the scratch folders whose lock nobody holds."""
+    for lock in locks:
+        with suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
+def _drop(part: Path) -> None:
+    """Remove a file of `whole` that nobody holds, nor is about to rename."""
+    with suppress(OSError):  # gone meanwhile, or somebody else's
+        with open(part, "rb") as handle:
+            free = lock_descriptor(handle.fileno(), blocking=False)
+        if free and time.time() - part.stat().st_mtime > YOUNG:
+            part.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -104,6 +166,15 @@ def write_npz(path: str | Path, /, **arrays: np.ndarray) -> None:
         np.savez_compressed(handle, allow_pickle=False, **arrays)
 
 
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the arrays that write_npz wrote, by name.
+
+    Raises FileNotFoundError, or ValueError naming the file where it is cut, empty or no npz.
+    """
+    with _named(path, "npz"), np.load(path) as file:
+        return dict(file)
+
+
 def read_json(path: str | Path, kinds: Mapping[str, Any] | None = None) -> Any:
     """Read a JSON file; null comes back as None, which `record` takes for NaN.
 
@@ -111,17 +182,24 @@ def read_json(path: str | Path, kinds: Mapping[str, Any] | None = None) -> Any:
     Raises FileNotFoundError, or ValueError naming the file and the first mistake, with its line and
     column where it is one of JSON.
     """
-    again = "delete it and run the step that writes it again"
-    try:
+    with _named(path, "JSON"):
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, too deep, too many digits
-        raise ValueError(f"{path} is no JSON: {error}; {again}") from error
     if kinds is not None:
         try:
             expect(str(path), found, kinds)
         except ValueError as error:
-            raise ValueError(f"{error}; {again}") from error
+            raise ValueError(f"{error}; {AGAIN}") from error
     return found
+
+
+@contextmanager
+def _named(path: str | Path, kind: str) -> Iterator[None]:
+    """Name a file that cannot be read, and say what to do."""
+    try:
+        yield
+    # no UTF-8, no JSON, too many digits; too deep; cut
+    except (ValueError, RecursionError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no {kind}: {error}; {AGAIN}") from error
 
 
 def expect(

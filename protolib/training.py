@@ -3,16 +3,17 @@ against a non-finite loss, history."""
 
 import ctypes
 import hashlib
+import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -27,7 +28,10 @@ from protolib.presets import Preset
 Loss = Callable[[nn.Module, dict], dict[str, Tensor]]
 # of accelerate; tf32 rounds the factors of float32 products to ten bits, on a GPU alone
 PRECISION = {"float32": "no", "tf32": "no", "bfloat16": "bf16", "float16": "fp16"}
-
+# An epoch on a whole data set takes hours: within it a state is kept, but not more often than every
+# PAUSE seconds, for it is as large as the checkpoint. The clock is looked at every LOOK steps:
+# several processes must agree on it. An epoch of less than PAUSE seconds never writes one.
+PAUSE, LOOK = 300.0, 16
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h, bytes
 
 
@@ -141,39 +145,104 @@ def optimizer_of(net: nn.Module, p: Preset) -> torch.optim.AdamW:
 
 def save(place: Place, net: nn.Module, optimizer, history: list[dict]) -> None:
     """Write checkpoint.pt and history.csv, each whole or not at all."""
-    state = {
-        "key": place.key,
-        "net": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": history,
-    }
     with whole(place.folder / "checkpoint.pt") as file:
-        torch.save(state, file)
+        torch.save({"key": place.key, **_learned(net, optimizer), "history": history}, file)
     write_text(place.folder / "history.csv", pd.DataFrame(history).to_csv(index=False))
+    (place.folder / "epoch.pt").unlink(missing_ok=True)  # of this epoch, which is whole now
 
 
 def resume(place: Place, net: nn.Module, optimizer=None) -> list[dict]:
     """Load checkpoint.pt of the same key into net (and optimizer); returns its history, empty if
-    there is none."""
-    file = place.folder / "checkpoint.pt"
-    if not file.exists():
+    there is none. Raises ValueError for a file that is damaged."""
+    state = _read(place.folder / "checkpoint.pt")
+    if state.get("key") != place.key:  # another run's weights: begin anew rather than mix the two
         return []
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if state["key"] != place.key:  # another run's weights: begin anew rather than mix the two
-        return []
-    net.load_state_dict(state["net"])
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
+    _load(state, net, optimizer)
     return state["history"]
 
 
 def finished(place: Place, p: Preset) -> bool:
-    """Whether a training of this key has all its epochs."""
-    file = place.folder / "checkpoint.pt"
+    """Whether a training of this key has all its epochs. Raises ValueError for a damaged file."""
+    state = _read(place.folder / "checkpoint.pt", mmap=True)
+    return state.get("key") == place.key and len(state["history"]) >= p.epochs
+
+
+def _learned(net: nn.Module, optimizer) -> dict:
+    """What steps change, but for the state of random draws."""
+    scaler = optimizer.scaler  # of float16 alone
+    return {
+        "net": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler and scaler.state_dict(),
+    }
+
+
+def _load(state: dict, net: nn.Module, optimizer=None) -> None:
+    """Bring back what `_learned` gave."""
+    net.load_state_dict(state["net"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        if optimizer.scaler:
+            optimizer.scaler.load_state_dict(state["scaler"])
+
+
+def _read(file: Path, mmap: bool = False) -> dict:
+    """A state on disk, on the CPU; {} where there is none."""
     if not file.exists():
-        return False
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return state["key"] == place.key and len(state["history"]) >= p.epochs
+        return {}
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{file} is cut or damaged ({said or 'it is empty'}): delete it, and what was trained "
+            "into it is trained again"
+        ) from error
+
+
+class Part(NamedTuple):
+    """How far an epoch is in one process: steps, seconds, the sum of each loss, and the states that
+    the draws of the next step come from."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = {}
+    draws: Sequence[Tensor] = ()
+
+
+def keep(place: Place, net: nn.Module, optimizer, epoch: int, part: Part) -> None:
+    """Write epoch.pt, whole or not at all: the state within an epoch, from which it goes on as if
+    it had not been stopped."""
+    each = processes.gathered(part._asdict())
+    if processes.rank() == 0:
+        whose = {"key": place.key, "epoch": epoch, "device": next(net.parameters()).device.type}
+        state = {"whose": whose, "each": each, **_learned(net, optimizer)}
+        with whole(place.folder / "epoch.pt") as file:
+            torch.save(state, file)
+    processes.wait()  # none is in the next step before it is written
+
+
+def kept(place: Place, net: nn.Module, optimizer, epoch: int) -> Part:
+    """Load epoch.pt of the same key, epoch and kind of device into net and optimizer; returns what
+    this process had done, nothing where other processes wrote it. Raises ValueError for a damaged
+    file."""
+    state = _read(place.folder / "epoch.pt")
+    whose = {"key": place.key, "epoch": epoch, "device": next(net.parameters()).device.type}
+    # a device and a process have draws of their own
+    if state.get("whose") != whose or len(state["each"]) != processes.count():
+        return Part()
+    _load(state, net, optimizer)
+    return Part(**state["each"][processes.rank()])
+
+
+def _sources(device: str, *generators: torch.Generator) -> list[tuple[Callable, Callable]]:
+    """How to ask for the state of everything that draws, and how to set it."""
+    pairs: list[tuple[Callable, Callable]] = [(torch.get_rng_state, torch.set_rng_state)]
+    pairs += [(g.get_state, g.set_state) for g in generators]
+    if device != "cpu":  # "cuda" or "mps", which has draws of its own
+        kind = getattr(torch, device)
+        pairs.append((kind.get_rng_state, kind.set_rng_state))
+    return pairs
 
 
 def guard(loss: Tensor, batch: dict, patches, folder: Path) -> None:
@@ -204,11 +273,12 @@ def fit(
 
     loss(net, batch) -> named scalar losses, of which "loss" is minimised; batch["step"] counts from
     0. p: epochs, batch, lr and what belongs to it, weight_decay, precision, stain_jitter. place:
-    receives history.csv and checkpoint.pt after every epoch; a checkpoint of the same key is
-    continued. watch(net): more numbers for the row of an epoch, such as IoU on val; they steer
-    nothing and their time is not counted. In several processes each has its share of p.batch, and
-    the first one writes. Raises FloatingPointError at the first loss that is not finite and leaves
-    the batch in non_finite_batch.pt.
+    receives history.csv and checkpoint.pt after every epoch, and epoch.pt within a long one; what
+    it holds of the same key is continued, to the same last digit. watch(net): more numbers for the
+    row of an epoch, such as IoU on val; they steer nothing and their time is not counted. In
+    several processes each has its share of p.batch, and the first one writes. Raises
+    FloatingPointError at the first loss that is not finite and leaves the batch in
+    non_finite_batch.pt, and ValueError for a damaged checkpoint.
     """
     device = next(net.parameters()).device.type
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=PRECISION[p.precision])
@@ -229,9 +299,11 @@ def fit(
     optimizer = accelerator.prepare_optimizer(optimizer)
     processes.share_statistics(net)
     history = resume(place, net, optimizer)
+    part = kept(place, net, optimizer, len(history))
     processes.wait()  # all have read it before one writes
     steps, main = p.epochs * len(loader), processes.rank() == 0
-    bar = progress(steps, len(history) * len(loader), main)
+    bar = progress(steps, len(history) * len(loader) + part.steps, main)
+    written = time.monotonic()
 
     def learn(
         raw: dict, step: int, poses: torch.Generator, stains: torch.Generator
@@ -262,17 +334,31 @@ def fit(
             torch.Generator().manual_seed(seed_of(place.seed, what, epoch, 0))
             for what in ("poses", "stains")
         )
+        sources = _sources(device, poses, stains)
         model.train()  # watch leaves it in evaluation mode
         bar.set_description(f"epoch {epoch + 1}/{p.epochs}", refresh=False)
-        began, sums = time.perf_counter(), {}
-        for step, items in enumerate(loader, start=epoch * len(loader)):
-            if processes.rank() and step == epoch * len(loader):
+        began, sums = time.perf_counter() - part.seconds, send_to_device(dict(part.sums), device)
+        batches = skip_first_batches(loader, part.steps) if part.steps else loader
+        first, end = epoch * len(loader) + part.steps, (epoch + 1) * len(loader)
+        for step, items in enumerate(batches, start=first):
+            if step == first and part.steps:
+                # the order is drawn as it was; all other draws go on where they were
+                for (_, put), state in zip(sources, part.draws, strict=True):
+                    put(state)
+            elif step == first and processes.rank():
                 # the order is drawn, the same for all; what a network draws is each one's own
                 torch.manual_seed(seed_of(place.seed, "epoch", epoch, processes.rank()))
             raw = send_to_device(items, accelerator.device)
             for name, value in learn(raw, step, poses, stains).items():
                 sums[name] = sums.get(name, 0.0) + value
             bar.update()
+            late = (step + 1) % LOOK == 0 and step + 1 < end  # an epoch's own checkpoint is next
+            if late and processes.agree(time.monotonic() - written > PAUSE):
+                seconds, draws = time.perf_counter() - began, [ask() for ask, _ in sources]
+                so_far = Part(step + 1 - end + len(loader), seconds, sums, draws)
+                keep(place, net, optimizer, epoch, so_far)
+                written = time.monotonic()
+        part = Part()
         sums = processes.mean(sums)
         row = {"epoch": epoch + 1} | {k: v.item() / len(loader) for k, v in sums.items()}
         row["seconds"] = time.perf_counter() - began
@@ -280,6 +366,7 @@ def fit(
         history.append(row | (watch(net) if watch else {}))
         if main:
             save(place, net, optimizer, history)
+        written = time.monotonic()
         if on_epoch:
             on_epoch(pd.DataFrame(history))
     bar.close()

@@ -17,6 +17,16 @@ def environment():
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def checked(tmp_path_factory, monkeypatch):
+    """What was found in folders of tests is not kept in HOME."""
+    from protolib import caches
+
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(caches, "_cache", lambda: folder)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""

@@ -118,16 +118,33 @@ def test_patches_of_several_classes_and_halves_where_there_are_none():
     masks[1], masks[3, :, :1], masks[4], masks[5] = 1, 1, 1, 2  # 3: 12.5 % of class 1; 5: ignore
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 8, 3), np.uint8)
     labels = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [0, 1], [0, 0]], np.uint8)
-    spec = SimpleNamespace(C=2)
-    split = SimpleNamespace(spec=spec, images=images, masks=masks, labels=labels)
-    mixed = probe.of_several_classes(split)
-    assert not mixed.joined and np.array_equal(mixed.images, images[[3]])
+
+    def split(rows, name="val", masks=masks):
+        return SimpleNamespace(
+            spec=SimpleNamespace(C=2),
+            split=name,
+            images=images[rows],
+            masks=None if masks is None else masks[rows],
+            labels=labels[rows],
+            single_class=lambda: np.flatnonzero(labels[rows].sum(1) == 1),
+        )
+
+    train = split([3, 5, 0, 1, 2], "train", None)
+    mixed = probe.of_several_classes(split(range(6)), train)
+    assert mixed.joined == "" and np.array_equal(mixed.images, images[[3]])
     assert mixed.areas.tolist() == [[0.875, 0.125]]
-    pure = [0, 1, 2, 4, 5]
-    split = SimpleNamespace(spec=spec, images=images[pure], masks=masks[pure], labels=labels[pure])
-    mixed = probe.of_several_classes(split)
-    assert mixed.joined and (mixed.areas == 0.5).all()
+
+    mixed = probe.of_several_classes(split([0, 1, 2, 4, 5]), train)
+    assert mixed.joined == "two val patches" and (mixed.areas == 0.5).all()
     # each with the next of the other class: 0 with 1, 1 with 2, 2 with 4, 4 with 0
     assert mixed.images[:, 0, 0, 0].tolist() == [0, 1, 2, 4]
     assert mixed.images[:, 0, 7, 0].tolist() == [1, 2, 4, 0]
     assert mixed.masks[0].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 4
+
+    images[1, 0] = 250  # glass: no class, whatever the label says
+    mixed = probe.of_several_classes(split([0, 2]), split([3, 5, 0, 1, 2], "train", None))
+    assert mixed.joined == "two training patches of one class"
+    assert mixed.images[:, 1, 0, 0].tolist() == [0, 1, 2]
+    assert mixed.images[:, 1, 7, 0].tolist() == [1, 2, 1]
+    assert mixed.masks[0].tolist() == [[0, 0, 0, 0, 2, 2, 2, 2]] + [[0, 0, 0, 0, 1, 1, 1, 1]] * 3
+    assert mixed.areas[1].tolist() == [0.5, 0.375]

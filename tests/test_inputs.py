@@ -26,8 +26,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_download.__main__ import main as data_download
+from protolib import caches
 from protolib.__main__ import main as protolib
-from protolib.data import patches, phantom, specs
+from protolib.data import checks, patches, phantom, specs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "inputs.md"
 COLOURS = np.array(specs.SPECS["phantom"].palette, np.uint8)
@@ -756,21 +757,33 @@ def test_the_page_says_what_the_tests_hold():
 
 
 def test_a_folder_is_checked_once(model, tmp_path, monkeypatch):
-    """What was found stands in the cache until a file changes."""
-    from protolib.data import checks
-
+    """What was found is kept for all runs of a user until a file changes, and each run says it."""
     root, calls, check = Path(shutil.copytree(model[0], tmp_path / "set")), [], checks.check
     monkeypatch.setattr(checks, "check", lambda *given: calls.append(given) or check(*given))
+    train = sorted((root / "training").iterdir())[0]
+    Image.open(train).convert("L").save(train)
+    said = []
     for cache in ("one", "one", "two"):
         monkeypatch.setattr(checks, "_guarded", {})  # another process
-        for split in specs.SPLITS:
-            patches.load("custom", split, 64, cache=tmp_path / cache, data_root=root)
-    assert len(calls) == 2  # one a cache
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for split in specs.SPLITS:
+                patches.load("custom", split, 64, cache=tmp_path / cache, data_root=root)
+        said.append([str(w.message) for w in seen if "mode L, expected RGB" in str(w.message)])
+    assert len(calls) == 1
+    assert len(said[0]) == 1 and said[1] == [] and said[2] == said[0]  # once in each run
+
+    [kept] = (p for p in (caches.own() / "checked").iterdir() if str(root) in p.read_text())
     mask = sorted((root / "test/mask").iterdir())[0]
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(mask)
     with pytest.raises(ValueError, match="4096 pixels of 9, no code of mine"):
         patches.load("custom", "train", 64, cache=tmp_path / "one", data_root=root)
-    assert len(calls) == 3
+    assert len(calls) == 2
+
+    shutil.move(root, tmp_path / "moved")
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "moved/test/mask" / mask.name)
+    patches.load("custom", "val", 64, cache=tmp_path / "three", data_root=tmp_path / "moved")
+    assert len(calls) == 3 and not kept.exists()  # its folder is gone
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -77,9 +79,28 @@ def test_another_number_of_threads_is_another_nest(monkeypatch):
     assert kernels.Kernel(two, 10**7).poll() == -9
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A temporary folder of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    kernels.connections.cache_clear()
+    yield tmp_path / "tmp"
+    kernels.connections.cache_clear()
+
+
+def test_connection_files_stand_in_a_private_folder_of_the_process(said, tmp_path, temporary):
+    said(tmp_path)
+    [folder, lock] = sorted(temporary.iterdir())  # and nothing else in the temporary folder
+    assert folder == kernels.connections() and lock.name == f"{folder.name}.lock"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.iterdir()) == []  # its kernel has ended
+
+
 ORPHAN = """
 import os, sys, time
 from protolib.study import kernels
+(kernels.connections() / "a.json").touch()
 nest = kernels.Nest()
 pid = nest.fork(["-f", sys.argv[1]], os.environ, "/")
 print(nest.process.pid, pid, flush=True)
@@ -87,12 +108,17 @@ time.sleep(600)
 """
 
 
-def test_the_nest_and_its_kernels_end_with_their_parent(tmp_path):
+def test_the_nest_and_its_kernels_end_with_their_parent(tmp_path, temporary):
     command = [sys.executable, "-c", ORPHAN, tmp_path / "kernel.json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+    env = os.environ | {"TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         watched = [os.pidfd_open(pid) for pid in pids]  # the kernel still imports
         parent.kill()
     for handle in watched:  # readable from the moment the process ends
         assert select.select([handle], [], [], 60)[0]
         os.close(handle)
+    # what it left in the temporary folder goes with the next start
+    assert len(list(temporary.glob("protolib-kernels-*"))) == 2
+    own = kernels.connections()
+    assert sorted(temporary.glob("protolib-kernels-*")) == [own, Path(f"{own}.lock")]

@@ -3,6 +3,7 @@ learns from them."""
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest

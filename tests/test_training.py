@@ -6,8 +6,10 @@ import os
 import resource
 import signal
 import sys
+import time
 from dataclasses import replace
 from hashlib import sha256
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -298,6 +300,118 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, s
     assert same_weights(whole, resumed) and losses(history) == losses(again)
 
 
+@pytest.fixture
+def often(monkeypatch):
+    """The state within an epoch is kept after every step but the last."""
+    monkeypatch.setattr(training, "PAUSE", -1.0)
+    monkeypatch.setattr(training, "LOOK", 1)
+
+
+LONG = replace(P, batch=2, stain_jitter=0.1, warmup=1, epochs=2)  # five steps an epoch
+
+
+def stopped(folder, after: int, net=None) -> tuple[nn.Module, pd.DataFrame, list]:
+    """A training that is stopped in its step `after`, counted from 1; 0: never. Gives the batches
+    that it saw, too."""
+    seen = []
+
+    def loss(net, batch):
+        seen.append((batch["step"], batch["index"].tolist(), batch["image"].sum().item()))
+        if len(seen) == after:
+            raise KeyboardInterrupt
+        return tiny_loss(net, batch)
+
+    net, place, history = net or Tiny(), Place(folder, "a", 5), pd.DataFrame()
+    try:
+        history = fit(net, Squares(), loss, LONG, place)
+    except KeyboardInterrupt:
+        assert after
+    return net, history, seen
+
+
+@pytest.mark.parametrize("after", [2, 5, 6, 7, 10])
+def test_an_epoch_that_was_stopped_goes_on_to_the_last_digit(tmp_path, often, after):
+    """Order of patches, poses, stains, dropout, statistics, AdamW, rate, losses: all go on."""
+    whole, history, steps = stopped(tmp_path / "whole", 0)
+    *_, first = stopped(tmp_path / "cut", after)
+    torch.manual_seed(99)
+    np.random.seed(99)  # another process draws from another state
+    resumed, again, rest = stopped(tmp_path / "cut", 0, Tiny(seed=1))
+    assert first[:-1] + rest == steps  # no step twice, none left out
+    assert same_weights(whole, resumed) and losses(history) == losses(again)
+    states = [
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "cut")
+    ]
+    moments = [[v["exp_avg_sq"] for v in s["optimizer"]["state"].values()] for s in states]
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == ["checkpoint.pt", "history.csv"]
+
+
+def test_two_stops_in_one_epoch(tmp_path, often):
+    whole, history, steps = stopped(tmp_path / "whole", 0)
+    parts = [stopped(tmp_path / "cut", *how)[2] for how in ((7, Tiny()), (2, Tiny(seed=2)))]
+    resumed, again, rest = stopped(tmp_path / "cut", 0, Tiny(seed=1))
+    assert [*parts[0][:-1], *parts[1][:-1], *rest] == steps
+    assert same_weights(whole, resumed) and losses(history) == losses(again)
+
+
+def test_a_state_within_an_epoch_is_for_its_key_epoch_device_and_processes(
+    tmp_path, often, monkeypatch
+):
+    stopped(tmp_path, 8)  # in the third step of the second epoch
+    net, place = Tiny(), Place(tmp_path, "a", 5)
+    optimizer = torch.optim.AdamW(net.parameters())
+    optimizer.scaler = None
+
+    def steps(place=place, epoch=1):
+        return training.kept(place, net, optimizer, epoch).steps
+
+    fresh = Tiny()
+    assert steps(place._replace(key="b")) == steps(epoch=0) == steps(epoch=2) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "count", lambda: 2)
+        assert steps() == 0
+    state = torch.load(tmp_path / "epoch.pt", weights_only=True)
+    torch.save(state | {"whose": state["whose"] | {"device": "cuda"}}, tmp_path / "epoch.pt")
+    assert steps() == 0 and same_weights(net, fresh)
+    torch.save(state, tmp_path / "epoch.pt")
+    assert steps() == 2 and not same_weights(net, fresh)
+
+
+def test_a_state_is_written_by_the_clock(tmp_path, monkeypatch):
+    """At most once in PAUSE seconds, looked at every LOOK steps, and never in the last one."""
+    clock, written = iter(range(0, 10**6, 60)), []
+    times = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    monkeypatch.setattr(training, "time", times)  # a minute a look
+    monkeypatch.setattr(training, "LOOK", 1)
+    monkeypatch.setattr(training, "keep", lambda *given: written.append(given[-1].steps))
+    trained(tmp_path / "a", p=replace(P, batch=1, epochs=2))
+    assert written == [6, 6]  # of ten steps each; the epoch's own checkpoint sets the clock anew
+    monkeypatch.setattr(training, "LOOK", 4)
+    trained(tmp_path / "b", p=replace(P, batch=1, epochs=1))
+    assert written == [6, 6]  # looked at twice, two minutes apart
+
+
+def test_a_short_epoch_writes_nothing_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "keep", lambda *_: pytest.fail("a tiny run must not pay"))
+    trained(tmp_path, p=replace(P, batch=1))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "epoch.pt"])
+@pytest.mark.parametrize("left", [0, 100, -100])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_lost(tmp_path, often, name, left):
+    stopped(tmp_path, 8)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:left])
+    said = rf"{name} is cut or damaged \(.+\): delete it, and what was trained into it is trained"
+    with pytest.raises(ValueError, match=said):
+        stopped(tmp_path, 0)
+    assert (tmp_path / name).read_bytes() == whole[:left]
+    (tmp_path / name).unlink()
+    assert stopped(tmp_path, 0)[1]["epoch"].tolist() == [1, 2]
+
+
 def test_a_finished_run_is_loaded_and_trained_no_more(tmp_path):
     done, history = trained(tmp_path)
     epochs = []
@@ -382,6 +496,7 @@ def _train_shared(folder, p: Preset = SHARED, die_in: int = -1) -> None:
 
 def _join_and(work, *given) -> None:
     processes.join("cpu")
+    training.PAUSE, training.LOOK = -1.0, 1  # the state is kept after every step
     work(*given)
 
 
@@ -426,13 +541,14 @@ def test_a_killed_process_ends_the_job_and_the_training_goes_on(tmp_path):
         processes.start(2, _join_and, _train_shared, tmp_path / "cut", SHARED, 3)
     place = tmp_path / "cut" / "2 processes" / "plain"
     assert len(pd.read_csv(place / "history.csv")) == 1  # it was in the second epoch
+    assert (place / "epoch.pt").exists()  # and in its second step
     processes.start(2, _join_and, _train_shared, tmp_path / "cut")
     processes.start(2, _join_and, _train_shared, tmp_path / "whole")
     cut, whole = (
         torch.load(tmp_path / name / "2 processes" / "rank0.pt", weights_only=True)
         for name in ("cut", "whole")
     )
-    assert cut["seen"] == whole["seen"][2:]  # from the second epoch on
+    assert cut["seen"] == whole["seen"][3:]  # from its second step on
     assert all(torch.equal(cut["plain"][k], v) for k, v in whole["plain"].items())
 
 

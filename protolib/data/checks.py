@@ -12,6 +12,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from protolib import files, keys
+from protolib import caches, files, keys
 from protolib.data import patchcheck, pictures, regions, specs
 from protolib.data.specs import SPLITS, DatasetSpec, Layout
 
@@ -130,9 +131,10 @@ def guard(
     """The layouts of a folder, once every file of it was checked: all that `check` finds, before
     any work.
 
-    A folder is read once: what was found stands in `cache`, where one is given, under a hash of its
-    files' names, sizes and times. Warns of defects that leave numbers right (HARMLESS). Raises
-    ValueError for any other, and as specs.check_layout does.
+    A folder is read once by each user: what was found stands in caches.own() under a hash of its
+    files' names, sizes and times. Warns of defects that leave numbers right (HARMLESS), once a
+    process, and once for all where `cache` is the same. Raises ValueError for any other, and as
+    specs.check_layout does.
     """
     layouts = specs.check_layout(spec, root)
     place = repr(spec), os.path.abspath(root)
@@ -142,15 +144,30 @@ def guard(
     if record and record.is_file():
         _guarded.setdefault(key, "")
     if key not in _guarded:
-        report = check(spec, root)
-        if wrong := [row for row in report.rows if row.kind not in HARMLESS]:
-            raise ValueError(_refusal(spec, report, wrong))
-        _guarded[key] = _summary(report)
+        _guarded[key] = _found(spec, Path(os.path.abspath(root)), key)
         if _guarded[key]:
             warnings.warn(f"{_guarded[key]}; {_all(spec, root)}", stacklevel=3)
     if record and not record.is_file():
         files.write_json(record, {"warned": _guarded[key]})
     return layouts
+
+
+def _found(spec: DatasetSpec, root: Path, key: str) -> str:
+    """What a sound folder is warned of, from this user's record of it or from its files."""
+    kept = caches.own() / "checked" / f"{keys.digest(repr(spec), str(root))[:16]}.json"
+    known = files.read_json(kept) if kept.is_file() else {}
+    if known.get("key") == key:
+        return known["warned"]
+    report = check(spec, root)
+    if wrong := [row for row in report.rows if row.kind not in HARMLESS]:
+        raise ValueError(_refusal(spec, report, wrong))
+    warned = _summary(report)
+    with suppress(OSError, ValueError):  # what cannot be kept costs another reading, no more
+        files.write_json(kept, {"root": str(root), "key": key, "warned": warned})
+        for other in kept.parent.glob("*.json"):
+            if not os.path.isdir(files.read_json(other)["root"]):
+                other.unlink(missing_ok=True)  # of a folder that is gone
+    return warned
 
 
 def _all(spec: DatasetSpec, root: str | Path) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -664,9 +663,8 @@ def _finish(scratch: Path, spec: DatasetSpec) -> None:
 @contextmanager
 def _appears(root: Path) -> Iterator[Path]:
     """A folder that takes its place when all in it is written; gone on any error."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=".making-") as scratch:
-        made = Path(scratch) / root.name
+    with files.scratch(root.parent) as scratch:
+        made = scratch / root.name
         made.mkdir()
         yield made
         if root.is_dir():

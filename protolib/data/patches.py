@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from protolib import files
 from protolib.data import checks, phantom, pictures, regions
 from protolib.data.specs import (
     SPLITS,
@@ -238,10 +238,8 @@ def _cached(
             f"the cache {folder.name} is damaged ({fault}): it is made again.", stacklevel=3
         )
         shutil.rmtree(folder)
-    cache.mkdir(parents=True, exist_ok=True)
-    # gone with what is in it on any error
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as scratch:
-        made = Path(scratch) / folder.name
+    with files.scratch(cache) as scratch:
+        made = scratch / folder.name
         made.mkdir()
         manifest = make(made)
         manifest["arrays"] = {path.stem: _describe(path) for path in sorted(made.glob("*.npy"))}

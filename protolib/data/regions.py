@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -243,8 +242,8 @@ def _cut_to_disk(
         windows = [max(0, (n - spec.rule.size) // spec.rule.stride + 1) for n in codes.shape]
         # each code in its class's colour
         palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
-        with tempfile.TemporaryDirectory(dir=part.parent, prefix=".making-") as scratch:
-            made, kept = Path(scratch) / "part", 0
+        with files.scratch(part.parent) as scratch:
+            made, kept = scratch / "part", 0
             for folder in ("img", "mask"):
                 (made / folder).mkdir(parents=True)
             for patch in cut_region(pixels, codes, spec):

@@ -130,7 +130,13 @@ class DatasetSpec:
     def __post_init__(self):
         for key, fits, wanted in (
             ("name", re.fullmatch(r"[\w.-]+", self.name), "letters, digits, '-', '_' and '.'"),
-            ("classes", _different(self.classes), "2 to 254 different names"),
+            (
+                "classes",
+                _different(self.classes),
+                "2 to 254 different names"
+                + ": every judged pixel would be of the one, add the rest as a class"
+                * (len(self.classes) == 1),
+            ),
             (
                 "titles",
                 len(self.titles) == self.C and all(map(_is_text, self.titles)),

@@ -7,6 +7,7 @@ fork: each starts in the same state, shares nothing, and can be killed alone. Th
 process that started it, and its kernels with it. `python -m protolib.study.kernels` is the nest.
 """
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -15,13 +16,18 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
 from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
+
+from protolib import files
 
 # what the notebooks import, and what their first steps would
 IMPORTS = (
@@ -128,13 +134,23 @@ class Forked(LocalProvisioner):
         return self.connection_info
 
 
+@cache
+def connections() -> Path:
+    """The folder of this process for its kernels' connection files, which hold keys. It goes when
+    the process ends; where it was killed, when the next one starts."""
+    left = contextlib.ExitStack()
+    atexit.register(left.close)
+    return left.enter_context(files.scratch(tempfile.gettempdir(), "protolib-kernels-"))
+
+
 class Manager(AsyncKernelManager):
     """A kernel manager of notebook clients whose kernels are forked, on Linux: other systems' own
     libraries do not outlive a fork."""
 
     async def _async_pre_start_kernel(self, **kw: Any):
+        self.kernel_id = self.kernel_id or os.urandom(16).hex()
+        self.connection_file = str(connections() / f"{self.kernel_id}.json")
         if self.provisioner is None and sys.platform == "linux":
-            self.kernel_id = self.kernel_id or os.urandom(16).hex()
             self.provisioner = Forked(
                 kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self
             )

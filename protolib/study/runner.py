@@ -108,6 +108,7 @@ def run(
     use_own_kernel()
     threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
     with _held(run_dir):
+        files.sweep(run_dir)  # what a killed run has left
         _point_latest(runs, run_dir)
         print(f"run: {short(run_dir)}, {threads} threads", flush=True)
         status = _execute_all(story, run_dir, record)

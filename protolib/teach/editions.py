@@ -9,7 +9,6 @@ import copy
 import html
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -236,9 +235,8 @@ def write(notebooks: Path, edition: str, out: Path) -> Path:
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ValueError(f"{place} holds something already: pass another folder, or remove it")
     reveal = reveal_files() if edition == "slides" else None
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as scratch:
-        made = Path(scratch) / edition
+    with files.scratch(out) as scratch:
+        made = scratch / edition
         made.mkdir()
         titles = {}
         for path in paths:

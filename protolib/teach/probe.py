@@ -11,6 +11,7 @@ from torch import Tensor
 
 from protolib.bank import Bank
 from protolib.data.patches import PatchDataset
+from protolib.data.regions import WHITE
 from protolib.losses import seen_by
 from protolib.matching import matching_loss
 from protolib.nets.encoders import Encoder
@@ -26,25 +27,37 @@ class Mixed(NamedTuple):
     images: np.ndarray  # (B, H, W, 3) uint8
     masks: np.ndarray  # (B, Hm, Wm) uint8 0..C
     areas: np.ndarray  # (B, C) float in [0, 1]
-    joined: bool  # whether they are halves of two patches, put side by side
+    joined: str  # of what they are halves, put side by side; "" where they are whole
 
 
-def of_several_classes(split: PatchDataset, most: int = 20) -> Mixed:
+def of_several_classes(split: PatchDataset, train: PatchDataset, most: int = 20) -> Mixed:
     """The first patches of a split that show two classes or more, 5 % of the area each.
     Notebook 03.
 
     A set whose patches were cut inside one annotation has none: then halves of its patches are put
     side by side, each with the next one of another class, so that a study has something to study.
+    Where all of them show one and the same class, the halves are those of training patches of one
+    class, whose label is their mask but for what is white.
     """
     C, mixed = split.spec.C, np.flatnonzero(split.labels.sum(1) > 1)[:200]
-    images, masks = split.images[mixed], split.masks[mixed]
-    joined = not (_areas(masks, C) > 0.05).sum(1).max(initial=0) > 1
-    if joined:
-        some = np.flatnonzero(split.labels.any(1))[:most]
-        main = split.labels[some].argmax(1)  # (n,)
-        steps = [np.argmax(np.roll(main, -i) != main[i]) for i in range(len(some))]  # 0: none
-        other = some[(np.arange(len(some)) + steps) % len(some)]
-        images, masks = (_halves(of, some, other) for of in (split.images, split.masks))
+    images, masks, joined = split.images[mixed], split.masks[mixed], ""
+    if not (_areas(masks, C) > 0.05).sum(1).max(initial=0) > 1:
+        joined, source, shown = (
+            f"two {split.split} patches",
+            split,
+            np.flatnonzero(split.labels.any(1)),
+        )
+        if len(set(split.labels[shown].argmax(1))) < 2:
+            joined, source = "two training patches of one class", train
+            shown = train.single_class()
+        main = source.labels[shown].argmax(1)  # (n,)
+        left = np.arange(min(most, len(shown)))
+        right = [(i + np.argmax(np.roll(main, -i) != main[i])) % len(main) for i in left]
+        pair = shown[left], shown[right]
+        images = _halves(*(source.images[rows] for rows in pair))
+        masks = _halves(
+            *(_by_label(source, r) if source is train else split.masks[r] for r in pair)
+        )
     areas = _areas(masks, C)
     several = np.flatnonzero((areas > 0.05).sum(1) > 1)[:most]
     return Mixed(images[several], masks[several], areas[several], joined)
@@ -54,11 +67,17 @@ def _areas(masks: np.ndarray, C: int) -> np.ndarray:
     return np.stack([(masks == c).mean((1, 2)) for c in range(C)], axis=1)  # (n, C)
 
 
-def _halves(of: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _by_label(patches: PatchDataset, rows: np.ndarray) -> np.ndarray:
+    """The masks of patches of one class, as their labels tell them: (n, H, W)."""
+    white = patches.images[rows].min(3) >= WHITE  # (n, H, W)
+    return np.where(white, patches.spec.C, patches.labels[rows].argmax(1)[:, None, None])
+
+
+def _halves(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The left half of some pictures (n, H, W, ...) beside the right half of others."""
-    both = of[left].copy()
+    both = left.copy()
     half = both.shape[2] // 2
-    both[:, :, half:] = of[right][:, :, half:]
+    both[:, :, half:] = right[:, :, half:]
     return both
 
 
