@@ -385,3 +385,11 @@ def test_a_montage_of_nothing_keeps_its_names():
     fig = viz.montage([np.zeros((0, 8, 8, 3), np.uint8)] * 2, ["A", "B"])
     assert [ax.get_ylabel() for ax in fig.axes] == ["A", "B"]
     plt.close(fig)
+
+
+@pytest.mark.parametrize("rows, numbers", [(24, 576), (60, 0)])
+def test_a_heat_map_has_numbers_as_long_as_they_can_be_read(rows, numbers):
+    fig, ax = plt.subplots()
+    viz.heat_map(ax, np.eye(rows), [""] * rows, 3)
+    assert len(ax.texts) == numbers and len(ax.lines) == 2 * (rows // 3 - 1)
+    plt.close(fig)

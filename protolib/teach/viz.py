@@ -200,10 +200,10 @@ def scatter(
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
-    """A square matrix of cosines with its numbers, and lines around blocks of `block`
-    rows. Notebook 02."""
+    """A square matrix of cosines with its numbers, up to 24 rows, and lines around blocks of
+    `block` rows. Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-    for (row, column), value in np.ndenumerate(matrix):
+    for (row, column), value in np.ndenumerate(matrix) if len(matrix) <= 24 else ():
         text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
         colour = "white" if abs(value) > 0.7 else "black"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
