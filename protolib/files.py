@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,6 +41,26 @@ def weights_folder() -> Path:
     """The folder for weights that a person brings, and for those on no hub: PROTOLIB_WEIGHTS or
     ~/.cache/protolib."""
     return Path(os.environ.get("PROTOLIB_WEIGHTS") or "~/.cache/protolib").expanduser()
+
+
+def home_cache() -> Path | None:
+    """The folder of caches in HOME, or that of XDG_CACHE_HOME; None where it cannot be written."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    there = next(place for place in (cache, *cache.parents) if place.exists())
+    return cache if os.access(there, os.W_OK) else None
+
+
+def own_cache() -> Path:
+    """This user's folder for what can be made again: protolib in the caches of HOME; where they
+    cannot be written, a private one in the temporary folder."""
+    if home := home_cache():
+        return home / "protolib"
+    user = getattr(os, "getuid", lambda: "")()
+    own = Path(tempfile.gettempdir(), f"protolib-{user}")
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.is_symlink() or (user != "" and own.stat().st_uid != user):
+        own = Path(tempfile.mkdtemp(prefix="protolib-"))  # somebody else's
+    return own
 
 
 def printed(name: object) -> str:

@@ -20,11 +20,11 @@ def environment():
 @pytest.fixture(autouse=True)
 def checked(tmp_path_factory, monkeypatch):
     """What was found in folders of tests is not kept in HOME."""
-    from protolib import caches
+    from protolib import files
 
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    folder.mkdir(exist_ok=True)
-    monkeypatch.setattr(caches, "_cache", lambda: folder)
+    home = tmp_path_factory.getbasetemp() / "cache"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setattr(files, "home_cache", lambda: home if os.access(home, os.W_OK) else None)
 
 
 @pytest.fixture(scope="session")

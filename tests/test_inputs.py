@@ -26,7 +26,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_download.__main__ import main as data_download
-from protolib import caches
+from protolib import files
 from protolib.__main__ import main as protolib
 from protolib.data import checks, patches, phantom, specs
 
@@ -773,7 +773,7 @@ def test_a_folder_is_checked_once(model, tmp_path, monkeypatch):
     assert len(calls) == 1
     assert len(said[0]) == 1 and said[1] == [] and said[2] == said[0]  # once in each run
 
-    [kept] = (p for p in (caches.own() / "checked").iterdir() if str(root) in p.read_text())
+    [kept] = (p for p in (files.own_cache() / "checked").iterdir() if str(root) in p.read_text())
     mask = sorted((root / "test/mask").iterdir())[0]
     Image.fromarray(np.full((64, 64), 9, np.uint8)).save(mask)
     with pytest.raises(ValueError, match="4096 pixels of 9, no code of mine"):

@@ -369,3 +369,27 @@ def test_what_numba_compiles_is_kept_where_there_is_a_place(monkeypatch):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])  # nowhere to write
     viz.keep_compiled(kept)
     assert kept.double(4) == 8
+
+
+def test_half_is_held_back_by_slides_or_where_these_tell_the_class_by_patches(capsys):
+    slide, owner = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 1, 0, 1, 0, 1])
+    assert viz.held_back(owner, slide).tolist() == [False, False, True, True, False, True]
+    assert capsys.readouterr().out == ""
+    for told in (np.array([0, 1, 0, 1, 0, 1]), np.zeros(6, int)):  # a slide a class; none known
+        found = viz.held_back(owner, told)
+        assert found.tolist() == [False, False, True, True, False, False]
+        assert "every other patch is held back" in capsys.readouterr().out
+
+
+def test_a_montage_of_nothing_keeps_its_names():
+    fig = viz.montage([np.zeros((0, 8, 8, 3), np.uint8)] * 2, ["A", "B"])
+    assert [ax.get_ylabel() for ax in fig.axes] == ["A", "B"]
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("rows, numbers", [(24, 576), (60, 0)])
+def test_a_heat_map_has_numbers_as_long_as_they_can_be_read(rows, numbers):
+    fig, ax = plt.subplots()
+    viz.heat_map(ax, np.eye(rows), [""] * rows, 3)
+    assert len(ax.texts) == numbers and len(ax.lines) == 2 * (rows // 3 - 1)
+    plt.close(fig)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from protolib import caches, files, keys
+from protolib import files, keys
 from protolib.data import patchcheck, pictures, regions, specs
 from protolib.data.specs import SPLITS, DatasetSpec, Layout
 
@@ -131,8 +131,8 @@ def guard(
     """The layouts of a folder, once every file of it was checked: all that `check` finds, before
     any work.
 
-    A folder is read once by each user: what was found stands in caches.own() under a hash of its
-    files' names, sizes and times. Warns of defects that leave numbers right (HARMLESS), once a
+    A folder is read once by each user: what was found stands in files.own_cache() under a hash of
+    its files' names, sizes and times. Warns of defects that leave numbers right (HARMLESS), once a
     process, and once for all where `cache` is the same. Raises ValueError for any other, and as
     specs.check_layout does.
     """
@@ -154,7 +154,7 @@ def guard(
 
 def _found(spec: DatasetSpec, root: Path, key: str) -> str:
     """What a sound folder is warned of, from this user's record of it or from its files."""
-    kept = caches.own() / "checked" / f"{keys.digest(repr(spec), str(root))[:16]}.json"
+    kept = files.own_cache() / "checked" / f"{keys.digest(repr(spec), str(root))[:16]}.json"
     known = files.read_json(kept) if kept.is_file() else {}
     if known.get("key") == key:
         return known["warned"]

@@ -135,7 +135,7 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
 def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
     """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3)
     uint8. Notebooks 01 and 02."""
-    fig, axes = grid(len(rows), max(map(len, rows)), side)
+    fig, axes = grid(len(rows), max(1, *map(len, rows)), side)
     fig.set_figwidth(fig.get_figwidth() + 1)  # for the names
     for own, patches, name in zip(axes, rows, names):
         own[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
@@ -200,10 +200,10 @@ def scatter(
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
-    """A square matrix of cosines with its numbers, and lines around blocks of `block`
-    rows. Notebook 02."""
+    """A square matrix of cosines with its numbers, up to 24 rows, and lines around blocks of
+    `block` rows. Notebook 02."""
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-    for (row, column), value in np.ndenumerate(matrix):
+    for (row, column), value in np.ndenumerate(matrix) if len(matrix) <= 24 else ():
         text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
         colour = "white" if abs(value) > 0.7 else "black"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
@@ -735,6 +735,20 @@ def along_and_across(rows: np.ndarray, first: np.ndarray, second: np.ndarray) ->
     rest = centred - np.outer(centred @ line, line)
     widest = np.linalg.svd(rest - rest.mean(0), full_matrices=False)[2][0]  # (D,)
     return np.stack([centred @ line, rest @ widest], axis=1)
+
+
+def held_back(owner: np.ndarray, slide: np.ndarray) -> np.ndarray:
+    """Which patches to leave out of a space, to look at them through it: (n,) bool. Those of every
+    other slide; where slides do not share their classes, every other patch of each
+    class. Notebook 02.
+
+    owner: (n,) class of each; slide: (n,) int, all alike where none is known.
+    """
+    odd = slide % 2 == 1
+    if all(len(set(odd[owner == c])) == 2 for c in set(owner)):
+        return odd
+    print("not every class is on either half of the slides: every other patch is held back instead")
+    return pd.Series(owner).groupby(owner).cumcount().to_numpy() % 2 == 1
 
 
 def auc_chart(areas: dict[str, list[float]]) -> Figure:
