@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from _pytest.runner import runtestprotocol
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED = 0.95  # the share of mutants that must be killed
@@ -60,6 +61,7 @@ SWAPPED = (
 )
 TWIN = {a: b for pair in SWAPPED.split(", ") for a, b in (pair.split(), reversed(pair.split()))}
 # what gives an array of the same shape: x.detach() -> x, np.abs(x) -> x
+PLACE = "device", "non_blocking", "pin_memory"  # on a CPU they say nothing
 SYMMETRIC = "max", "min", "maximum", "minimum", "allclose", "hypot"
 DROPPED = set(
     "detach abs clamp clamp_min clip sqrt exp log log10 sigmoid softmax log_softmax flip copy "
@@ -124,8 +126,9 @@ def instead(op: ast.AST) -> Iterator[ast.AST]:
 def other_calls(func: ast.expr, args: list, keywords: list) -> Iterator[ast.AST]:
     """The same call without a keyword, with its first arguments swapped, of another function, or
     what it is called on."""
-    for i in range(len(keywords)):
-        yield ast.Call(func, args, keywords[:i] + keywords[i + 1 :])
+    for i, word in enumerate(keywords):
+        if word.arg not in PLACE:
+            yield ast.Call(func, args, keywords[:i] + keywords[i + 1 :])
     called = func.attr if isinstance(func, ast.Attribute) else ast.unparse(func)
     if len(args) > 1 and called not in SYMMETRIC:
         yield ast.Call(func, [args[1], args[0], *args[2:]], keywords)
@@ -213,7 +216,7 @@ class Trial:
             return True
         gc.freeze()  # a fork that looks for rubbish copies all that it looks at
         every, alive = mutants(tree), []
-        for mutant in every:
+        for mutant in tqdm(every, self.module, leave=False, disable=None):  # in a terminal alone
             if self.survives(session.items, tree, mutant):
                 alive.append(mutant)
                 if mutant.name not in self.equivalent:

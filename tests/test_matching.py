@@ -876,3 +876,12 @@ def test_the_loss_of_a_batch_weighs_its_two_terms():
     )
     assert fg > 0 and bg > 0
     torch.testing.assert_close(whole, 0.5 * fg + 3 * bg, rtol=1e-12, atol=0)
+
+
+def test_the_negatives_of_a_background_count_as_a_mean_and_those_of_a_foreground_as_a_sum():
+    prototypes, own = circle(0, 90, 200), torch.tensor([[True, False, False]])
+    fg, bg = matching.batch_terms(circle(30), circle(70), prototypes, own, ~own, tau=0.5)
+    e = lambda degrees: math.exp(math.cos(math.radians(degrees)) / 0.5)
+    assert fg.item() == pytest.approx(math.log1p((e(60) + e(170)) / e(30)), rel=1e-12)
+    # the logarithm of a count is a float32
+    assert bg.item() == pytest.approx(math.log1p(e(70) / ((e(20) + e(130)) / 2)), rel=1e-7)
