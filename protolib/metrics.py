@@ -199,7 +199,9 @@ def boundary_counts(truth, prediction, C: int, ignore: str = "dropped") -> np.nd
     return _shared(pairs)
 
 
-def _banded(t: np.ndarray, p: np.ndarray, C: int, ignore: str, d: int) -> tuple:
+def _banded(
+    t: np.ndarray, p: np.ndarray, C: int, ignore: str, d: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Both masks (B, H, W), 0..C+1, with C+1 wherever a pixel lies in no band or is not judged."""
     last = C - 1 if ignore == "dropped" else C  # the last true value that is judged
     p = np.where(t <= last, p, C + 1)
@@ -279,7 +281,7 @@ def of_groups(truth, prediction, groups, C: int) -> dict[str, dict[str, Counts]]
         of, first = groups[first : first + len(t)], first + len(t)
         white = (t == C).any((1, 2))  # (b,): the others are the same under both rules
         dropped = _banded(t, p, C, "dropped", d)
-        counted = tuple(part.copy() for part in dropped)
+        counted = dropped[0].copy(), dropped[1].copy()
         for part, judged in zip(counted, _banded(t[white], p[white], C, "counted", d)):
             part[white] = judged
         for group in np.unique(of).tolist():
