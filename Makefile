@@ -36,17 +36,16 @@ run: .venv/ready
 	    $(if $(DATASET),--dataset $(DATASET)) $(if $(DATA),--data "$(DATA)") \
 	    $(if $(SEED),--seed $(SEED)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
+# Two processes of one thread each, fed file by file in the order of collection: all notebooks are
+# one file, see tests/conftest.py. More cores: make test ARGS="-n 4".
+TWO = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/ready
-	.venv/bin/python -m pytest $(ARGS)
+	$(TWO) $(ARGS)
 
-# what builds an environment, runs notebooks, kills processes or trains is marked slow; the rest
-# runs in two processes of one thread each, and either one's failure is that of the whole
-QUICK = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -m "not slow" -p no:cacheprovider
-
+# what builds an environment, runs notebooks, kills processes or trains is marked slow
 quick: .venv/ready
-	@$(QUICK) tests/test_[a-m]*.py > .venv/quick.txt & first=$$!; \
-	$(QUICK) tests/test_[n-z]*.py; second=$$?; \
-	wait $$first; first=$$?; cat .venv/quick.txt; exit $$((first + second))
+	$(TWO) -q -m "not slow" -p no:cacheprovider tests
 
 check: .venv/ready
 	.venv/bin/ruff format --check .

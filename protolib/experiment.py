@@ -729,13 +729,10 @@ class Run:
         for index, scores, predicted in self.predictions(method, split, share):
             rows = index.numpy()
             for how, masks in self._close(split, index, scores, predicted).items():
-                for slide in set(slides[rows]):
-                    own = slides[rows] == slide
-                    both = truth.masks[rows[own]], masks[own], C
-                    matrix = metrics.confusion(*both)  # the same under each rule
-                    for rule, sum_ in counted[slide][how].items():
-                        boundary = metrics.boundary_counts(*both, rule)
-                        counted[slide][how][rule] = sum_ + metrics.Counts(matrix, boundary, rule)
+                made = metrics.of_groups(truth.masks[rows], masks, slides[rows], C)
+                for slide, rules in made.items():
+                    for rule, counts in rules.items():
+                        counted[slide][how][rule] += counts
         every = processes.gathered(counted)
         return {
             slide: {

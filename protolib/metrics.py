@@ -192,17 +192,28 @@ def boundary_counts(truth, prediction, C: int, ignore: str = "dropped") -> np.nd
             f"boundary_counts: masks have shape {truth.shape}; "
             "expected (B, H, W): borders need images"
         )
-    last = C - 1 if ignore == "dropped" else C  # the last true value that is judged
     d = band_width(*truth.shape[1:])
     pairs = np.zeros((C + 2, C + 2), np.int64)
     for t, p in _parts(truth, prediction, C):
-        p = np.where(t <= last, p, C + 1)
-        t = np.where(t <= last, t, C + 1)
-        # What is in no band, or not judged, falls into the last row or column.
-        pairs += _tally(np.where(band(t, d), t, C + 1), np.where(band(p, d), p, C + 1), C + 2)
+        pairs += _tally(*_banded(t, p, C, ignore, d), C + 2)
+    return _shared(pairs)
+
+
+def _banded(
+    t: np.ndarray, p: np.ndarray, C: int, ignore: str, d: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks (B, H, W), 0..C+1, with C+1 wherever a pixel lies in no band or is not judged."""
+    last = C - 1 if ignore == "dropped" else C  # the last true value that is judged
+    p = np.where(t <= last, p, C + 1)
+    t = np.where(t <= last, t, C + 1)
+    return np.where(band(t, d), t, C + 1), np.where(band(p, d), p, C + 1)
+
+
+def _shared(pairs: np.ndarray) -> np.ndarray:
+    """Intersection and union of each class, (2, C), from a tally (C+2, C+2) of banded masks."""
     both = np.diag(pairs)
     union = pairs.sum(axis=1) + pairs.sum(axis=0) - both
-    return np.stack([both[:C], union[:C]])
+    return np.stack([both[:-2], union[:-2]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +263,34 @@ class Counts:
         with np.errstate(invalid="ignore"):
             biou = _mean((self.boundary[0] / self.boundary[1])[found["classes_scored"]])
         return {"miou": found.pop("miou"), "fwiou": found.pop("fwiou"), "biou": biou} | found
+
+
+def of_groups(truth, prediction, groups, C: int) -> dict[str, dict[str, Counts]]:
+    """The counts of each group of masks under each rule for ignore: {group: {rule: Counts}}.
+
+    truth, prediction (B, H, W), values and errors as in `confusion`; groups (B,): what each mask
+    belongs to, such as its slide. What `Counts.of` says of a group's masks, but the bands of all
+    are drawn at once, and under the second rule only where a mask holds ignore pixels.
+    """
+    truth, prediction = _masks(truth, prediction, C)
+    groups, d = np.asarray(groups), band_width(*truth.shape[1:])
+    empty = {rule: Counts.none(C, rule) for rule in IGNORE}
+    found = {group: dict(empty) for group in np.unique(groups).tolist()}
+    first = 0
+    for t, p in _parts(truth, prediction, C):
+        of, first = groups[first : first + len(t)], first + len(t)
+        white = (t == C).any((1, 2))  # (b,): the others are the same under both rules
+        dropped = _banded(t, p, C, "dropped", d)
+        counted = dropped[0].copy(), dropped[1].copy()
+        for part, judged in zip(counted, _banded(t[white], p[white], C, "counted", d)):
+            part[white] = judged
+        for group in np.unique(of).tolist():
+            own = of == group
+            matrix = _tally(t[own], p[own], C + 2)[: C + 1, : C + 1]
+            for rule, (a, b) in zip(("dropped", "counted"), (dropped, counted)):
+                boundary = _shared(_tally(a[own], b[own], C + 2))
+                found[group][rule] += Counts(matrix, boundary, rule)
+    return found
 
 
 class Scorer:

@@ -1,10 +1,45 @@
 """What every test may ask for; torch and the hub are loaded by those who do."""
 
+import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's: make test and make quick
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files go to whichever process is free, so that what a file shares is made once; all
+    notebooks are one file, for each goes on with what those before it have trained."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "notebooks" if file.endswith(".ipynb") else file
+
+    return Files(config, log)
+
+
+def pytest_configure(config):
+    """nbval's kernels are forked, as those of a run are: they compute the same, see test_kernels,
+    and none imports again what the first notebook's kernel has imported."""
+    if sys.platform != "linux":
+        return
+    import nbval.kernel
+
+    class Forking(nbval.kernel.KernelManager):
+        async def _async_pre_start_kernel(self, **kw):
+            from protolib.study import kernels
+
+            self.kernel_id = os.urandom(16).hex()
+            own = dict(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+            self.provisioner = kernels.Forked(**own)
+            return await super()._async_pre_start_kernel(**kw)
+
+    nbval.kernel.KernelManager = Forking
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +81,17 @@ def read(tmp_path_factory) -> Callable[..., list[dict]]:
         return ledger.read(folder)
 
     return of
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    """The phantom's patches are drawn once for a module whose tests ask for the same ones, each in
+    a cache of its own; they are not what it tests."""
+    from protolib.data import phantom
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "draw", functools.cache(phantom.draw))
+        yield
 
 
 @pytest.fixture

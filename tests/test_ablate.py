@@ -25,7 +25,7 @@ from protolib.__main__ import TABLES, main
 from protolib.data import phantom, specs
 from protolib.study import ablate, cluster, grid, ledger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
 NAMES = ("preset", "dataset", "data_root", "run_dir", "device", "method", "cache")
 PARAMETERS = "\n".join([f"{name} = ''" for name in NAMES] + ["seed = 0", "settings = {}"])
 # leaves made-up scores, and slides that bear the name of the fold
@@ -84,6 +84,15 @@ def enter(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for name in ("JUPYTER_PATH", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
+
+
+def drawn(project, seeds):
+    """Put the patches of these seeds where a command in a process of its own finds them."""
+    home = project / "runs" / "ablations"
+    for seed in seeds:
+        run = experiment.Run("smoke", run_dir=home, seed=seed, device="cpu")
+        for split in specs.SPLITS:
+            run.data(split)
 
 
 def command(*more):
@@ -153,8 +162,8 @@ def test_every_run_is_made_once_for_all_its_tables_and_its_numbers_kept(project,
     ]
 
 
-@pytest.mark.slow
 def test_killed_three_times_it_goes_on_and_makes_no_finished_run_again(project):
+    drawn(project, range(3))
     wanted = [sys.executable, "-m", "protolib", *command("table5", "--seeds", "0,1,2")]
     for finished in (1, 2, 2):  # the n-th line of a finished run, then SIGKILL
         with subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True) as process:
@@ -176,8 +185,8 @@ def test_killed_three_times_it_goes_on_and_makes_no_finished_run_again(project):
     assert max(after.values()) <= 4 and sum(after.values()) <= 9 + 3 * 2
 
 
-@pytest.mark.slow
 def test_an_interrupt_ends_at_once_with_all_that_was_started(project):
+    drawn(project, range(3))
     wanted = [sys.executable, "-m", "protolib", *command("table5", "--seeds", "0,1,2")]
 
     def heed():  # a shell in the background hands on an ignored one

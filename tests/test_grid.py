@@ -266,7 +266,7 @@ def test_other_code_is_another_key_and_base(small, monkeypatch):
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(tmp_path, monkeypatch, drawn_once):
     p = replace(presets.preset("smoke"), name="tiny", patches=(64, 8, 8), N=3, tta="none")
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(p, epochs=2))
     return Run("tiny", run_dir=tmp_path, device="cpu")

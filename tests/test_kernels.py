@@ -11,7 +11,10 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
+from jupyter_client import AsyncKernelManager
 
+from protolib import files
 from protolib.study import kernels, runner
 
 pytestmark = [
@@ -95,6 +98,44 @@ def test_connection_files_stand_in_a_private_folder_of_the_process(said, tmp_pat
     assert folder == kernels.connections() and lock.name == f"{folder.name}.lock"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.iterdir()) == []  # its kernel has ended
+
+
+def told(cell) -> list[dict]:
+    """What a cell shows by kind of output, but bars, each of which has a name of its own."""
+    found = [output.get("data", {}) for output in cell.get("outputs", [])]
+    return [data for data in found if data and not any("widget" in kind for kind in data)]
+
+
+def test_a_forked_kernel_computes_what_a_plain_one_does(tmp_path, monkeypatch, root):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("JUPYTER_PATH", os.environ.get("JUPYTER_PATH", ""))
+    runner.use_own_kernel()
+    asked = {"preset": "smoke", "device": "cpu", "settings": {"patches": [48, 4, 8]}}
+    made, shown, weights = [], [], []
+    for name, kind in (("forked", kernels.Manager), ("plain", AsyncKernelManager)):
+        own = tmp_path / name
+        own.mkdir()
+        done = papermill.execute_notebook(
+            root / "notebooks" / "one_run.ipynb",
+            own / "one_run.ipynb",
+            asked | {"run_dir": str(own)},
+            cwd=own,
+            kernel_name="python3",
+            progress_bar=False,
+            config=runner.KERNEL,
+            kernel_manager_class=kind,
+            shutdown_kernel="immediate",
+        )
+        made.append(files.read_json(own / "made.json"))
+        shown.append([data for cell in done.cells for data in told(cell)])
+        file = own / "pbip_stage1" / "checkpoint.pt"
+        weights.append(torch.load(file, weights_only=True)["net"])
+    for one in made:
+        assert one.pop("seconds") > 0 and one.pop("peak_rss_mb") > 0
+    assert made[0] == made[1] and shown[0] == shown[1]  # to the last digit, and to the pixel
+    assert any("image/png" in data for data in shown[0])
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 ORPHAN = """

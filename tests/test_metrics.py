@@ -345,6 +345,26 @@ def test_boundary_refuses_masks_without_images():
         boundary_counts(TRUTH[0], PREDICTION[0], 2)
 
 
+@pytest.mark.parametrize("chunk", [metrics.CHUNK, 2 * 48 * 48])
+def test_groups_are_counted_as_each_would_be_alone(chunk, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    truth, prediction = blobs(6, 4, n=7, cell=16).astype(int), blobs(7, 5, n=7)
+    truth[::3, :20] = 4  # ignore, in some masks alone
+    truth[1, 30:] = 255
+    groups = ["b", "a", "a", "b", "c", "a", "b"]
+    found = metrics.of_groups(truth, prediction, groups, 4)
+    assert list(found) == ["a", "b", "c"] and all(
+        list(of) == list(metrics.IGNORE) for of in found.values()
+    )
+    for group, rules in found.items():
+        own = np.array(groups) == group
+        for rule, counts in rules.items():
+            wanted = Counts.of(truth[own], prediction[own], 4, rule)
+            assert counts.ignore == rule and wanted.matrix.any() and wanted.boundary.any()
+            np.testing.assert_array_equal(counts.matrix, wanted.matrix)
+            np.testing.assert_array_equal(counts.boundary, wanted.boundary)
+
+
 def test_gate_closes_absent_classes_only():
     given = torch.arange(8.0).reshape(2, 2, 1, 2)
     labels = torch.tensor([[1, 0], [0, 0]])

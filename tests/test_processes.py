@@ -151,6 +151,7 @@ def test_the_gradient_of_all_is_that_of_one(tmp_path, n):
 
 @pytest.mark.slow
 @gloo
+@pytest.mark.usefixtures("drawn_once")
 def test_two_processes_make_what_one_makes(tmp_path):
     one, two = (Run(TINY, run_dir=tmp_path / name, device="cpu") for name in ("one", "two"))
     two.processes = 2

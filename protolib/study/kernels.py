@@ -34,6 +34,7 @@ IMPORTS = (
     "ipykernel.kernelapp matplotlib.pyplot pandas torch._dynamo accelerate timm "
     "protolib.experiment protolib.study.ledger protolib.study.figures"
 ).split()
+COLUMNS = 20  # of a table, as pandas shows them in a kernel
 INLINE = "module://matplotlib_inline.backend_inline"  # as a kernel sets it
 
 
@@ -166,6 +167,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in IMPORTS:
         importlib.import_module(name)
+    # pandas looks around when it is imported: no kernel yet, so a terminal, and wide tables are cut
+    sys.modules["pandas"].set_option("display.max_columns", COLUMNS)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
