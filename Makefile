@@ -27,7 +27,7 @@ endif
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick check lab site browser offline notebooks clean
+.PHONY: run test quick check lab site browser offline notebooks badges clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
@@ -99,8 +99,12 @@ notebooks: .venv/ready
 	.venv/bin/python -c "$$DROP_WIDGETS"
 	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
-	.venv/bin/python -c "$$STAMP"
+	$(MAKE) badges
 	$(STRIP) notebooks/*.ipynb
+
+# after a change of the address in pyproject.toml: badges and first cells say the new one
+badges: .venv/ready
+	.venv/bin/python -c "$$STAMP"
 
 STRIP = .venv/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
     metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution"

@@ -199,6 +199,40 @@ def scatter(
     ax.legend(fontsize=8, handletextpad=0.2)
 
 
+def neighbours(
+    points: np.ndarray,
+    classes: np.ndarray,
+    marks: np.ndarray,
+    near: np.ndarray,
+    images: np.ndarray,
+    spec: DatasetSpec,
+) -> Figure:
+    """A patch of the bank and those nearest to it: where they lie among all, and what they look
+    like. Notebook 02.
+
+    points: (n, 2) float; classes, marks: (n,) int, class and sub-class from 0; near: (m,) rows of
+    points, the patch first, m up to 6; images: (m, H, W, 3) uint8, of near.
+    """
+    places = [["all", "0", "1", "2"], ["all", "3", "4", "5"]]
+    fig, axes = plt.subplot_mosaic(
+        places, figsize=(9.6, 4), width_ratios=(3.2, 1, 1, 1), layout="constrained"
+    )
+    names = [f"sub-class {k + 1}" for k in range(marks.max() + 1)]
+    scatter(axes["all"], points, classes, marks, spec, names)
+    axes["all"].set(xticks=[], yticks=[])
+    look = dict(ha="center", va="center", fontsize=10, weight="bold", zorder=5)
+    for n in range(6):
+        ax = axes[str(n)]
+        ax.set_axis_off()
+        if n < len(near):
+            i = near[n]
+            ax.imshow(images[n])
+            ax.set_title(f"{n or 'patch'}: {spec.classes[classes[i]]} {marks[i] + 1}", fontsize=10)
+            ring = dict(boxstyle="circle,pad=0.2", fc="white", ec="black", lw=2 if n == 0 else 1)
+            axes["all"].text(*points[i], n or "P", bbox=ring, **look)
+    return fig
+
+
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
     """A square matrix of cosines with its numbers, and lines around blocks of `block`
     rows. Notebook 02."""
@@ -656,6 +690,34 @@ def boundary(image: np.ndarray, regions: Sequence, bands: Sequence, heads: Seque
     handles = [Patch(fc=tones(k), ec="black") for k in (1, 2, 3)]
     names = ("both", "truth only", "mask only")
     fig.legend(handles, names, loc="outside lower right", ncols=3, frameon=False)
+    return fig
+
+
+def protocol_panel(
+    image: np.ndarray, masks: Sequence[np.ndarray], own: dict, usual: dict, spec: DatasetSpec
+) -> Figure:
+    """A patch as a protocol judges it, and the IoU of each class beside that of the usual protocol.
+    Notebook 06.
+
+    image: (H, W, 3) uint8; masks: truth and prediction, (Hm, Wm) uint8 each, white where nothing is
+    judged; own, usual: what metrics.Scorer.result returns.
+    """
+    fig, axes = plt.subplots(
+        1, 4, figsize=(10, 2.9), width_ratios=(1, 1, 1, 1.9), layout="constrained"
+    )
+    axes[0].imshow(image)
+    for ax, mask in zip(axes[1:3], masks):
+        ax.imshow(mask_rgb(mask, spec), interpolation="nearest")
+        letter_regions(ax, mask, spec)
+    for ax, head in zip(axes, ("image", "truth", "mask, as judged")):
+        ax.set(title=head, xticks=[], yticks=[])
+    chart, places, inks = axes[3], np.arange(spec.C), colours(spec)[:-1]
+    chart.bar(places, 100 * np.array(own["iou"]), color=inks, edgecolor="black", width=0.7)
+    line = 100 * np.array(usual["iou"])
+    chart.hlines(line, places - 0.45, places + 0.45, color="black", lw=3)
+    chart.set_xticks(places, spec.classes)
+    chart.set(ylim=(0, 100), ylabel="IoU (%)", xlabel="line: predicted, dropped")
+    chart.set_title(f"mIoU {100 * own['miou']:.1f} %; usual: {100 * usual['miou']:.1f} %")
     return fig
 
 
