@@ -123,7 +123,9 @@ LOCKED  = .venv/cpu.lock
 BACKEND = --torch-backend cpu
 LOCK    = sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock > .venv/versions.txt && \
     .venv/bin/uv pip compile pyproject.toml --quiet --all-extras --generate-hashes $(BACKEND) \
-    --python .venv/bin/python --constraints .venv/versions.txt --output-file $(LOCKED)
+    --python .venv/bin/python --constraints .venv/versions.txt --output-file $(LOCKED) \
+    || { echo "CPU=1 takes torch from PyTorch's own package index, and that failed as said above;" \
+    "where it cannot be reached, run make without CPU=1: 4 GB of disk more." >&2; exit 1; }
 endif
 
 # .venv/ready is written last, so an install that was interrupted starts again.

@@ -291,7 +291,7 @@ def test_slides_turn_by_the_keys_of_the_browser_and_fit_the_screen(page, pages):
         page.screenshot(path=SHOTS / f"slide-{n + 1:02}.png")
     page.keyboard.press("PageUp")
     _wait(lambda: page.evaluate(shown) == pytest.approx(sum(heights[:10]), abs=0.02), 5)
-    assert sum(height > 1.01 for height in heights) <= 0.05 * len(heights)
+    assert sum(height > 1.01 for height in heights) <= 0.1 * len(heights)  # those scroll
     sheets = page.pdf(path=SHOTS / "slides.pdf", prefer_css_page_size=True)
     assert len(re.findall(rb"/Type\s*/Page\b", sheets)) == len(heights)
 

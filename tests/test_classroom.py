@@ -75,7 +75,11 @@ def test_a_student_finds_no_line_of_a_solution(out):
 
 
 def test_a_student_finds_every_stub_and_every_other_cell_as_it_was(out):
+    """The stubs and checks of all exercises; tests/test_exercises.py runs them as they stand here:
+    each fails as a stub and passes with its solution."""
+    found = []
     for name, book in read(out / "student").items():
+        found += filter(None, map(editions.exercise_of, book.cells))
         kept = [c for c in SOURCE[name].cells if not editions.tagged(c, "solution")]
         assert [c.id for c in book.cells] == [c.id for c in kept]
         for mine, theirs in zip(book.cells, kept):
@@ -87,6 +91,7 @@ def test_a_student_finds_every_stub_and_every_other_cell_as_it_was(out):
         stubs = [c for c in book.cells if editions.tagged(c, "exercise")]
         assert all(c.source.endswith("raise NotImplementedError") for c in stubs)
         nbformat.validate(book)
+    assert sorted(found) == sorted(exercises.ALL)
 
 
 def test_an_edition_is_zipped_with_a_page_to_start_from(out):
@@ -204,9 +209,11 @@ def test_slides_ask_for_nothing_and_hold_figures_and_no_code(decks):
     assert not soup.find_all(["script", "iframe", "object", "input"])
     assert not soup.select("link:not([href^='data:']), img:not([src^='data:'])")
     assert "@import" not in page and "url(" not in page
-    assert len(soup.select("section")) > 60 and page.count("data:image/jpeg") >= 8
+    assert len(soup.select("section")) > 30 and page.count("data:image/jpeg") >= 8
     assert "def draw_toy" not in page and "_solution" not in page and not soup.select(".highlight")
-    assert len(soup.select("section.question")) == len(re.findall(r"\*\*Question", story("03")))
+    assert len(soup.select("section.question")) == len(
+        re.findall(r"(?m)^\*\*Question", story("03"))
+    )
     assert all(image["alt"] for image in soup.find_all("img"))
 
 

@@ -23,6 +23,7 @@ MINUTES = 6  # a learner needs for a point of an exercise; our estimate, not mea
 WORDS = 180  # read in a minute, of prose that explains
 # beside the notebooks: what they link to, and what they read
 PAGES, READ = "docs/*.md", "results/*.json"
+ENDS = ("imports", "free")  # cells that say versions and memory
 
 
 def tagged(cell: NotebookNode, tag: str) -> bool:
@@ -107,18 +108,27 @@ def timing(book: NotebookNode) -> str:
 
 
 def slides(book: NotebookNode) -> NotebookNode:
-    """A cell for each slide: a heading with its text, a question, what a cell showed; no code, no
-    checks and no solutions. Exercises keep their text."""
+    """Headings, questions and what cells showed, each a cell of its own, and the words between; no
+    code, no checks and no solutions. Exercises keep their text."""
     cells = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
             parts = re.split(r"(?m)^(?=#{1,3} |\*\*Question)", cell.source)
             cells += [new_markdown_cell(part) for part in parts if part.strip()]
-        elif not tagged(cell, "solution") and not tagged(cell, "check"):
-            shown = [o for o in cell.get("outputs", []) if o.output_type != "stream"]
-            cells += [new_code_cell(outputs=[output]) for output in shown if not _code(output)]
+        elif cell.id not in ENDS and not tagged(cell, "solution") and not tagged(cell, "check"):
+            slide: list[NotebookNode] = []  # with one picture at most
+            for output in filter(lambda output: not _code(output), cell.get("outputs", [])):
+                if _picture(output) and any(map(_picture, slide)):
+                    cells.append(new_code_cell(outputs=slide))
+                    slide = []
+                slide.append(output)
+            cells += [new_code_cell(outputs=slide)] if slide else []
     book.cells = cells
     return book
+
+
+def _picture(output: NotebookNode) -> bool:
+    return bool({"image/png", "image/jpeg"} & set(output.get("data", {})))
 
 
 def _code(output: NotebookNode) -> bool:
@@ -151,19 +161,19 @@ h1 { font-size: 2.2em; line-height: 1.2; }
 h2 { font-size: 1.7em; line-height: 1.2; }
 h3 { font-size: 1.4em; }
 a { color: #0a58a8; }
-img { max-width: 100%; max-height: 84vh; }
+img { max-width: 100%; max-height: 66vh; }
 img.math { display: inline; max-width: none; }
 p.math { text-align: center; max-width: none; overflow-x: auto; }
-section > p:only-child > img { display: block; margin: auto; min-height: 50vh; max-width: 86vw;
-                               object-fit: contain; }
+section > p > img:only-child:not(.math) { min-height: 40vh; object-fit: contain; }
 .question { font-size: 1.5em; background: #f5f7f9; }
 code { font: .88em ui-monospace, monospace; }
-pre { overflow: auto; max-height: 80vh; }
-.wide { overflow: auto; max-height: 84vh; }
+pre { overflow: auto; max-height: 40vh; }
+.wide { overflow: auto; max-height: 66vh; }
 table { border-collapse: collapse; font-size: .85em; overflow-wrap: normal; }
 th, td { padding: .3em .8em; border-bottom: 1px solid #d5dae0; text-align: left; }
 @page { size: A4 landscape; margin: 0; }
 @media print {
+  body { font-size: 9pt; }
   section { break-after: page; break-inside: avoid; height: 100vh; border: 0; }
 }
 </style>
@@ -178,12 +188,16 @@ $body
 
 
 def deck(book: NotebookNode) -> str:
-    """The HTML of slides, a section each; figures and formulas are in it."""
+    """The HTML of slides: a heading, a question or what a cell showed begins one, with the words
+    that follow; figures and formulas are in it."""
     sections = []
     for cell in book.cells:
         kind = ' class="question"' if cell.source.startswith("**Question") else ""
-        body = site.notebook(new_notebook(cells=[cell]), code=False)
-        sections.append(f"<section{kind}>\n{body.strip()}\n</section>")
+        body = site.notebook(new_notebook(cells=[cell]), code=False).strip()
+        if cell.cell_type == "code" or kind or cell.source.startswith("#") or not sections:
+            sections.append(f"<section{kind}>\n{body}\n</section>")
+        else:
+            sections[-1] = sections[-1].replace("</section>", f"{body}\n</section>")
     return "\n".join(sections)
 
 

@@ -212,7 +212,7 @@ def _exporter(code: bool) -> HTMLExporter:
     exporter = HTMLExporter(
         template_name="basic", template_file="page", extra_loaders=[DictLoader({"page": CELLS})]
     )
-    exporter.exclude_input = not code
+    exporter.exclude_input, exporter.exclude_output_prompt = not code, True
     exporter.register_filter("page_markdown", markdown)
     exporter.register_filter("page_table", _table)
     exporter.register_filter("page_image", _image)
