@@ -173,7 +173,7 @@ def sheet(
     ax: Axes, rows: Sequence[Sequence[np.ndarray]], gap: float = 0.08
 ) -> list[tuple[int, int]]:
     """Pictures of one size side by side on one pair of axes, framed: a control cannot wait for
-    dozens of axes. Notebook 05.
+    dozens of axes.
 
     rows: pictures (H, W, 3) float in [0, 1]; gap: between them, a share of the height. Returns x
     and y of each picture's corner, row after row.
