@@ -142,7 +142,7 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
     return fig, axes
 
 
-def name_rows(axes: Sequence[Axes], names: Sequence[str]) -> None:
+def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names at the left of the rows of a grid, level and with room to be read; long ones in several
     lines. Notebook 04.
 
@@ -512,8 +512,9 @@ def mask_rows(
     left = 0.1 * max(len(part) for name in lines for part in name.splitlines())  # inches
     above = 0.25 * max(title.count("\n") + 1 for title in masks)
     size = 1.6 * (1 + len(masks)) + left, 1.6 * n + above + 0.5
-    fig, ax = plt.subplots(figsize=size, layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # it counts a little less than words take
+    fig, ax = plt.subplots(figsize=size)
+    # it counts a little less than words take
+    fig.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
     own = [[_resized(mask, (H, W)) for mask in row] for row in zip(*masks.values())]
     rows = [
         [image / 255, *(mask_rgb(mask, spec) for mask in row)] for image, row in zip(images, own)
