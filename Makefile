@@ -29,7 +29,7 @@ endif
 export PYTHONPYCACHEPREFIX = $(CURDIR)/.venv/pycache
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick check lab site browser mutants fuzz soak offline notebooks clean
+.PHONY: run test quick check lab site browser mutants fuzz soak offline notebooks badges clean
 
 run: .venv/ready
 	.venv/bin/python -m protolib run $(if $(PRESET),--preset $(PRESET)) \
@@ -112,8 +112,12 @@ notebooks: .venv/ready
 	.venv/bin/python -c "$$DROP_WIDGETS"
 	.venv/bin/jupyter nbconvert --to notebook --inplace --TagRemovePreprocessor.enabled=True \
 	    --TagRemovePreprocessor.remove_all_outputs_tags=nbval-ignore-output notebooks/*.ipynb
-	.venv/bin/python -c "$$STAMP"
+	$(MAKE) badges
 	$(STRIP) notebooks/*.ipynb
+
+# after a change of the address in pyproject.toml: badges and first cells say the new one
+badges: .venv/ready
+	.venv/bin/python -c "$$STAMP"
 
 STRIP = .venv/bin/nbstripout --keep-output --keep-count --keep-id --extra-keys "metadata.papermill \
     metadata.widgets metadata.language_info cell.metadata.papermill cell.metadata.execution"
@@ -132,7 +136,9 @@ LOCKED  = .venv/cpu.lock
 BACKEND = --torch-backend cpu
 LOCK    = sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock > .venv/versions.txt && \
     .venv/bin/uv pip compile pyproject.toml --quiet --all-extras --generate-hashes $(BACKEND) \
-    --python .venv/bin/python --constraints .venv/versions.txt --output-file $(LOCKED)
+    --python .venv/bin/python --constraints .venv/versions.txt --output-file $(LOCKED) \
+    || { echo "CPU=1 takes torch from PyTorch's own package index, and that failed as said above;" \
+    "where it cannot be reached, run make without CPU=1: 4 GB of disk more." >&2; exit 1; }
 endif
 
 # .venv/ready is written last, so an install that was interrupted starts again.

@@ -1,10 +1,11 @@
 """The kit in a real browser, as a new user has it: `make browser`, and not part of `make test`.
 
 Debian's Chromium, driven by Playwright, opens JupyterLab on copies of the notebooks at preset
-smoke, runs 00 and 02 from the menu, moves a slider of 01, and opens report.html and the site.
+smoke, runs each from the menu, moves every control, and opens report.html, the site and the slides.
 Pictures of all are left in runs/browser/. Nothing but this machine is spoken to.
 """
 
+import json
 import os
 import re
 import shutil
@@ -14,13 +15,14 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from protolib.study import html
-from protolib.teach import desk, site
+from protolib.teach import desk, editions, site
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "runs" / "browser"
@@ -150,8 +152,6 @@ def _book(page, address: str, name: str):
 
 
 def _read(address: str, name: str) -> str:
-    import json
-
     url = f"{address}/api/contents/work/{name}.ipynb?token=secret"
     with urllib.request.urlopen(url) as answer:
         return json.dumps(json.load(answer)["content"])
@@ -169,17 +169,70 @@ def _ran(page, address: str, name: str) -> bool:
     return bool(code[-1].execution_count)
 
 
-@pytest.mark.parametrize("name, minutes", [("00_start_here", 3), ("02_clustering_prototypes", 6)])
-def test_a_notebook_runs_from_the_menu(page, lab, name, minutes):
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+
+
+@pytest.fixture
+def sessions(lab):
+    """Kernels end with their test: nine at once take more memory than a laptop has."""
+    yield
+    for session in json.loads(_asked(f"{lab}/api/sessions?token=secret")):
+        _asked(f"{lab}/api/sessions/{session['id']}?token=secret", "DELETE")
+
+
+def _asked(address: str, method: str = "GET") -> str:
+    with urllib.request.urlopen(urllib.request.Request(address, method=method)) as answer:
+        return answer.read().decode()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_from_the_menu_and_its_controls_change_their_figures(
+    page, lab, sessions, name
+):
     opened(page, lab, name)
     page.screenshot(path=SHOTS / f"{name}-opened.png")
-    book = run_all(page, lab, name, minutes)
+    book = run_all(page, lab, name, 8)
     outputs = [o for c in book.cells if c.cell_type == "code" for o in c.outputs]
     pictures = [o for o in outputs if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
     assert len(pictures) >= 2
     assert all(o.metadata.get("alt") or any(o.metadata.values()) for o in pictures)
     page.locator(".jp-OutputArea img").first.scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / f"{name}-run.png")
+    played = sum("viz.play(" in cell.source for cell in book.cells)
+    assert len(boxes(page, played)) == played
+    for n, box in enumerate(boxes(page, played)):
+        picture, seconds = box.locator("img.widget-image, .widget-image img").last, []
+        for move in moves(box):
+            before, start = picture.get_attribute("src"), time.perf_counter()
+            move()
+            _wait(lambda p=picture, b=before: p.get_attribute("src") != b, 30)
+            seconds.append(time.perf_counter() - start)
+        print(f"{name}, control {n + 1}: " + ", ".join(f"{s:.2f}" for s in seconds) + " s")
+        box.screenshot(path=SHOTS / f"{name}-control-{n + 1}.png")
+
+
+def boxes(page, played: int) -> list:
+    """What viz.play shows: controls over a picture. A cell far from the screen is not there yet."""
+    found = page.locator(".jp-OutputArea .widget-vbox:has(img)")
+    for _ in range(60):
+        if found.count() >= played:
+            break
+        page.locator(".jp-WindowedPanel-outer").first.press("PageDown")
+        page.wait_for_timeout(100)
+    return found.all()
+
+
+def moves(box) -> list:
+    """A move of each control of a box that changes its value."""
+    found = []
+    for handle in box.get_by_role("slider").all():
+        now, most = (float(handle.get_attribute(f"aria-value{of}")) for of in ("now", "max"))
+        found.append(partial(handle.press, "ArrowLeft" if now >= most else "ArrowRight"))
+    for list_ in box.locator("select").all():
+        found.append(partial(list_.select_option, index=1))
+    for buttons in box.locator(".widget-toggle-buttons, .jupyter-widget-toggle-buttons").all():
+        found.append(buttons.locator("button:not(.mod-active)").first.click)
+    return found
 
 
 def test_a_word_of_the_first_notebook_leads_to_the_glossary(page, lab):
@@ -190,25 +243,12 @@ def test_a_word_of_the_first_notebook_leads_to_the_glossary(page, lab):
     page.screenshot(path=SHOTS / "glossary-in-the-lab.png")
 
 
-def test_a_slider_changes_its_figure(page, lab):
-    opened(page, lab, "01_dataset_exploration")
-    run_all(page, lab, "01_dataset_exploration", 5)
-    slider = page.get_by_role("slider").first
-    slider.scroll_into_view_if_needed()
-    picture = page.locator(".widget-image, img.widget-image, .jupyter-widgets img").first
-    before = picture.get_attribute("src")
-    slider.focus()
-    for _ in range(4):
-        page.keyboard.press("ArrowRight")
-    _wait(lambda: picture.get_attribute("src") != before, 30)
-    page.screenshot(path=SHOTS / "01_dataset_exploration-slider.png")
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The site, and the report of the newest run or else of one without notebooks."""
+    """The site, slides, and the report of the newest run or else of one without notebooks."""
     folder = tmp_path_factory.mktemp("pages")
     site.write(ROOT, folder / "site")
+    editions.write(ROOT / "notebooks", "slides", folder)
     runs = sorted((ROOT / "runs").glob("*/report.html"), key=os.path.getmtime)
     report = runs[-1] if runs else None
     if report is None:
@@ -219,10 +259,15 @@ def pages(tmp_path_factory):
         "index": folder / "site" / "index.html",
         "notebook": folder / "site" / "notebooks" / "03_matching_loss.html",
         "glossary": folder / "site" / "docs" / "glossary.html",
+        "slides": folder / "slides" / "notebooks" / "03_matching_loss.html",
+        "start": folder / "slides" / "start here.html",
     }
 
 
-@pytest.mark.parametrize("name", ["report", "index", "notebook", "glossary"])
+PAGES = ("report", "index", "notebook", "glossary", "slides", "start")
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_without_a_server_and_fits_a_phone(page, pages, name):
     page.goto(pages[name].as_uri())
     assert page.locator("h1").count() == 1
@@ -232,6 +277,23 @@ def test_a_page_opens_without_a_server_and_fits_a_phone(page, pages, name):
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=SHOTS / f"{name}-phone.png")
+
+
+def test_slides_turn_by_the_keys_of_the_browser_and_fit_the_screen(page, pages):
+    page.goto(pages["slides"].as_uri())
+    shown = "Math.round(document.documentElement.scrollTop / innerHeight * 100) / 100"
+    high = "[...document.querySelectorAll('section')].map(s => s.offsetHeight / innerHeight)"
+    heights = page.evaluate(high)
+    for n in range(1, 12):
+        page.keyboard.press("PageDown")
+        _wait(lambda n=n: page.evaluate(shown) == pytest.approx(sum(heights[:n]), abs=0.02), 5)
+        page.wait_for_timeout(300)
+        page.screenshot(path=SHOTS / f"slide-{n + 1:02}.png")
+    page.keyboard.press("PageUp")
+    _wait(lambda: page.evaluate(shown) == pytest.approx(sum(heights[:10]), abs=0.02), 5)
+    assert sum(height > 1.01 for height in heights) <= 0.1 * len(heights)  # those scroll
+    sheets = page.pdf(path=SHOTS / "slides.pdf", prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", sheets)) == len(heights)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +314,7 @@ def axe():
     return kept.read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["report", "index", "notebook", "glossary"])
+@pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing_serious(page, pages, axe, name):
     page.goto(pages[name].as_uri())
     page.evaluate(axe)

@@ -43,6 +43,10 @@ def kit(tmp_path):
     return kit
 
 
+def publish(kit, address):
+    (kit / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"\n')
+
+
 def test_a_heading_gets_the_anchor_that_code_hosts_give_it():
     assert site.anchor("Dice is not 2 mIoU / (1 + mIoU)") == "dice-is-not-2-miou--1--miou"
     assert site.anchor("H&amp;E, and <code>code</code>") == "he-and-code"
@@ -61,7 +65,11 @@ def test_links_lead_to_pages_and_others_to_the_repository_or_nowhere(kit, tmp_pa
     site.write(kit, tmp_path / "a")
     index = (tmp_path / "a" / "index.html").read_text()
     assert '<a href="notebooks/00_a.html">one</a> code' in index
-    site.write(kit, tmp_path / "b", "https://example.org/kit")
+    publish(kit, "https://example.org/your_name/kit")  # nobody has said yet
+    site.write(kit, tmp_path / "a")
+    assert (tmp_path / "a" / "index.html").read_text() == index
+    publish(kit, "https://example.org/kit")
+    site.write(kit, tmp_path / "b")
     index = (tmp_path / "b" / "index.html").read_text()
     assert '<a href="https://example.org/kit/blob/main/protolib/bank.py">code</a>' in index
     page = (tmp_path / "b" / "notebooks" / "00_a.html").read_text()
@@ -70,15 +78,16 @@ def test_links_lead_to_pages_and_others_to_the_repository_or_nowhere(kit, tmp_pa
 
 
 def test_a_notebook_is_shown_with_its_outputs_and_the_words_of_its_figures(kit):
-    soup = BeautifulSoup(
-        site.notebook((kit / "notebooks" / "00_a.ipynb").read_text()), "html.parser"
-    )
+    book = nbformat.read(kit / "notebooks" / "00_a.ipynb", as_version=4)
+    soup = BeautifulSoup(site.notebook(book), "html.parser")
     assert [pre.get_text() for pre in soup.select("pre[tabindex]")] == ["<b>\n"]
     figure = soup.select_one("img:not(.math)")
     assert (figure["alt"], figure["src"]) == ('the "idea"', f"data:image/png;base64,{PNG}")
     assert soup.select_one("img.math")["alt"] == "2x"
     assert soup.style is None and soup.td.get_text() == "1 < 2"
     assert soup.select_one("details pre").get_text() == "install()\n"
+    bare = BeautifulSoup(site.notebook(book, code=False), "html.parser")
+    assert bare.select_one("img:not(.math)") == figure and not bare.select(".highlight, details")
 
 
 def test_a_formula_is_a_picture_that_stands_on_the_line():

@@ -1,7 +1,9 @@
 """Colours, letters, pictures and files of the notebooks' figures, by value."""
 
 import io
+import time
 from dataclasses import replace
+from itertools import combinations
 from types import SimpleNamespace
 
 import ipywidgets as widgets
@@ -13,11 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from protolib import bank, metrics, results
 from protolib.data.specs import SPECS
 from protolib.presets import PRESETS
+from protolib.results import METHODS
+from protolib.study import ledger
 from protolib.teach import viz
 
 SPEC = SPECS["phantom"]
@@ -172,6 +177,148 @@ def test_axes_stay_where_they_are_when_a_control_moves():
     control.value = 9
     places = [ax.get_position().bounds for _, ax in drawn]
     assert places[0] == pytest.approx(places[1])
+
+
+# what the notebooks draw, at the sizes of preset quick
+
+RNG = np.random.default_rng(0)
+PATCHES = RNG.integers(0, 256, (6, 112, 112, 3)).astype(np.uint8)
+MASKS = np.kron(RNG.integers(0, SPEC.C + 1, (3, 4, 4)), np.ones((28, 28), int)).astype(np.uint8)
+HEADS = [viz.narrow(title) for title in METHODS.values()]
+
+
+def panel(n=0):
+    scores = [dict(iou=[0.1 * (c + n % 3) for c in range(SPEC.C)], miou=m) for m in (0.4, 0.6)]
+    return viz.protocol_panel(PATCHES[n % 6], MASKS[:2], *scores, SPEC)
+
+
+def explored(n=0):
+    owner, marks = np.arange(140) % SPEC.C, np.arange(140) // SPEC.C % 3
+    points = np.random.default_rng(n).normal(size=(140, 2))
+    near = np.arange(n, n + 6)
+    return viz.neighbours(points, owner, marks, near, PATCHES, SPEC)
+
+
+def monitored(n=0):
+    history = {"loss": np.ones(8)} | {f"IoU {c}": np.full(8, 0.2) for c in SPEC.classes}
+    iou = np.tile(np.linspace(0, 1, 8)[:, None], (3, 1, SPEC.C))
+    band = ledger.Band((0, 1, 2), np.tile([[0.5], [0.2], [0.9]], 8), iou)
+    return viz.monitor(pd.DataFrame(history), n % 9, SPEC, band)
+
+
+def cut(n=0):
+    values = np.kron(RNG.random((8, 8)), np.ones((14, 14)))
+    fig, axes = viz.grid(1, 3, side=2.2)
+    viz.map_and_parts(axes[0], values, values > 0.1 * n, PATCHES[:2] / 255)
+    return fig
+
+
+def laid_over(n=0):
+    fig, axes = viz.grid(1, 2, side=2.6)
+    for ax in axes[0]:
+        ax.imshow(PATCHES[n % 6])
+        viz.outline(ax, MASKS[0] == 0)
+    axes[0, 1].imshow(RNG.random((14, 14)), alpha=0.1 * n, extent=(-0.5, 111.5, 111.5, -0.5))
+    return fig
+
+
+def rows(n=0):
+    columns = dict.fromkeys(("truth", *HEADS), MASKS[[n % 3]])
+    return viz.mask_rows(PATCHES[[n % 6]], columns, SPEC, ["TUM + STR + LYM"])
+
+
+CONTROLLED = (panel, explored, monitored, cut, laid_over, rows)
+
+
+def plain():
+    """A line with its names: 40 to 50 ms of an idle core."""
+    fig, ax = plt.subplots(layout="constrained")
+    ax.plot([0, 1], label="a")
+    ax.set(title="b", xlabel="c", ylabel="d")
+    ax.legend()
+    fig.canvas.draw()
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("draw", CONTROLLED, ids=lambda draw: draw.__name__)
+def test_a_control_is_answered_within_three_plain_figures(draw):
+    """That is 150 ms. Time of the process, the least of some: others compute here as well."""
+    control = widgets.IntSlider(0, min=0, max=9)
+    viz.play(draw, n=control)
+    alone, answered = [], []
+    for value in range(1, 5):
+        start = time.process_time()
+        plain()
+        alone.append(time.process_time() - start)
+        start = time.process_time()
+        control.value = value
+        answered.append(time.process_time() - start)
+    assert min(answered) < 3 * min(alone)
+
+
+def drawn_rows():
+    names = ["46% right\nLYM taken for TUM,\n54% of the pixels", "TUM + STR + LYM + NEC", "STR"]
+    return viz.mask_rows(PATCHES[:3], {"truth": MASKS, "mask": MASKS}, SPEC, names)
+
+
+def drawn_maps():
+    maps = {f"lymphocytes\nPH-val-s03+5{n}": [MASKS[0] == 0, *MASKS, MASKS[0]] for n in range(3)}
+    heads = ["truth", HEADS[0], HEADS[2], HEADS[3], HEADS[4]]
+    return viz.map_grid(maps, heads, "probability of the class")
+
+
+def drawn_bars():
+    table = pd.DataFrame({"near a border": 53.4, "inside": 13.4}, list(METHODS.values()))
+    return viz.hatched_bars(table, "wrong pixels (%)", "Errors near borders and inside")
+
+
+def drawn_curves():
+    live = viz.LivePlot(HEADS[:1] + HEADS[2:5])
+    history = dict(epoch=[1, 2], loss=[3.0, 1.0], classification=[2.0, 0.5], matching=[1.0, 0.5])
+    live.histories = {title: pd.DataFrame(history) for title in live.histories}
+    return live.figure()
+
+
+def drawn_areas():
+    return viz.auc_chart({f"masked image, {n}": [0.5, 0.51] for n in "abc"})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    (*CONTROLLED, drawn_rows, drawn_maps, drawn_bars, drawn_curves, drawn_areas),
+    ids=lambda draw: draw.__name__,
+)
+def test_no_words_of_a_figure_lie_over_others(draw):
+    plt.rcParams["figure.dpi"] = 64  # as in notebooks 04 to 06: text is large beside its axes
+    fig = draw()
+    viz.legible(fig)
+    fig.canvas.draw()
+    words = [
+        text
+        for text in fig.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and _shown(text)
+    ]
+    boxes = [text.get_window_extent().shrunk(0.9, 0.9) for text in words]
+    for (n, a), (m, b) in combinations(enumerate(boxes), 2):
+        assert not a.overlaps(b), f"{words[n].get_text()!r} and {words[m].get_text()!r}"
+    assert len(words) >= 2 or draw is laid_over
+
+
+def _shown(text):
+    """Whether a text is drawn: not those of ticks beyond an axis, or of axes that are off."""
+    ax = text.axes
+    if ax is None or text in (*ax.texts, ax.title):
+        return True
+    axes = [axis for axis in (ax.xaxis, ax.yaxis) if text in axis.findobj(Text)]
+    if not axes or text is axes[0].label:
+        return ax.axison or not axes
+    marked = {
+        of
+        for tick in (*axes[0].get_major_ticks(), *axes[0].get_minor_ticks())
+        for of in (tick.label1, tick.label2)
+        if axes[0].get_view_interval()[0] <= tick.get_loc() <= axes[0].get_view_interval()[1]
+    }
+    return ax.axison and text in marked
 
 
 def test_show_source_is_the_source():

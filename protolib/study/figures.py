@@ -2,6 +2,7 @@
 training's over its epochs."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -69,7 +70,8 @@ def figure(results: Sequence[Mapping], name: str) -> Figure:
     panels = _panels(table, results)
     rows, across = (len(panels), len(columns)) if len(columns) > 1 else (1, len(panels))
     fig = Figure(figsize=(5 * across, 3.8 * rows + 0.4), layout="constrained")
-    fig.suptitle(report.title(table), fontsize=10)
+    wide = int(10 * fig.get_figwidth())  # characters
+    fig.suptitle(textwrap.fill(report.title(table), wide), fontsize=10)
     places = iter(fig.subplots(rows, across, squeeze=False).flat)
     drawn = [curve for _, curves in panels for curve in curves]
     for title, curves in panels:

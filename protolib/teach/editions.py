@@ -4,38 +4,25 @@ An edition is a folder of files and a zip of it, with a page to start from. The 
 repository are the only source: nothing is executed, committed outputs stay.
 """
 
-import base64
-import copy
 import html
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from protolib import files
-from protolib.teach import exercises
+from protolib.teach import exercises, heads, site
 
 MINUTES = 6  # a learner needs for a point of an exercise; our estimate, not measured
 WORDS = 180  # read in a minute, of prose that explains
-REVEAL = "sphinx_revealjs"  # the package that brings reveal.js' own files; its code is not run
-# of it; other themes fetch their fonts from the network
-PARTS = (
-    "LICENSE",
-    "dist/reveal.js",
-    "dist/*.css",
-    "dist/theme/white.css",
-    "dist/theme/fonts/source*/*",
-)
-NO_REVEAL = (
-    "slides: reveal.js is not installed, and slides that fetch it would need a network; it comes "
-    "with a package: .venv/bin/uv pip install --no-deps sphinx-revealjs"
-)
+# beside the notebooks: what they link to, and what they read
+PAGES, READ = "docs/*.md", "results/*.json"
+ENDS = ("imports", "free")  # cells that say versions and memory
 
 
 def tagged(cell: NotebookNode, tag: str) -> bool:
@@ -120,86 +107,97 @@ def timing(book: NotebookNode) -> str:
 
 
 def slides(book: NotebookNode) -> NotebookNode:
-    """A slide for each heading and for each figure, without code; exercises keep their text."""
+    """Headings, questions and what cells showed, each a cell of its own, and the words between; no
+    code, no checks and no solutions. Exercises keep their text."""
     cells = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            parts = re.split(r"(?m)^(?=#{1,3} )", cell.source)
-            cells += [new_markdown_cell(with_pictures(part)) for part in parts if part.strip()]
-        elif not tagged(cell, "solution") and not tagged(cell, "check"):
-            cell.outputs = [o for o in cell.get("outputs", []) if o.output_type != "stream"]
-            if cell.outputs:
-                cells.append(cell)
-    for cell in cells:
-        heading = cell.cell_type == "markdown" and cell.source.startswith("#")
-        kind = "slide" if heading else "subslide"
-        cell.metadata["slideshow"] = {"slide_type": kind}
+            parts = re.split(r"(?m)^(?=#{1,3} |\*\*Question)", cell.source)
+            cells += [new_markdown_cell(part) for part in parts if part.strip()]
+        elif cell.id not in ENDS and not tagged(cell, "solution") and not tagged(cell, "check"):
+            slide: list[NotebookNode] = []  # with one picture at most
+            for output in filter(lambda output: not _code(output), cell.get("outputs", [])):
+                if _picture(output) and any(map(_picture, slide)):
+                    cells.append(new_code_cell(outputs=slide))
+                    slide = []
+                slide.append(output)
+            cells += [new_code_cell(outputs=slide)] if slide else []
     book.cells = cells
     return book
 
 
-FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$", re.DOTALL)
+def _picture(output: NotebookNode) -> bool:
+    return bool({"image/png", "image/jpeg"} & set(output.get("data", {})))
 
 
-def with_pictures(text: str) -> str:
-    """Prose with its formulas as pictures: MathJax comes over the network, matplotlib is here.
-
-    What matplotlib cannot set stays as it is written.
-    """
-    return FORMULA.sub(lambda found: picture(found[1] or found[2]) or found[0], text)
+def _code(output: NotebookNode) -> bool:
+    """Whether an output is a kernel's source, as viz.show_source shows it."""
+    return "text/latex" in output.get("data", {})
 
 
-def picture(formula: str) -> str:
-    """A formula as an inline SVG image, "" where matplotlib does not know a command in it."""
-    from io import BytesIO
+# A page of slides: each a screen high, and a sheet when printed. No script: the browser's own keys
+# turn it, space and page down to the next, page up to the last.
+DECK = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<link rel="icon" href="data:,">
+<style>
+* { box-sizing: border-box; }
+html { scroll-snap-type: y mandatory; }
+body { margin: 0; color: #1b1f24; background: #fff; counter-reset: slide;
+       font: clamp(1rem, .6vw + 1.3vh, 2rem)/1.45 system-ui, sans-serif; }
+section { min-height: 100vh; padding: 5vh 7vw; scroll-snap-align: start; position: relative;
+          display: flex; flex-direction: column; justify-content: center;
+          counter-increment: slide; overflow-wrap: anywhere; border-bottom: 1px solid #d5dae0; }
+section::after { content: counter(slide); position: absolute; right: 2vw; bottom: 2vh;
+                 color: #59626d; font-size: .8em; }
+section > * { margin: .5em 0; max-width: 100%; }
+p, li { max-width: 50em; }
+h1 { font-size: 2.2em; line-height: 1.2; }
+h2 { font-size: 1.7em; line-height: 1.2; }
+h3 { font-size: 1.4em; }
+a { color: #0a58a8; }
+img { max-width: 100%; max-height: 66vh; }
+img.math { display: inline; max-width: none; }
+p.math { text-align: center; max-width: none; overflow-x: auto; }
+section > p > img:only-child:not(.math) { min-height: 40vh; object-fit: contain; }
+.question { font-size: 1.5em; background: #f5f7f9; }
+code { font: .88em ui-monospace, monospace; }
+pre { overflow: auto; max-height: 40vh; }
+.wide { overflow: auto; max-height: 66vh; }
+table { border-collapse: collapse; font-size: .85em; overflow-wrap: normal; }
+th, td { padding: .3em .8em; border-bottom: 1px solid #d5dae0; text-align: left; }
+@page { size: A4 landscape; margin: 0; }
+@media print {
+  body { font-size: 9pt; }
+  section { break-after: page; break-inside: avoid; height: 100vh; border: 0; }
+}
+</style>
+</head>
+<body>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
 
-    from matplotlib.mathtext import math_to_image
 
-    plain = " ".join(formula.replace(r"\qquad", r"\quad").split())
-    drawn = BytesIO()
-    try:
-        math_to_image(f"${plain}$", drawn, dpi=120, format="svg")
-    except ValueError:
-        return ""
-    data = base64.b64encode(drawn.getvalue()).decode()
-    alt = html.escape(formula, quote=True).replace("\n", " ")
-    return f'<img alt="{alt}" src="data:image/svg+xml;base64,{data}" style="display:inline">'
-
-
-# One page of slides as nbconvert makes it, but for what it would fetch: reveal.js is started by a
-# script of its own, not by require.js.
-TEMPLATE = """{%- extends 'reveal/index.html.j2' -%}
-{%- block html_head_js -%}<script src="reveal.js/dist/reveal.js"></script>{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block footer_js -%}
-<script>Reveal.initialize({controls: true, progress: true, hash: true, slideNumber: true,
-width: 1100, height: 760, margin: 0.04});</script>
-<style>.reveal .slides section {font-size: 20px; text-align: left; max-height: 760px;
-overflow-y: auto} .reveal h1, .reveal h2, .reveal h3 {text-transform: none}
-.reveal p img[alt] {margin: 0; vertical-align: middle}</style>
-{%- endblock -%}
-"""
-
-
-def slide_page(book: NotebookNode, name: str) -> str:
-    """The HTML of a notebook's slides; its reveal.js is expected in reveal.js/ beside it."""
-    from nbconvert import SlidesExporter
-
-    exporter = SlidesExporter(
-        raw_template=TEMPLATE, reveal_url_prefix="reveal.js", reveal_theme="white"
-    )
-    exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    return exporter.from_notebook_node(book, resources={"metadata": {"name": name}})[0]
-
-
-def reveal_files() -> Path:
-    """The folder with reveal.js' dist/; raises ValueError where the package is missing."""
-    spec = find_spec(REVEAL)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        folder = Path(place) / "_static" / "revealjs"
-        if (folder / "dist" / "reveal.js").is_file():
-            return folder
-    raise ValueError(NO_REVEAL)
+def deck(book: NotebookNode) -> str:
+    """The HTML of slides: a heading, a question or what a cell showed begins one, with the words
+    that follow; figures and formulas are in it."""
+    sections = []
+    for cell in book.cells:
+        kind = ' class="question"' if cell.source.startswith("**Question") else ""
+        body = site.notebook(new_notebook(cells=[cell]), code=False).strip()
+        if cell.cell_type == "code" or kind or cell.source.startswith("#") or not sections:
+            sections.append(f"<section{kind}>\n{body}\n</section>")
+        else:
+            sections[-1] = sections[-1].replace("</section>", f"{body}\n</section>")
+    return "\n".join(sections)
 
 
 # what each edition makes of a notebook, and what its page says
@@ -215,7 +213,11 @@ EDITIONS: dict[str, tuple[Callable[[NotebookNode], NotebookNode], str]] = {
         "The notebooks with their answers, the time that each takes, and at each exercise the "
         "typical mistakes and what to say.",
     ),
-    "slides": (slides, "Open a page in any browser; no network is needed. F is full screen."),
+    "slides": (
+        slides,
+        "Open a page in any browser; no network is needed. F11 fills the screen, space or page "
+        "down is the next slide, page up the last; printed, each slide is a sheet.",
+    ),
     "answers": (answers, "The exercises with an answer to each; other right answers exist."),
 }
 
@@ -224,32 +226,34 @@ def write(notebooks: Path, edition: str, out: Path) -> Path:
     """Write an edition of all notebooks into the folder out/EDITION and out/EDITION.zip; gives the
     zip.
 
-    notebooks: folder with 0*.ipynb. Nothing that stands there is lost: raises ValueError where the
-    folder of the edition holds anything already, or there is no notebook.
+    notebooks: folder with 0*.ipynb; the pages that they link to and the results that they read
+    stand beside it, in the edition too. Nothing that stands there is lost: raises ValueError where
+    the folder of the edition holds anything already, or there is no notebook.
     """
     change, words = EDITIONS[edition]
-    paths = sorted(notebooks.glob("0*.ipynb"))
-    if not paths:
+    kit = notebooks.parent
+    books = [path.relative_to(kit) for path in sorted(notebooks.glob("0*.ipynb"))]
+    if not books:
         raise ValueError(f"no notebook 0*.ipynb in {notebooks}; pass --notebooks DIR")
     place = out / edition
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ValueError(f"{place} holds something already: pass another folder, or remove it")
-    reveal = reveal_files() if edition == "slides" else None
+    pages = [*books, *(path.relative_to(kit) for path in sorted(kit.glob(PAGES)))]
+    address, titles = heads.published(kit), {}
     with files.scratch(out) as scratch:
         made = scratch / edition
-        made.mkdir()
-        titles = {}
-        for path in paths:
-            book = change(copy.deepcopy(nbformat.read(path, as_version=4)))
-            name = f"{path.stem}.html" if reveal else path.name
-            titles[name] = title(book)
-            content = slide_page(book, titles[name]) if reveal else nbformat.writes(book) + "\n"
-            files.write_text(made / name, content)
-        if reveal:
-            for path in (p for part in PARTS for p in reveal.glob(part) if p.is_file()):
-                copied = made / "reveal.js" / path.relative_to(reveal)
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, copied)
+        for page in pages:
+            text: NotebookNode | str = (kit / page).read_text("utf-8")
+            name = site.place(page) if edition == "slides" else page.as_posix()
+            if page in books:
+                text = change(heads.badged(nbformat.reads(text, as_version=4), address))
+                titles[name] = title(text)
+            put = _as_page if edition == "slides" else _as_it_is
+            files.write_text(made / name, put(text, page, pages, address))
+        if edition == "slides":
+            files.write_text(made / "site.css", site.css())
+        for path in kit.glob(READ) if edition != "slides" else ():
+            files.write_text(made / path.relative_to(kit), path.read_text("utf-8"))
         files.write_text(made / "start here.html", start_page(edition, words, titles))
         if place.exists():
             place.rmdir()
@@ -258,6 +262,40 @@ def write(notebooks: Path, edition: str, out: Path) -> Path:
         for path in sorted(tree(place)):
             archive.write(path, path.relative_to(out), zipfile.ZIP_DEFLATED)
     return out / f"{edition}.zip"
+
+
+def _as_page(text: NotebookNode | str, page: Path, pages: list[Path], address: str) -> str:
+    """The slides of a notebook, or a page of the docs, as HTML."""
+    body = site.markdown(text) if isinstance(text, str) else deck(text)
+    body, _ = site.linked(body, page, pages, address)
+    parts = dict(title=site.title(body, page), body=body)
+    if isinstance(text, NotebookNode):
+        return DECK.substitute(parts)
+    home = '<a href="../start here.html">protolib</a>'
+    return site.PAGE.substitute(parts, nav=home, up="../")
+
+
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def _as_it_is(text: NotebookNode | str, page: Path, pages: list[Path], address: str) -> str:
+    """A notebook, or Markdown, whose links lead to pages of the edition; one to any other file of
+    the kit leads to the repository, or is plain words."""
+
+    def changed(found: re.Match) -> str:
+        words, target = found.groups()
+        path = site.beside(target, page)
+        if path is None or path in pages:
+            return found[0]
+        target = site.away(path, address)
+        return f"[{words}]({target})" if target else words
+
+    if isinstance(text, str):
+        return LINK.sub(changed, text)
+    for cell in text.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(changed, cell.source)
+    return nbformat.writes(text) + "\n"
 
 
 def tree(folder: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ FREE = """# how much memory it took; a kernel that stays open keeps the rest
 from protolib.teach import desk
 
 desk.free(globals())"""
+NOBODY = "your_name"  # no account of a code host can have this name
 MEMORY = re.compile(r"([\d.]+)\s([GM])B\s+of\s+memory")
 
 
@@ -39,6 +40,14 @@ def address(kit: Path) -> str:
     return project["urls"]["Repository"]
 
 
+def published(kit: Path) -> str:
+    """Where pages may link to: the address, or "" while nobody has put it in, or in a folder that
+    does not say."""
+    if not (kit / "pyproject.toml").is_file() or f"/{NOBODY}/" in (place := address(kit)):
+        return ""
+    return place
+
+
 def badges(name: str, published: str) -> str:
     """The line with which a notebook is opened elsewhere. Words, not pictures: a picture would be
     asked for from there at every reading."""
@@ -46,6 +55,19 @@ def badges(name: str, published: str) -> str:
     colab = f"https://colab.research.google.com/github/{path}"
     kaggle = f"https://kaggle.com/kernels/welcome?src=https://github.com/{path}"
     return f"Without installing anything: [open in Colab]({colab}), [open in Kaggle]({kaggle})."
+
+
+def badged(book: NotebookNode, where: str) -> NotebookNode:
+    """A notebook with its badges where they lead somewhere, without them where nobody has said
+    where the kit is published."""
+    if not where:
+        book.cells[0].source = _unbadged(book.cells[0].source)
+    return book
+
+
+def _unbadged(text: str) -> str:
+    lines = (line for line in text.splitlines() if "](https://colab." not in line)
+    return "\n".join(lines).rstrip()
 
 
 def peak(book: NotebookNode) -> float | None:
@@ -65,8 +87,7 @@ def stamp(path: Path, published: str) -> None:
     to half a GB."""
     book = nbformat.read(path, as_version=4)
     title = book.cells[0] if book.cells[0].cell_type == "markdown" else book.cells[1]
-    own = [line for line in title.source.splitlines() if "](https://colab." not in line]
-    text = "\n".join(own).rstrip()
+    text = _unbadged(title.source)
     if (took := peak(book)) is not None:
         text = MEMORY.sub(f"{math.ceil(2 * took) / 2:g} GB of memory", text)
     title.source = f"{text}\n\n{badges(path.stem, published)}"

@@ -15,9 +15,11 @@ import nbformat
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from protolib import files
+from protolib.teach import heads
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -29,7 +31,7 @@ PAGE = Template("""<!doctype html>
 <link rel="stylesheet" href="${up}site.css">
 </head>
 <body>
-<nav aria-label="pages"><a href="${up}index.html">protolib</a>
+<nav aria-label="pages">
 $nav
 </nav>
 <main>
@@ -96,11 +98,11 @@ CELLS = """
 """
 
 
-def write(kit: Path, out: Path, address: str = "") -> list[Path]:
+def write(kit: Path, out: Path) -> list[Path]:
     """Write the site of a kit's folder to `out`, which is made anew; returns its pages.
 
-    address: of the repository, for links to files that are no pages; without one they are plain
-    text. Raises ValueError where `out` holds what no site is.
+    A link to a file that is no page leads to the repository, or is plain words until pyproject.toml
+    says where that is. Raises ValueError where `out` holds what no site is.
     """
     if out.exists() and any(out.iterdir()) and not (out / "site.css").is_file():
         raise ValueError(f"{out} is not empty and no site; give a new folder")
@@ -111,24 +113,36 @@ def write(kit: Path, out: Path, address: str = "") -> list[Path]:
         *sorted((kit / "docs").glob("*.md")),
     ]
     pages = [page.relative_to(kit) for page in pages if page.exists()]
-    files.write_text(
-        out / "site.css", HtmlFormatter(style="xcode").get_style_defs(".highlight") + STYLE
-    )
-    written = []
+    files.write_text(out / "site.css", css())
+    written, address = [], heads.published(kit)
     for page in pages:
         text = (kit / page).read_text("utf-8")
-        body = notebook(text) if page.suffix == ".ipynb" else markdown(text)
+        if page.suffix == ".ipynb":
+            body = notebook(heads.badged(nbformat.reads(text, as_version=4), address))
+        else:
+            body = markdown(text)
         body, pictures = linked(body, page, pages, address)
         for picture in pictures:
             (out / picture).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(kit / picture, out / picture)
-        heading = re.search(r"<h1[^>]*>(.*?)</h1>", body, re.DOTALL)
-        title = re.sub(r"<[^>]*>", "", heading[1]) if heading else page.stem
         up = "../" * (len(page.parts) - 1)
-        nav = "\n".join(_entry(other, page, up) for other in pages[3:])
+        home = f'<a href="{up}index.html">protolib</a>'
+        nav = "\n".join([home, *(_entry(other, page, up) for other in pages[3:])])
         written.append(out / place(page))
-        files.write_text(written[-1], PAGE.substitute(title=title, up=up, nav=nav, body=body))
+        content = PAGE.substitute(title=title(body, page), up=up, nav=nav, body=body)
+        files.write_text(written[-1], content)
     return written
+
+
+def css() -> str:
+    """The style of all pages, site.css."""
+    return HtmlFormatter(style="xcode").get_style_defs(".highlight") + STYLE
+
+
+def title(body: str, page: Path) -> str:
+    """The first heading of a page's HTML, or the name of its file."""
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", body, re.DOTALL)
+    return re.sub(r"<[^>]*>", "", heading[1]) if heading else page.stem
 
 
 def place(page: Path) -> str:
@@ -151,17 +165,14 @@ def linked(body: str, page: Path, pages: list[Path], address: str = "") -> tuple
 
     def changed(found: re.Match) -> str:
         before, target, after, words = found.groups()
-        target = unescape(target)
-        if re.match(r"\w+:|#|//", target):
+        if (path := beside(unescape(target), page)) is None:
             return found[0]
-        name, _, heading = target.partition("#")
-        path = Path(posixpath.normpath((page.parent / name).as_posix()))
         if path in pages:
-            target = posixpath.relpath(place(path), page.parent.as_posix())
-            return f'<a{before}href="{target}{"#" * bool(heading)}{heading}"{after}>{words}</a>'
-        if address:
-            return f'<a{before}href="{address}/blob/main/{path.as_posix()}"{after}>{words}</a>'
-        return words
+            name = posixpath.relpath(place(path), page.parent.as_posix())
+            target = name + "".join(target.partition("#")[1:])
+        elif not (target := away(path, address)):
+            return words
+        return f'<a{before}href="{target}"{after}>{words}</a>'
 
     def kept(found: re.Match) -> str:
         if not re.match(r"\w+:|//", found[1]):
@@ -173,21 +184,35 @@ def linked(body: str, page: Path, pages: list[Path], address: str = "") -> tuple
     return body, pictures
 
 
+def beside(target: str, page: Path) -> Path | None:
+    """The file of the kit to which a link of a page leads; None for the world, or a heading of the
+    page itself."""
+    if re.match(r"\w+:|#|//", target):
+        return None
+    return Path(posixpath.normpath((page.parent / target.partition("#")[0]).as_posix()))
+
+
+def away(path: Path, address: str) -> str:
+    """Where a file of the kit stands in the repository; "" without an address."""
+    return f"{address}/blob/main/{path.as_posix()}" if address else ""
+
+
 def markdown(text: str) -> str:
     """Markdown with mathematics as HTML, headings with the anchors that code hosts give them."""
     return _wide(MarkdownWithMath(renderer=_Renderer(escape=False)).render(text))
 
 
-def notebook(text: str) -> str:
-    """A notebook with its outputs as HTML."""
-    return _exporter().from_notebook_node(nbformat.reads(text, as_version=4))[0]
+def notebook(book: NotebookNode, code: bool = True) -> str:
+    """A notebook with its outputs as HTML, with or without its code."""
+    return _exporter(code).from_notebook_node(book)[0]
 
 
 @cache
-def _exporter() -> HTMLExporter:
+def _exporter(code: bool) -> HTMLExporter:
     exporter = HTMLExporter(
         template_name="basic", template_file="page", extra_loaders=[DictLoader({"page": CELLS})]
     )
+    exporter.exclude_input, exporter.exclude_output_prompt = not code, True
     exporter.register_filter("page_markdown", markdown)
     exporter.register_filter("page_table", _table)
     exporter.register_filter("page_image", _image)

@@ -16,11 +16,15 @@ import numpy as np
 import pandas as pd
 from IPython import get_ipython
 from IPython.display import Code, display
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from protolib import cams, metrics
 from protolib.blocks import Table
@@ -60,10 +64,13 @@ def overlay(
     image: (H, W, 3) uint8; mask: (Hm, Wm) uint8, of any size: each pixel of the image takes the
     mask's nearest.
     """
-    rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(image.shape, mask.shape))
-    return (1 - opacity) * image / 255 + opacity * mask_rgb(
-        mask[np.ix_(rows.astype(int), columns.astype(int))], spec
-    )
+    return (1 - opacity) * image / 255 + opacity * mask_rgb(_resized(mask, image.shape), spec)
+
+
+def _resized(mask: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A mask at a picture's height and width: each pixel takes the nearest of the mask."""
+    rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(shape, mask.shape))
+    return mask[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 def label_text(label: np.ndarray, spec: DatasetSpec) -> str:
@@ -80,9 +87,12 @@ def letters(spec: DatasetSpec) -> list[str]:
     return [c[:enough] for c in spec.classes]
 
 
-def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
+def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec, at: tuple[int, int] = (0, 0)) -> None:
     """Write each class's letters inside its region of a mask, for readers who cannot rely on
-    colour. Notebook 01."""
+    colour. Notebook 01.
+
+    mask: (H, W) of class indices; at: x and y of its corner on the axes, in its pixels.
+    """
     from scipy.ndimage import distance_transform_edt
 
     for c in np.unique(mask[mask < spec.C]):
@@ -91,8 +101,8 @@ def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec) -> None:
         y, x = np.unravel_index(depth.argmax(), depth.shape)
         if depth.max() > 4:
             ax.text(
-                x,
-                y,
+                x + at[0],
+                y + at[1],
                 letters(spec)[c],
                 ha="center",
                 va="center",
@@ -132,18 +142,54 @@ def grid(rows: int, columns: int, side: float = 1.9, **more) -> tuple[Figure, np
     return fig, axes
 
 
+def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
+    """Names at the left of the rows of a grid, level and with room to be read; long ones in several
+    lines. Notebook 04.
+
+    axes: the first of each row.
+    """
+    lines = ["\n".join(textwrap.fill(line, 18) for line in name.splitlines()) for name in names]
+    for ax, name in zip(axes, lines):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    longest = max(len(line) for name in lines for line in name.splitlines())
+    fig = axes[0].figure
+    fig.set_figwidth(fig.get_figwidth() + 0.1 * longest)  # in inches, a tenth a character
+
+
 def montage(rows: list[np.ndarray], names: list[str], side: float = 0.9) -> Figure:
     """One row of patches per name; a row may be short. rows: arrays (n_i, H, W, 3)
     uint8. Notebooks 01 and 02."""
     fig, axes = grid(len(rows), max(1, *map(len, rows)), side)
-    fig.set_figwidth(fig.get_figwidth() + 1)  # for the names
-    for own, patches, name in zip(axes, rows, names):
-        own[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    name_rows(axes[:, 0], names)
+    for own, patches in zip(axes, rows):
         for ax, patch in zip(own, patches):
             ax.imshow(patch)
         for ax in own[len(patches) :]:
             ax.axis("off") if ax is not own[0] else ax.set_frame_on(False)
     return fig
+
+
+def sheet(
+    ax: Axes, rows: Sequence[Sequence[np.ndarray]], gap: float = 0.08
+) -> list[tuple[int, int]]:
+    """Pictures of one size side by side on one pair of axes, framed: a control cannot wait for
+    dozens of axes.
+
+    rows: pictures (H, W, 3) float in [0, 1]; gap: between them, a share of the height. Returns x
+    and y of each picture's corner, row after row.
+    """
+    H, W = rows[0][0].shape[:2]
+    down, across = H + int(gap * H), W + max(2, int(min(gap, 0.08) * W))
+    paper, places = np.ones((down * len(rows), across * max(map(len, rows)), 3)), []
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            x, y = c * across, (r + 1) * down - H  # the gap is above: there are names
+            paper[y : y + H, x : x + W] = picture
+            paper[y : y + H, [x, x + W - 1]] = paper[[y, y + H - 1], x : x + W] = 0
+            places.append((x, y))
+    ax.imshow(paper)
+    ax.axis("off")
+    return places
 
 
 def keep_compiled(*modules: ModuleType) -> None:
@@ -196,7 +242,46 @@ def scatter(
             lw=0.4,
             label=name,
         )
-    ax.legend(fontsize=8, handletextpad=0.2)
+    # below: no place inside is sure to be empty
+    ax.legend(
+        fontsize=8,
+        handletextpad=0.2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=min(3, len(names)),
+        frameon=False,
+    )
+
+
+def neighbours(
+    points: np.ndarray,
+    classes: np.ndarray,
+    marks: np.ndarray,
+    near: np.ndarray,
+    images: np.ndarray,
+    spec: DatasetSpec,
+) -> Figure:
+    """A patch of the bank and those nearest to it: where they lie among all, and what they look
+    like. Notebook 02.
+
+    points: (n, 2) float; classes, marks: (n,) int, class and sub-class from 0; near: (m,) rows of
+    points, the patch first, m up to 6; images: (m, H, W, 3) uint8, of near.
+    """
+    fig, (page, side) = plt.subplots(
+        1, 2, figsize=(9.6, 4), width_ratios=(1, 1), layout="constrained"
+    )
+    scatter(
+        page, points, classes, marks, spec, [f"sub-class {k + 1}" for k in range(max(marks) + 1)]
+    )
+    page.set(xticks=[], yticks=[], xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)")
+    H, W = images.shape[1:3]
+    places = sheet(side, [list(images[:3] / 255), list(images[3:] / 255)], gap=0.25)
+    for n, (i, (x, y)) in enumerate(zip(near, places)):
+        name = f"{n or 'P'}: {spec.classes[classes[i]]} {marks[i] + 1}"
+        side.text(x + W / 2, y - 0.04 * H, name, ha="center", va="bottom", fontsize=10)
+        ring = dict(boxstyle="circle,pad=0.2", fc="white", ec="black")
+        page.text(*points[i], n or "P", ha="center", va="center", weight="bold", bbox=ring)
+    return fig
 
 
 def heat_map(ax, matrix: np.ndarray, names: list[str], block: int) -> None:
@@ -229,13 +314,18 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     places: list = []  # of the axes: to find them takes longest, and axes that stay do not jump
 
     def redraw(_=None) -> None:
-        fig, file = draw(**{name: control.value for name, control in controls.items()}), BytesIO()
+        fig = draw(**{name: control.value for name, control in controls.items()})
         if places and len(places) == len(fig.axes):
             fig.set_layout_engine("none")
             for ax, place in zip(fig.axes, places):
                 ax.set_position(place)
+        fig.set_dpi(90)
         legible(fig)
-        fig.savefig(file, format="jpeg", dpi=90)
+        canvas = FigureCanvasAgg(fig)
+        canvas.draw()  # once: savefig draws twice, to find out how large it all is
+        file = BytesIO()
+        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        drawn.save(file, format="jpeg", quality=85)
         places[:] = [ax.get_position() for ax in fig.axes]
         plt.close(fig)
         picture.value = file.getvalue()
@@ -275,9 +365,10 @@ def legible(fig: Figure) -> None:
     """Enlarge what is written smaller than LEAST px where a page of PAGE px shows the figure."""
     shown = fig.dpi * min(1, PAGE / (fig.get_figwidth() * fig.dpi))  # px an inch
     least = 72 * LEAST / shown  # points
-    for ax in fig.axes:
+    for ax in (ax for ax in fig.axes if ax.axison):
         for axis in (ax.xaxis, ax.yaxis):  # numbers at ticks are made when the figure is drawn
-            if any(float(text.get_fontsize()) < least for text in axis.get_ticklabels()):
+            size = axis.get_tick_params().get("labelsize", plt.rcParams["xtick.labelsize"])
+            if FontProperties(size=size).get_size_in_points() < least:
                 axis.set_tick_params(labelsize=least)
     for text in fig.findobj(Text):
         if float(text.get_fontsize()) < least:
@@ -325,7 +416,7 @@ class LivePlot:
         fig, axes = plt.subplots(
             1,
             len(self.histories),
-            figsize=(3.4 * len(self.histories), 2.8),
+            figsize=(3.4 * len(self.histories), 3.2),
             sharey=True,
             squeeze=False,
             layout="constrained",
@@ -335,9 +426,10 @@ class LivePlot:
                 self.losses(history), "os^", (OKABE_ITO[2], OKABE_ITO[5], OKABE_ITO[1])
             ):
                 ax.plot(history["epoch"], history[name], marker=marker, color=colour, label=name)
-                ax.legend(fontsize=8)
             ax.set(title=title, xlabel="epoch", xlim=(0.5, max(len(history), 1) + 0.5))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        labelled = [ax.get_legend_handles_labels() for ax in axes[0]]
+        fig.legend(*max(labelled, key=lambda own: len(own[1])), loc="outside lower center", ncols=3)
         losses = [h[self.losses(h)].max(axis=None) for h in self.histories.values() if len(h)]
         ax.set_ylim(0, 1.1 * max(losses, default=1))  # of all panels: they share the axis
         axes[0, 0].set_ylabel("loss (nats)")
@@ -364,6 +456,36 @@ class LivePlot:
         plt.close(fig)
 
 
+def monitor(history: pd.DataFrame, epoch: int, spec: DatasetSpec, band=None) -> Figure:
+    """A training as it looks after some epochs: its loss, and the IoU of each class on val, beside
+    the band of reference runs where there is one. Notebook 04.
+
+    history: of all epochs, see Run.history; band: see ledger.band.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    epochs, names = np.arange(1, len(history) + 1), [f"IoU {c}" for c in spec.classes]
+    left.plot(epochs[:epoch], history["loss"][:epoch], color="black", marker="o")
+    top = history["loss"].max()
+    if band:
+        n = np.arange(1, band.loss.shape[1] + 1)
+        left.fill_between(n, *band.loss[1:], color="0.8", label="reference, lowest to highest")
+        left.legend(frameon=False)
+        top = max(top, band.loss.max())
+    left.set(ylim=(0, 1.1 * top), ylabel="loss (nats)")
+    for c, (name, title) in enumerate(zip(names, spec.titles)):
+        look = dict(color=colours(spec)[c], marker=MARKERS[c % len(MARKERS)], mec="black")
+        if name in history:
+            right.plot(epochs[:epoch], 100 * history[name][:epoch], label=title, **look)
+        if band:
+            right.plot(n, 100 * band.iou[0, :, c], color=colours(spec)[c], ls="--", lw=1)
+    right.set(ylim=(0, 100), ylabel="IoU on val (%)")
+    for ax in (left, right):
+        ax.set(xlabel="epoch", xlim=(0.5, len(history) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    fig.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
 def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
     """Scores in percent with one decimal, a row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each
     class. Notebook 04.
@@ -385,15 +507,26 @@ def mask_rows(
     images: (n, H, W, 3) uint8; masks: {title: (n, Hm, Wm) uint8}; names: n short texts at the left
     of the rows.
     """
-    fig, axes = grid(len(images), 1 + len(masks), side=1.6)
-    for row, image, name, *own in zip(axes, images, names, *masks.values()):
-        row[0].imshow(image)
-        row[0].set_ylabel(name, fontsize=8)
-        for ax, mask in zip(row[1:], own):
-            ax.imshow(mask_rgb(mask, spec), interpolation="nearest")
-            letter_regions(ax, mask, spec)
-    for ax, title in zip(axes[0], ("image", *masks)):
-        ax.set_title(title, fontsize=9)
+    n, H, W = images.shape[:3]
+    lines = ["\n".join(textwrap.fill(part, 18) for part in name.splitlines()) for name in names]
+    left = 0.1 * max(len(part) for name in lines for part in name.splitlines())  # inches
+    above = 0.25 * max(title.count("\n") + 1 for title in masks)
+    size = 1.6 * (1 + len(masks)) + left, 1.6 * n + above + 0.5
+    fig, ax = plt.subplots(figsize=size)
+    # it counts a little less than words take
+    fig.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
+    own = [[_resized(mask, (H, W)) for mask in row] for row in zip(*masks.values())]
+    rows = [
+        [image / 255, *(mask_rgb(mask, spec) for mask in row)] for image, row in zip(images, own)
+    ]
+    places = np.reshape(sheet(ax, rows), (n, -1, 2))  # x, y
+    for name, (x, y) in zip(lines, places[:, 0]):
+        ax.text(x - W / 20, y + H / 2, name, ha="right", va="center", fontsize=9)
+    for title, (x, y) in zip(("image", *masks), places[0]):
+        ax.text(x + W / 2, y - H / 20, title, ha="center", va="bottom", fontsize=9)
+    for row, corners in zip(own, places[:, 1:]):
+        for mask, corner in zip(row, corners):
+            letter_regions(ax, mask, spec, at=corner)
     class_legend(fig, spec)
     return fig
 
@@ -501,7 +634,7 @@ def warn_untrained(p: Preset) -> None:
 
 def narrow(title: str) -> str:
     """A method's name as the head of a narrow column. Notebook 04."""
-    return "\n".join(textwrap.wrap(title, 15))
+    return "\n".join(textwrap.wrap(title, 12))
 
 
 def history_table(run: Run, methods: Sequence[str]) -> pd.DataFrame:
@@ -561,9 +694,10 @@ def map_grid(rows: dict[str, Sequence], heads: Sequence[str], label: str, limits
     rows: {name: [truth (H, W) bool, maps (h, w) float in limits]}; label: of the scale.
     """
     fig, axes = grid(len(rows), len(heads), side=1.6)
-    for own, (name, (truth, *maps)) in zip(axes, rows.items()):
+    fig.set_figwidth(fig.get_figwidth() + 1)  # for the scale
+    name_rows(axes[:, 0], list(rows))
+    for own, (truth, *maps) in zip(axes, rows.values()):
         own[0].imshow(truth, cmap="gray", vmin=0, vmax=1)
-        own[0].set_ylabel(name)
         for ax, values in zip(own[1:], maps):
             drawn = ax.imshow(values, vmin=limits[0], vmax=limits[1], cmap="viridis")
     for ax, head in zip(axes[0], heads):
@@ -621,7 +755,7 @@ def extents(found: dict[str, dict], spec: DatasetSpec) -> Figure:
 
 def hatched_bars(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
     """Two bars a row with their values, told apart by colour and hatch. Notebook 05."""
-    fig, ax = plt.subplots(figsize=(8, 0.6 + 0.45 * len(table)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(9, 1.4 + 0.6 * len(table)), layout="constrained")
     places = np.arange(len(table))
     inks, hatches = (OKABE_ITO[6], OKABE_ITO[5]), ("", "//")
     for shift, name, ink, hatch in zip((-0.19, 0.19), table, inks, hatches):
@@ -629,10 +763,10 @@ def hatched_bars(table: pd.DataFrame, xlabel: str, title: str) -> Figure:
         for bar in bars:
             bar.set_hatch(hatch)
         ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-    ax.set_yticks(places, table.index)
+    ax.set_yticks(places, [textwrap.fill(name, 26) for name in table.index])
     ax.invert_yaxis()
-    ax.margins(x=0.12)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    ax.margins(x=0.15)
+    fig.legend(loc="outside lower center", ncols=2, frameon=False)
     ax.set(xlabel=xlabel, title=title)
     return fig
 
@@ -656,6 +790,34 @@ def boundary(image: np.ndarray, regions: Sequence, bands: Sequence, heads: Seque
     handles = [Patch(fc=tones(k), ec="black") for k in (1, 2, 3)]
     names = ("both", "truth only", "mask only")
     fig.legend(handles, names, loc="outside lower right", ncols=3, frameon=False)
+    return fig
+
+
+def protocol_panel(
+    image: np.ndarray, masks: Sequence[np.ndarray], own: dict, usual: dict, spec: DatasetSpec
+) -> Figure:
+    """A patch as a protocol judges it, and the IoU of each class beside that of the usual protocol.
+    Notebook 06.
+
+    image: (H, W, 3) uint8; masks: truth and prediction, (Hm, Wm) uint8 each, white where nothing is
+    judged; own, usual: what metrics.Scorer.result returns.
+    """
+    fig, axes = plt.subplots(
+        1, 4, figsize=(10, 2.9), width_ratios=(1, 1, 1, 1.9), layout="constrained"
+    )
+    axes[0].imshow(image)
+    for ax, mask in zip(axes[1:3], masks):
+        ax.imshow(mask_rgb(mask, spec), interpolation="nearest")
+        letter_regions(ax, mask, spec)
+    for ax, head in zip(axes, ("image", "truth", "mask, as judged")):
+        ax.set(title=head, xticks=[], yticks=[])
+    chart, places, inks = axes[3], np.arange(spec.C), colours(spec)[:-1]
+    chart.bar(places, 100 * np.array(own["iou"]), color=inks, edgecolor="black", width=0.7)
+    line = 100 * np.array(usual["iou"])
+    chart.hlines(line, places - 0.45, places + 0.45, color="black", lw=3)
+    chart.set_xticks(places, spec.classes)
+    chart.set(ylim=(0, 100), ylabel="IoU (%)", xlabel="line: predicted, dropped")
+    chart.set_title(f"mIoU {100 * own['miou']:.1f} %; usual: {100 * usual['miou']:.1f} %")
     return fig
 
 
@@ -774,9 +936,10 @@ def auc_chart(areas: dict[str, list[float]]) -> Figure:
             ms=9,
             capsize=4,
         )
-        ax.text(mean, row - 0.25, f"{mean:.2f}", ha="center", va="bottom", fontsize=8)
+        ground = dict(fc="white", ec="none", pad=0.5)  # the line goes behind the number
+        ax.text(mean, row - 0.3, f"{mean:.2f}", ha="center", va="bottom", fontsize=8, bbox=ground)
     ax.set_yticks(range(len(areas)), areas)
-    ax.set(xlim=(0.3, 1), ylim=(len(areas) - 0.4, -0.75))
+    ax.set(xlim=(0.3, 1), ylim=(len(areas) - 0.4, -0.95))
     ax.set_xlabel("AUC of the pull (half: says nothing about where the class is)")
     return fig
 
