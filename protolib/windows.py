@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BATCH = 1 << 19  # px of the windows that are predicted at once
+BATCH = 1 << 18  # px of the windows that are predicted at once
 # images (B, 3, H, W) float in [0, 1] -> each class's share of every pixel (B, C, H, W), sum 1
 Shares = Callable[[Tensor], Tensor]
 
@@ -40,9 +40,13 @@ class Grid(NamedTuple):
         return max(1, BATCH // self.patch**2)
 
     def batches(self, columns: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The windows of a row that are predicted together."""
-        for start in range(0, len(columns), self.at_once):
-            yield columns[start : start + self.at_once]
+        """The windows of a row that are predicted together: `at_once`, then ever smaller powers of
+        two. For each number of images torch keeps code of its own: any number would fill memory."""
+        start = 0
+        while left := len(columns) - start:
+            n = min(self.at_once, 1 << left.bit_length() - 1)
+            yield columns[start : start + n]
+            start += n
 
 
 def grid_of(patch: int, width: int, height: int) -> Grid:

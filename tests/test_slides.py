@@ -260,6 +260,16 @@ def test_windows_cover_a_side_and_no_window_is_empty(side):
     assert (grid.columns + 1) * 32 >= side and (grid.columns - 1) * 32 < side
 
 
+def test_batches_hold_each_window_once_and_have_few_sizes():
+    grid = windows.grid_of(PATCH, 64 * 32, 64)
+    sizes = set()
+    for n in range(200):
+        batches = list(grid.batches(range(n)))
+        assert [column for own in batches for column in own] == list(range(n))
+        sizes |= set(map(len, batches))
+    assert grid.at_once == 64 and sizes == {1, 2, 4, 8, 16, 32, 64}
+
+
 def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -287,6 +297,9 @@ def test_a_part_of_a_picture_is_called_what_it_is_called_in_the_whole():
     pixels, run = picture(400, 500), Painted()
     whole, part = run.predict(pixels), run.predict(pixels[96:, 64:384])  # cut at windows' borders
     assert np.allclose(part[:, 64:-64, 64:-64], whole[:, 160:-64, 128:320], atol=1e-6)
+    shifted = run.predict(pixels[10:, 22:])  # windows that begin elsewhere
+    differ = shifted.argmax(0)[64:-64, 64:-64] != whole.argmax(0)[74:-64, 86:-64]
+    assert differ.mean() < 0.01
 
 
 # what comes out
@@ -460,7 +473,8 @@ def test_killed_three_times_the_command_ends_with_the_same_bytes(run, tmp_path):
     assert results(tmp_path / "out" / "a") == results(tmp_path / "straight" / "a")
 
 
-def test_a_drawn_slide_has_its_mask_and_its_stain_can_be_changed():
+def test_a_drawn_slide_has_its_mask_and_its_stain_can_be_changed(monkeypatch):
+    monkeypatch.setattr(drawn, "DRAWN", 1)
     image, mask = drawn.slide(300, seed=1, fat=True)
     assert (drawn.slide(300, seed=1, fat=True)[0] == image).all()
     assert image.shape == (300, 300, 3) and set(np.unique(mask)) <= set(range(5))

@@ -365,8 +365,8 @@ class Job:
             f"{run.seed}. {self.resolution} No pathologist has looked at this."
         )
         legend = " ".join(
-            f'<span style="background:rgb{colour};border:1px solid;padding:0 .6em"></span> '
-            f"{escape(title)} &nbsp;"
+            f'<span style="background:rgb{colour};border:1px solid;padding:0 .6em"></span>'
+            f'<span style="margin:0 1.2em 0 .4em">{escape(title)}</span>'
             for title, colour in zip(spec.titles, spec.palette)
         )
         share = areas["share_of_tissue"].map(lambda s: s if s == "" else f"{100 * s:.1f}")
