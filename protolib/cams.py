@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from protolib import processes
 from protolib.classnet import ClassNet
+from protolib.data.pictures import indexed
 from protolib.files import read_json, write_json
 from protolib.maps import argmax_masks, diffuse, fuse, unit_scores
 from protolib.presets import Preset
@@ -105,9 +106,7 @@ def pseudo_masks(net: ClassNet, patches, folder: Path, p: Preset, manifest: dict
     for index, scores, _ in made:
         labels = torch.from_numpy(patches.labels[index.numpy()])  # (B, C)
         for i, mask in zip(index.tolist(), argmax_masks(scores, labels, p.gating).numpy()):
-            image = Image.fromarray(mask, mode="P")
-            image.putpalette([v for colour in patches.spec.palette for v in colour])
-            image.save(part / f"{patches.ids[i]}.png")
+            indexed(mask, patches.spec.palette).save(part / f"{patches.ids[i]}.png")
     processes.wait()  # for the masks of all
     if processes.rank() == 0:
         write_json(part / "manifest.json", manifest | manifest_of(patches))

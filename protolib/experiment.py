@@ -33,6 +33,7 @@ from protolib import (
     processes,
     results,
     segmentation,
+    windows,
 )
 from protolib.classnet import ClassNet
 from protolib.data import patches, specs
@@ -641,15 +642,31 @@ class Run:
         """Each class's share of every pixel as a method sees it, where its own image label closes
         the absent classes: (B, C, H, W) float, their sum 1.
 
-        images: (B, 3, H, W) float in [0, 1] on the run's device, of a patch's size. The argmax is
-        the mask that `masks` gives under predicted labels; shares can be averaged where images
-        overlap.
+        images: (B, 3, H, W) float in [0, 1], of a patch's size. The argmax is the mask that `masks`
+        gives under predicted labels; shares can be averaged where images overlap.
         """
-        scores, logits = self.predictor(method)(images)
+        scores, logits = self.predictor(method)(images.to(self.device))
         gating, labels = self.preset.gating, logits > 0
         if method in STAGE2:  # probabilities, which no label can push below 0: shared out anew
             scores, gating = scores.clamp_min(1e-12).log(), "closed"
         return closed(scores, labels, gating).softmax(1)
+
+    def predict(
+        self,
+        image: np.ndarray,
+        method: str = "pbip_stage1",
+        profile: Callable[[int], np.ndarray] = windows.smooth,
+    ) -> np.ndarray:
+        """Each class's share of every pixel of an image of any size, (C, H, W) float32, from
+        windows of a patch's size. Notebook 08.
+
+        image: (H, W, 3) uint8 RGB, all in memory, at the run's resolution, see mpp. profile: the
+        weight of each px along a window, see windows.smooth. The argmax is the mask that
+        `python -m protolib predict` writes, which leaves glass out. Raises ValueError for anything
+        but such an image.
+        """
+        p, C = self.preset, self.spec.C
+        return windows.blended(partial(self.shares, method), image, p.size, C, profile)
 
     def predictions(
         self, method: str, split: str, rows: Sequence[int] | None = None

@@ -3,11 +3,11 @@ against a non-finite loss, history."""
 
 import ctypes
 import hashlib
-import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import pandas as pd
@@ -192,7 +192,7 @@ def _read(file: Path, mmap: bool = False) -> dict:
         return {}
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{file} is cut or damaged ({said or 'it is empty'}): delete it, and what was trained "

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from protolib import windows
 from protolib.data import regions
-from protolib.slides import windows
 from protolib.teach import exercises
 from protolib.teach.exercises import judge
 

@@ -117,6 +117,13 @@ def test_colours_of_masks_are_told(folder, tmp_path, drawn):
     np.testing.assert_array_equal(found.masks, drawn["test"].masks[np.argsort(drawn["test"].ids)])
 
 
+def test_masks_in_a_format_that_smears_them_are_refused(folder):
+    path = min((folder / "test" / "mask").iterdir())
+    Image.open(path).convert("L").save(path, "JPEG", quality=100)
+    with pytest.raises(ValueError, match="is JPEG, which changes values: give PNG"):
+        new.describe("mine", folder, KNOWN)
+
+
 def test_names_are_asked_for_on_a_terminal_and_titles_may_be_given(folder):
     asked = []
 
@@ -282,6 +289,10 @@ def test_a_table_of_labels_is_read_as_it_was_drawn(flat, tmp_path, drawn, words)
         ),
         (lambda rows: [rows[0], [rows[1][0], *"2000"], *rows[2:]], "expected one per class that "),
         (lambda rows: rows[:1], "has no row below its head"),
+        (
+            lambda rows: [[*rows[0], "split"], *([*row, "trian"] for row in rows[1:])],
+            "split 'trian' of 'train/",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(flat, tmp_path, drawn, change, message):
@@ -424,6 +435,33 @@ def test_annotations_that_do_not_do_are_refused(slides, tmp_path, change, told, 
     change(slides)
     with pytest.raises(ValueError, match=message):
         new.describe("mine", slides, new.Told(**{"size": 32} | told), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["slides"]
+
+
+@pytest.mark.parametrize(
+    "names, side, message",
+    [
+        # a quarter of the slide under the slide's name: all but TUMOUR and LEFT_OUT lie beyond it
+        (["{}"], 24, "annotations of a lie beyond it: was it exported smaller .*d=4,x=0,y=0,w=96"),
+        (["{} [d=2,x=0,y=0,w=96,h=96]"], 96, "96 x 96 px, and its name says 96 x 96 .* at d=2"),
+        (
+            ["{} [d=2,x=0,y=0,w=64,h=64]", "{} [d=1,x=64,y=0,w=32,h=32]"],
+            32,
+            "images of several resolutions, d=1 and d=2",
+        ),
+    ],
+)
+def test_an_image_that_does_not_lie_where_its_name_says_is_refused(
+    slides, tmp_path, names, side, message
+):
+    for slide in "abcd":
+        (slides / f"{slide}.png").unlink()
+        for name in names:
+            Image.new("RGB", (side, side), (120, 90, 120)).save(
+                slides / f"{name.format(slide)}.png"
+            )
+    with pytest.raises(ValueError, match=message):
+        new.describe("mine", slides, new.Told(size=16), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slides"]
 
 

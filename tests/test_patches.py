@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from protolib.data import checks, patches, phantom, specs
+from protolib.data import checks, patches, phantom, pictures, specs
 
 BCSS = specs.SPECS["bcss-wsss"]
 TRAIN = {
@@ -389,6 +389,13 @@ def test_custom_codes_and_colour_masks(folder, load):
         ValueError, match=r"1 colours outside the palette of three, first \(254, 0, 0\)"
     ):
         load("test", dataset="custom")
+
+
+def test_an_indexed_mask_keeps_its_values_and_shows_their_colours(tmp_path):
+    pictures.indexed(PLAN, BCSS.palette).save(tmp_path / "a.png")
+    read = Image.open(tmp_path / "a.png")
+    assert read.mode == "P" and (np.asarray(read) == PLAN).all()
+    assert (np.asarray(read.convert("RGB")) == np.array(BCSS.palette)[PLAN]).all()
 
 
 def test_images_are_resized_with_antialiasing(folder, load):

@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from protolib import presets
+from protolib import presets, windows
 from protolib.data import specs
 from protolib.data.phantom import Drawing, draw
 from protolib.experiment import Run
-from protolib.slides import drawn, outlines, reading, windows
+from protolib.slides import drawn, outlines, reading
 from protolib.slides import predict as slides
 from protolib.slides.predict import predict
 
@@ -35,7 +35,7 @@ class Painted:
     that windows disagree where they overlap."""
 
     spec, preset, seed, device = specs.SPECS["phantom"], presets.preset("smoke"), 0, "cpu"
-    mpp, folder = 0.5, Path("painted")
+    mpp, data_root, folder, predict = 0.5, "", Path("painted"), Run.predict
 
     def __init__(self, stop: int = -1):
         self.stop = stop  # the call at which the power fails
@@ -169,6 +169,12 @@ def _bad(folder: Path, name: str) -> Path:
         tifffile.imwrite(path, np.stack([PIXELS] * 3), photometric="rgb")
     elif name == "float.tif":
         tifffile.imwrite(path, PIXELS.astype(np.float32), photometric="rgb")
+    elif name == "zero.tif":
+        tifffile.imwrite(path, PIXELS, photometric="rgb")
+        with tifffile.TiffFile(path, mode="r+") as file:
+            file.pages[0].tags["ImageWidth"].overwrite(0)
+    elif name == "lab.tif":
+        image.convert("LAB").save(path)
     elif name == "twelve.tif":
         tifffile.imwrite(path, PIXELS.astype(np.uint16) * 16, photometric="rgb")
     return path
@@ -188,17 +194,33 @@ def _bad(folder: Path, name: str) -> Path:
         ("cmyk.tif", "is in CMYK"),
         ("stack.tif", "is a stack, 3 x 300 x 420 x 3"),
         ("float.tif", "is of float32 numbers"),
+        ("zero.tif", "of no size"),
+        ("lab.tif", "is of 3 band(s), cielab"),
         ("twelve.tif", "has 16 bits and is black in all but the lowest"),
         ("nowhere.png", "is no file"),
     ],
 )
 def test_what_is_no_picture_is_refused_before_anything_is_written(tmp_path, name, words):
-    good = tmp_path / "good.png"
-    Image.fromarray(PIXELS).save(good)
+    """One bad file among good ones of a folder, or beside it."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for good in ("a.png", "z.png"):
+        Image.fromarray(PIXELS).save(folder / good)
+    bad = _bad(folder, name)
     with pytest.raises(ValueError) as told:
-        predict(Painted(), [good, _bad(tmp_path, name)], tmp_path / "out")
+        predict(Painted(), [folder, *[bad] * (not bad.exists())], tmp_path / "out")
     assert words in str(told.value) and "\n" not in str(told.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "image",
+    [PIXELS[..., 0], PIXELS / 255, np.dstack([PIXELS, PIXELS[..., 0]]), PIXELS[:0]],
+    ids=["one band", "float", "four bands", "no rows"],
+)
+def test_a_notebook_is_told_what_an_image_must_be(image):
+    with pytest.raises(ValueError, match=r"give \(H, W, 3\) uint8 RGB"):
+        Painted().predict(image)
 
 
 def test_other_refusals(tmp_path):
@@ -238,6 +260,16 @@ def test_windows_cover_a_side_and_no_window_is_empty(side):
     assert (grid.columns + 1) * 32 >= side and (grid.columns - 1) * 32 < side
 
 
+def test_batches_hold_each_window_once_and_have_few_sizes():
+    grid = windows.grid_of(PATCH, 64 * 32, 64)
+    sizes = set()
+    for n in range(200):
+        batches = list(grid.batches(range(n)))
+        assert [column for own in batches for column in own] == list(range(n))
+        sizes |= set(map(len, batches))
+    assert grid.at_once == 64 and sizes == {1, 2, 4, 8, 16, 32, 64}
+
+
 def results(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -247,10 +279,12 @@ def test_windows_from_disk_are_the_picture_in_one_pass(tmp_path, monkeypatch):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     [folder] = predict(Painted(), [tmp_path / "a.png"], tmp_path / "out")
     mask = np.asarray(Image.open(folder / "mask.png"))
-    one = windows.in_memory(Painted(), "pbip_stage1", pixels).argmax(0)
+    shares = Painted().predict(pixels)
     tissue = mask < 4
     assert mask.shape == (1000, 1400) and 0.78 < tissue.mean() < 0.82
-    assert (mask != one)[tissue].mean() < 1e-3  # half precision on disk
+    assert (shares.argmax(0) == mask)[tissue].all()
+    sure = np.asarray(Image.open(folder / "confidence.png"))
+    assert (np.rint(255 * shares.max(0)) == sure)[tissue].all()
     # the same picture in other batches, and as a pyramid that is read piece by piece
     monkeypatch.setattr(windows, "BATCH", 5 * PATCH**2)
     pyramid(tmp_path / "b.tif", pixels, compression="deflate")
@@ -261,9 +295,11 @@ def test_windows_from_disk_are_the_picture_in_one_pass(tmp_path, monkeypatch):
 
 def test_a_part_of_a_picture_is_called_what_it_is_called_in_the_whole():
     pixels, run = picture(400, 500), Painted()
-    whole = windows.in_memory(run, "pbip_stage1", pixels)
-    part = windows.in_memory(run, "pbip_stage1", pixels[96:, 64:384])  # cut at windows' borders
+    whole, part = run.predict(pixels), run.predict(pixels[96:, 64:384])  # cut at windows' borders
     assert np.allclose(part[:, 64:-64, 64:-64], whole[:, 160:-64, 128:320], atol=1e-6)
+    shifted = run.predict(pixels[10:, 22:])  # windows that begin elsewhere
+    differ = shifted.argmax(0)[64:-64, 64:-64] != whole.argmax(0)[74:-64, 86:-64]
+    assert differ.mean() < 0.01
 
 
 # what comes out
@@ -328,9 +364,9 @@ def test_masks_outlines_and_areas_agree_when_others_read_them(tmp_path, monkeypa
         assert table.mm2[name] == pytest.approx(pixels * 0.25e-6, abs=1e-6)
         assert table.share_of_tissue[name] == pytest.approx(pixels / (mask < 4).sum(), abs=1e-6)
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "0.25 um per pixel" in page
+    assert page.count("data:image/png;base64,") == 3 and "0.25 um per pixel" in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
-    assert Image.open(folder / "overlay.png").size == (400, 300)
+    assert Image.open(folder / "overlay.png").size == (800, 600)
 
 
 def test_what_is_not_known_of_the_resolution_is_said_and_no_area_is_guessed(tmp_path, capsys):
@@ -397,7 +433,7 @@ def test_a_patch_gets_the_mask_that_the_run_gives_it(run, method):
     val = run.data("val")
     assert run.trained(method) and run.mpp == 0.5
     wanted = run.masks(method, "val", range(8))
-    made = [windows.in_memory(run, method, image).argmax(0) for image in val.images[:8]]
+    made = [run.predict(image, method).argmax(0) for image in val.images[:8]]
     assert (np.stack(made) == wanted).all()
 
 
@@ -419,7 +455,7 @@ def test_killed_three_times_the_command_ends_with_the_same_bytes(run, tmp_path):
         code = f"""if True:
             import os, signal
             from protolib.__main__ import main
-            from protolib.slides import windows
+            from protolib import windows
             calls, predicted = iter(range({calls}, -1, -1)), windows.predicted
             def dying(*given):
                 return predicted(*given) if next(calls) else os.kill(os.getpid(), signal.SIGKILL)
@@ -437,7 +473,8 @@ def test_killed_three_times_the_command_ends_with_the_same_bytes(run, tmp_path):
     assert results(tmp_path / "out" / "a") == results(tmp_path / "straight" / "a")
 
 
-def test_a_drawn_slide_has_its_mask_and_its_stain_can_be_changed():
+def test_a_drawn_slide_has_its_mask_and_its_stain_can_be_changed(monkeypatch):
+    monkeypatch.setattr(drawn, "DRAWN", 1)
     image, mask = drawn.slide(300, seed=1, fat=True)
     assert (drawn.slide(300, seed=1, fat=True)[0] == image).all()
     assert image.shape == (300, 300, 3) and set(np.unique(mask)) <= set(range(5))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from scipy import stats
 
 from protolib.data import regions
-from protolib.slides.windows import smooth
 from protolib.teach import exercises
+from protolib.windows import smooth
 
 dense = lambda images: -np.log((images.astype(float) + 1) / 256)
 unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)

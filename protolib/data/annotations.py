@@ -18,25 +18,55 @@ from protolib.data.regions import Patch
 
 # name of a region as QuPath's tile exporter writes it: SLIDE [d=4,x=0,y=512,w=2048,h=2048]
 REGION = re.compile(
-    r"^(?P<slide>.+?) ?\[(?:d=(?P<d>[\d.]+),)?x=(?P<x>\d+),y=(?P<y>\d+),w=\d+,h=\d+\]$"
+    r"^(?P<slide>.+?) ?\[(?:d=(?P<d>[\d.]+),)?x=(?P<x>\d+),y=(?P<y>\d+),"
+    r"w=(?P<w>\d+),h=(?P<h>\d+)\]$"
 )
 BLOCK = 64  # px: side of the squares that a polygon is filled in
 IGNORE = "Ignore*"  # QuPath's name for what is to be left out; other names with * are no tissue
 
 
 class Area(NamedTuple):
-    """One image of an annotated slide: where its upper left corner lies on the slide, px, how many
-    px of the slide one of its own is, and (class, polygon of shapely) in px of the slide, large
-    ones first."""
+    """One image of an annotated slide: where its upper left corner lies on the slide and what it
+    covers there, px, 0 where the name does not say; how many px of the slide one of its own is; and
+    (class, polygon of shapely) in px of the slide, large ones first."""
 
     image: Path
     slide: str
     x: float
     y: float
+    w: float
+    h: float
     downsample: float
     polygons: list[tuple[str, Any]]
 
-    def placed(self) -> Iterator[tuple[str, Any]]:
+    def mask(self, shape: tuple[int, int], classes: Sequence[str]) -> np.ndarray:
+        """What the image shows, (H, W) uint8: index of a class, C where nothing of them is
+        annotated.
+
+        shape: H and W of the image, px. Raises ValueError where such an image cannot lie where its
+        name puts it: the masks would be of other places.
+        """
+        (H, W), C = shape, len(classes)
+        placed = list(self._placed())
+        if self.w and max(abs(self.w / self.downsample - W), abs(self.h / self.downsample - H)) > 1:
+            raise ValueError(
+                f"{self.image} is {W} x {H} px, and its name says {self.w:g} x {self.h:g} px of "
+                f"the slide at d={self.downsample:g}: export it again, in pixels."
+            )
+        far = [polygon for _, polygon in placed if not polygon.intersects(box(0, 0, W, H))]
+        if far and not self.w:
+            raise ValueError(
+                f"{self.image} is {W} x {H} px, and {len(far)} annotations of {self.slide} lie "
+                "beyond it: was it exported smaller than the slide? Name it as QuPath does, "
+                f"'{self.slide} [d=4,x=0,y=0,w={4 * W},h={4 * H}].png' for a quarter of each side."
+            )
+        mask = np.full(shape, C, np.uint8)
+        for kind, polygon in placed:
+            if kind in (*classes, IGNORE):
+                fill(mask, polygon, classes.index(kind) if kind in classes else C)
+        return mask
+
+    def _placed(self) -> Iterator[tuple[str, Any]]:
         """The polygons in px of the image."""
         scale = 1 / self.downsample
         matrix = [scale, 0, 0, scale, -self.x * scale, -self.y * scale]
@@ -58,7 +88,7 @@ def read(
 
     drawn: NAME.geojson, one a slide. images: NAME.png beside it, or regions of it anywhere, under
     the names that QuPath gives them. Raises ValueError for a file that is no such GeoJSON, a name
-    that comes twice, and annotations without an image.
+    that comes twice, annotations without an image, and images of several resolutions.
     """
     areas, colours, left_out = [], {}, Counter()
     for stem, n in Counter(path.stem for path in drawn).items():
@@ -72,6 +102,12 @@ def read(
                 f"regions of it, named as QuPath does: '{path.stem} [d=1,x=0,y=0,w=9,h=9].png'."
             )
         areas += mine
+    scales = sorted({area.downsample for area in areas})
+    if len(scales) > 1:
+        raise ValueError(
+            f"images of several resolutions, d={scales[0]:g} and d={scales[-1]:g}: export all "
+            "regions at one downsample, for a network knows tissue at one size."
+        )
     return areas, colours, left_out
 
 
@@ -127,10 +163,10 @@ def _areas(drawn: Path, images: Sequence[Path], polygons: list[tuple[str, Any]])
     for path in images:
         found = REGION.match(path.stem)
         if path.stem == drawn.stem and path.parent == drawn.parent:
-            yield Area(path, drawn.stem, 0.0, 0.0, 1.0, polygons)
+            yield Area(path, drawn.stem, 0.0, 0.0, 0.0, 0.0, 1.0, polygons)
         elif found and found["slide"] == drawn.stem:
-            x, y, downsample = (float(found[part] or 1) for part in "xyd")
-            yield Area(path, drawn.stem, x, y, downsample, polygons)
+            x, y, w, h, downsample = (float(found[part] or 1) for part in "xywhd")
+            yield Area(path, drawn.stem, x, y, w, h, downsample, polygons)
 
 
 def fill(codes: np.ndarray, polygon: Any, value: int) -> None:

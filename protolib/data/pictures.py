@@ -4,11 +4,13 @@ name."""
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from protolib import files
-from protolib.data.specs import DatasetSpec
+from protolib.data.specs import OTHER_IMAGES, DatasetSpec
 
+IMAGES = (".png", *OTHER_IMAGES)  # how the names of images end
 SMALLEST = 16  # px, side of an image: less, enlarged, shows no tissue
 ORIENTATION = 0x0112  # the EXIF tag
 GREYS = ("1", "L", "LA")
@@ -180,3 +182,13 @@ def read_mask(path: Path, spec: DatasetSpec) -> np.ndarray:
             "code", path, f"{found}: no code of {spec.name}, and none of its ignored values"
         )
     return mask
+
+
+def indexed(values: np.ndarray, colours: npt.ArrayLike) -> Image.Image:
+    """A mask (H, W) uint8 as an indexed picture: value i is shown in the colour i.
+
+    colours: (n, 3) RGB of 0..255, for each value a mask may hold.
+    """
+    image = Image.fromarray(values, mode="P")
+    image.putpalette(np.asarray(colours, np.uint8).tobytes())
+    return image

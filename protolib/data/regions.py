@@ -241,7 +241,7 @@ def _cut_to_disk(
             raise pictures.Unfit("code", labels, f"{found}: no code of {spec.name}")
         windows = [max(0, (n - spec.rule.size) // spec.rule.stride + 1) for n in codes.shape]
         # each code in its class's colour
-        palette = np.array(spec.palette, np.uint8)[spec.lookup].ravel().tolist()
+        colours = np.array(spec.palette)[spec.lookup]
         with files.scratch(part.parent) as scratch:
             made, kept = scratch / "part", 0
             for folder in ("img", "mask"):
@@ -250,8 +250,7 @@ def _cut_to_disk(
                 kept += 1
                 label = f"+0[{''.join(map(str, patch.label))}]" if split == "train" else ""
                 file = f"{name}_x{patch.x}_y{patch.y}{label}.png"
-                mask = Image.fromarray(patch.codes, mode="P")
-                mask.putpalette(palette)
+                mask = pictures.indexed(patch.codes, colours)
                 Image.fromarray(patch.image).save(made / "img" / file)
                 mask.save(made / "mask" / file)
             files.write_json(

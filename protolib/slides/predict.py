@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tifffile
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from protolib import files
+from protolib import files, windows
 from protolib.blocks import Table
+from protolib.data import patches
+from protolib.data.pictures import indexed
 from protolib.data.regions import WHITE
 from protolib.experiment import Run
 from protolib.keys import code_of, digest
 from protolib.results import METHODS
-from protolib.slides import outlines, reading, windows
+from protolib.slides import outlines, reading
 from protolib.slides.reading import Picture
 from protolib.study import html
 
@@ -99,6 +101,24 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
+def scale_of(run: Run, picture: Picture, mpp: float = 0.0) -> float:
+    """Pixels that the run sees to a pixel of a picture. Notebook 08.
+
+    mpp: micrometres to a pixel of the picture, 0 for what its file says. Where the picture's or the
+    run's are not known, a pixel is taken for one of the data set as published. Raises ValueError
+    for resolutions that are more than APART times apart.
+    """
+    told, wanted = mpp or picture.mpp, run.mpp
+    if not told or not wanted:
+        return 1 / patches.shrinkage(run.spec, run.data_root, run.preset.size)
+    if not 1 / APART <= told / wanted <= APART:
+        raise ValueError(
+            f"{picture.path} has {told:g} um per pixel and the run was trained at {wanted:g}: "
+            f"they are more than {APART:g} times apart; give the right one with --mpp"
+        )
+    return told / wanted
+
+
 class Job:
     """One picture on its way through a run. Raises ValueError for a resolution that cannot be
     right."""
@@ -106,13 +126,7 @@ class Job:
     def __init__(self, run: Run, method: str, picture: Picture, mpp: float, folder: Path):
         self.run, self.method, self.picture, self.folder = run, method, picture, folder
         self.mpp, self.spec = mpp or picture.mpp, run.spec
-        told, wanted = self.mpp, run.mpp
-        self.scale = told / wanted if told and wanted else 1.0  # px of the run to a px
-        if not 1 / APART <= self.scale <= APART:
-            raise ValueError(
-                f"{picture.path} has {told:g} um per pixel and the run was trained at {wanted:g}: "
-                f"they are more than {APART:g} times apart; give the right one with --mpp"
-            )
+        self.scale = scale_of(run, picture, mpp)
         self.size = picture.scaled(self.scale)
         self.grid = windows.grid_of(run.preset.size, *self.size)
 
@@ -121,13 +135,13 @@ class Job:
         """What is known of the resolution, in a sentence."""
         if not self.mpp:
             return (
-                "The file does not say how many micrometres a pixel has, so it is read pixel by "
-                "pixel: right only if that is what the run was trained at. Give --mpp."
+                "The file does not say how many micrometres a pixel has, so its pixels are taken "
+                f"for as large as those of {self.spec.name}: wrong if they are not. Give --mpp."
             )
         if not self.run.mpp:
             return (
-                f"{self.mpp:g} um per pixel; the data set of the run does not say its own, so it "
-                "is read pixel by pixel."
+                f"{self.mpp:g} um per pixel; {self.spec.name} does not say its own, so the pixels "
+                "are taken for as large: wrong if they are not."
             )
         return f"{self.mpp:g} um per pixel, read at the run's {self.run.mpp:g}."
 
@@ -223,9 +237,8 @@ class Job:
     def _batches(self, state: Path, row: int, columns: list[int]) -> list[tuple[Path, list[int]]]:
         """The windows of a row as they are predicted and kept: the file of each batch, and its
         columns."""
-        n = self.grid.at_once
-        starts = range(0, len(columns), n)
-        return [(state / f"{row}-{i}.npy", columns[i : i + n]) for i in starts]
+        batches = enumerate(self.grid.batches(columns))
+        return [(state / f"{row}-{i}.npy", list(own)) for i, own in batches]
 
     def _row(self, state: Path, row: int, columns: list[int], bar: tqdm) -> None:
         """Predict the windows of a row that are not there yet, a file for each batch."""
@@ -235,10 +248,9 @@ class Job:
                 x = own[0] * step
                 band = self._read(x, y, (own[-1] - own[0]) * step + self.grid.patch)
                 pixels = windows.cut(band, self.grid, [c - own[0] for c in own])
-                shares = windows.predicted(self.run, self.method, pixels)
-                # half precision on disk: a share is known to three digits at best
+                shares = windows.predicted(partial(self.run.shares, self.method), pixels)
                 with files.whole(file) as handle:
-                    np.save(handle, shares.astype(np.float16), allow_pickle=False)
+                    np.save(handle, shares, allow_pickle=False)
             bar.update(len(own))
 
     def _read(self, x: int, y: int, width: int) -> np.ndarray:
@@ -278,12 +290,11 @@ class Job:
         traced = outlines.write(part / "outlines.geojson", mask, spec, self._factors)
         areas = self._areas(mask)
         files.write_text(part / "areas.csv", areas.to_csv(index=False))
-        overlay = self._overlay(mask, colours)
+        view = Image.fromarray(self.picture.shrunk(min(1.0, SHOWN[0] / max(self.picture.size))))
         with files.whole(part / "overlay.png") as file:
-            Image.fromarray(overlay).save(file, "PNG")
-        step = -(-max(confidence.shape) // SHOWN[1])
-        page = self._page(areas, overlay, confidence[::step, ::step])
-        files.write_text(part / "report.html", page)
+            self._overlay(view, mask).save(file, "PNG")
+        view.thumbnail((SHOWN[1], SHOWN[1]))
+        files.write_text(part / "report.html", self._page(areas, view, mask, confidence))
         record = {
             "key": self.key,
             "picture": self.picture.path.name,
@@ -328,32 +339,34 @@ class Job:
             columns["mm2"] = np.round(count * (self._mask_mpp / 1000) ** 2, 6)
         return pd.DataFrame(columns)
 
-    def _overlay(self, mask: "OnDisk", colours: np.ndarray) -> np.ndarray:
-        """The picture with its mask over it, (h, w, 3) uint8, the longer side SHOWN px at most."""
-        few = min(1.0, SHOWN[0] / max(self.size))
-        shown = self.picture.shrunk(self.scale * few)
-        h, w = shown.shape[:2]
-        y = ((np.arange(h) + 0.5) * mask.shape[0] / h).astype(int)
-        x = ((np.arange(w) + 0.5) * mask.shape[1] / w).astype(int)
-        codes = mask[np.ix_(y, x)]
+    def _overlay(self, view: Image.Image, mask: "OnDisk") -> Image.Image:
+        """The picture with its mask over it and a bar for its scale, as large as `view` of it."""
+        shown, colours = np.asarray(view), np.array(self.spec.palette, np.uint8)
+        codes = mask.at(shown.shape[:2])
         over = (0.55 * shown + 0.45 * colours[codes]).astype(np.uint8)
         shown = np.where((codes < self.spec.C)[..., None], over, shown)
-        edge = np.zeros((h, w), bool)  # lines tell classes apart where colours do not
+        edge = np.zeros(codes.shape, bool)  # lines tell classes apart where colours do not
         edge[:-1] |= codes[:-1] != codes[1:]
         edge[:, :-1] |= codes[:, :-1] != codes[:, 1:]
         shown[edge] = 0
-        return shown
+        image = Image.fromarray(shown)
+        if self.mpp:
+            draw_bar(image, self.mpp * self.picture.size[0] / image.width)
+        return image
 
-    def _page(self, areas: pd.DataFrame, overlay: np.ndarray, confidence: np.ndarray) -> str:
-        """report.html: what was read and how, the overlay, the areas, the confidence."""
+    def _page(
+        self, areas: pd.DataFrame, view: Image.Image, mask: "OnDisk", confidence: "OnDisk"
+    ) -> str:
+        """report.html: what was read and how, the picture and its mask, the areas, the
+        confidence."""
         run, spec = self.run, self.spec
         said = (
             f"{METHODS[self.method]} of a run on {spec.name}, preset {run.preset.name}, seed "
             f"{run.seed}. {self.resolution} No pathologist has looked at this."
         )
         legend = " ".join(
-            f'<span style="background:rgb{colour};border:1px solid;padding:0 .6em"></span> '
-            f"{escape(title)} &nbsp;"
+            f'<span style="background:rgb{colour};border:1px solid;padding:0 .6em"></span>'
+            f'<span style="margin:0 1.2em 0 .4em">{escape(title)}</span>'
             for title, colour in zip(spec.titles, spec.palette)
         )
         share = areas["share_of_tissue"].map(lambda s: s if s == "" else f"{100 * s:.1f}")
@@ -362,21 +375,42 @@ class Job:
             columns["area (mm2)"] = areas["mm2"].map("{:.3f}".format)
         rows = [list(row) for row in zip(*columns.values())]
         caption = ("Areas, counted in pixels of the mask; no shape was smoothed.",)
-        k = -(-max(overlay.shape) // SHOWN[1])
+        sure = Image.fromarray(confidence.at((view.height, view.width)))
         body = [
             f'<p class="from">{escape(said)}</p>',
-            figure(overlay[::k, ::k], "The picture and its mask; background is left as it is."),
+            figure(self._overlay(view, mask), "The mask over the picture; glass is left out."),
             f"<p>{legend}</p>",
             html.written([Table(list(columns), rows, caption)]),
-            figure(confidence, "The share of the winning class: black 0, white 1."),
+            figure(view, "The picture."),
+            figure(sure, "The share of the winning class: black 0, white 1."),
         ]
         return html.PAGE.substitute(title=escape(self.picture.path.name), body="\n".join(body))
 
 
-def figure(pixels: np.ndarray, caption: str) -> str:
+def draw_bar(image: Image.Image, mpp: float) -> None:
+    """Draw a bar of a round length and its label into the lower left corner of a picture, in place.
+
+    mpp: micrometres to a pixel of it. One too small for a label stays as it is.
+    """
+    lengths = [n * 10**k for k in range(-1, 6) for n in (1, 2, 5)]  # um
+    fitting = [um for um in lengths if um <= image.width * mpp / 4]
+    if image.width < 120 or not fitting:
+        return
+    um, side = fitting[-1], max(12, image.width // 60)
+    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} um"
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(side)
+    length, margin = round(um / mpp), side // 2
+    wide = max(length, round(draw.textlength(label, font)))
+    top = image.height - 3 * side
+    draw.rectangle([margin, top, 3 * margin + wide, image.height - margin], "white")
+    draw.rectangle([2 * margin, top + 2 * side - margin, 2 * margin + length, top + 2 * side], 0)
+    draw.text((2 * margin, top), label, 0, font)
+
+
+def figure(image: Image.Image, caption: str) -> str:
     """A picture within a page."""
     with io.BytesIO() as file:
-        Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+        image.save(file, "PNG")
         data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
         f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">\n'
@@ -409,6 +443,11 @@ class OnDisk:
         opened[place] = values
         opened.flush()
 
+    def at(self, shape: tuple[int, int]) -> np.ndarray:
+        """The map at another size, (h, w) uint8: of each pixel the value at its middle."""
+        y, x = (((np.arange(n) + 0.5) * own / n).astype(int) for n, own in zip(shape, self.shape))
+        return self[np.ix_(y, x)]
+
 
 def save(folder: Path, name: str, values: OnDisk, colours: np.ndarray | None, mpp: float) -> Path:
     """Write a map as a PNG, or as a tiled TIFF where it has
@@ -418,9 +457,7 @@ def save(folder: Path, name: str, values: OnDisk, colours: np.ndarray | None, mp
     0 where it is not known; written into the TIFF.
     """
     if values.shape[0] * values.shape[1] <= LARGE * 10**6:
-        image = Image.fromarray(values[:])
-        if colours is not None:
-            image.putpalette(colours.ravel().tolist())
+        image = Image.fromarray(values[:]) if colours is None else indexed(values[:], colours)
         with files.whole(folder / f"{name}.png") as file:
             image.save(file, "PNG")
         return folder / f"{name}.png"

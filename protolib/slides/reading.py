@@ -33,6 +33,10 @@ STRIP = 1 << 24  # px that are read at once where a picture is shrunk
 Read = Callable[[int, int, int, int, int], np.ndarray]
 
 
+class Refused(ValueError):
+    """A picture that is not read: its path, what was found, what to do."""
+
+
 class Picture:
     """A picture on disk. Make it with `open_picture`.
 
@@ -103,14 +107,14 @@ class Picture:
 def open_picture(path: str | Path) -> Picture:
     """Open a picture: what OpenSlide knows as a scanner's, a TIFF, or a plain image.
 
-    Raises ValueError in one sentence for what is no colour picture of 8 or 16 bits: no image at
+    Raises Refused, in one sentence, for what is no colour picture of 8 or 16 bits: no image at
     all, cut off, empty, of one band, CMYK, a stack, or too large to be decoded in one piece.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no file: give an image, a slide, or a folder of them")
+        raise Refused(f"{path} is no file: give an image, a slide, or a folder of them")
     if not path.stat().st_size:
-        raise ValueError(f"{path} is empty, 0 bytes: copy it again")
+        raise Refused(f"{path} is empty, 0 bytes: copy it again")
     try:
         if openslide and openslide.OpenSlide.detect_format(path) not in (None, "generic-tiff"):
             return scanner(path)
@@ -119,12 +123,14 @@ def open_picture(path: str | Path) -> Picture:
         if head[:2] in (b"II", b"MM") and head[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
             return _tiff(path)
         if not openslide and path.suffix.lower() in SCANNER:
-            raise ValueError(
+            raise Refused(
                 f"{path} is of a scanner: pip install openslide-python openslide-bin to read it"
             )
         return _plain(path)
-    except (OSError, SyntaxError, tifffile.TiffFileError) as error:  # SyntaxError is Pillow's
-        raise ValueError(
+    except Refused:
+        raise
+    except Exception as error:  # both libraries pass on whatever a broken file makes them raise
+        raise Refused(
             f"{path} cannot be read as a picture ({error}): it is cut off, or no image"
         ) from error
 
@@ -142,8 +148,8 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _bands(path: Path, found: str) -> ValueError:
-    return ValueError(
+def _bands(path: Path, found: str) -> Refused:
+    return Refused(
         f"{path} is {found}; expected red, green and blue, of 8 or 16 bits: the networks learned "
         "from stained tissue in colour"
     )
@@ -156,7 +162,7 @@ def _plain(path: Path) -> Picture:
         image = Image.open(path)
     with image:
         if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise ValueError(f"{path} is a stack of {frames} pictures; give one picture")
+            raise Refused(f"{path} is a stack of {frames} pictures; give one picture")
         if image.width * image.height > WHOLE * 10**6:
             raise _in_one_piece(path, image.size)
         if image.mode not in ("RGB", "RGBA", "P"):
@@ -174,8 +180,8 @@ def _plain(path: Path) -> Picture:
     return Picture(path, [pixels.shape[1::-1]], _told(25400 / dots if dots else 0), read)
 
 
-def _in_one_piece(path: Path, size: tuple[int, int]) -> ValueError:
-    return ValueError(
+def _in_one_piece(path: Path, size: tuple[int, int]) -> Refused:
+    return Refused(
         f"{path} is {size[0]} x {size[1]} px in one piece, and at most {WHOLE} million are decoded "
         "at once: save it as a tiled TIFF, say with: vips tiffsave --tile --pyramid"
     )
@@ -185,17 +191,15 @@ def _tiff(path: Path) -> Picture:
     """A TIFF, plain, OME, of a scanner, tiled or in strips: only the pieces under a window are
     read."""
     file = tifffile.TiffFile(path)
-    if not file.series:
-        raise ValueError(f"{path} holds no picture, or one of no size: copy it again")
+    if not len(file.pages) or not math.prod(file.pages[0].shape):
+        raise Refused(f"{path} holds no picture, or one of no size: copy it again")
     series = file.series[0]
     pages: list[Any] = [level.keyframe for level in series.levels]
     first = pages[0]
     colours = [tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR]
-    if 0 in series.shape:
-        raise ValueError(f"{path} holds a picture of no size, {series.shape}: copy it again")
     if series.axes not in ("YXS", "SYX", "YX"):
         axes = " x ".join(map(str, series.shape))
-        raise ValueError(f"{path} is a stack, {axes} ({series.axes}); give one picture, one focus")
+        raise Refused(f"{path} is a stack, {axes} ({series.axes}); give one picture, one focus")
     if first.photometric == tifffile.PHOTOMETRIC.SEPARATED:
         raise _bands(path, "in CMYK")
     if first.photometric not in colours or first.samplesperpixel not in (3, 4):
@@ -206,15 +210,13 @@ def _tiff(path: Path) -> Picture:
     pages = [page for page in pages if page.dtype == first.dtype]
     for page in pages:
         if any(a + n > end for a, n in zip(page.dataoffsets, page.databytecounts)):
-            raise ValueError(
-                f"{path} is cut off: its last pieces lie behind its end; copy it again"
-            )
+            raise Refused(f"{path} is cut off: its last pieces lie behind its end; copy it again")
     levels = [(page.imagewidth, page.imagelength) for page in pages]
     picture = Picture(path, levels, _tiff_mpp(file, first), _tiff_reader(path, file, pages))
     if first.dtype == np.uint16:
         brightest = picture.shrunk(min(1.0, 512 / max(picture.size))).max()
         if brightest < 32:
-            raise ValueError(
+            raise Refused(
                 f"{path} has 16 bits and is black in all but the lowest: its brightest pixel has "
                 f"{brightest} of 255; stretch it to the full range, or save it with 8 bits"
             )
@@ -252,7 +254,7 @@ def _tiff_reader(path: Path, file: tifffile.TiffFile, pages: list) -> Read:
             more = {"jpegtables": page.jpegtables} if page.jpegtables else {}
             return page.decode(data, index, **more)[0][0]  # (h, w, samples)
         except Exception as error:  # each codec raises its own
-            raise ValueError(
+            raise Refused(
                 f"{path} is damaged in piece {index} of level {level}: {error}"
             ) from error
 
@@ -320,6 +322,6 @@ def pictures(inputs: list[Path]) -> list[Path]:
             continue
         inside = [p for p in sorted(given.iterdir()) if p.suffix.lower() in known and p.is_file()]
         if not inside:
-            raise ValueError(f"{given} holds no picture; expected some of {', '.join(known)}")
+            raise Refused(f"{given} holds no picture; expected some of {', '.join(known)}")
         found += inside
     return found

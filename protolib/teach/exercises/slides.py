@@ -3,8 +3,8 @@
 import numpy as np
 import shapely
 
-from protolib.slides.windows import smooth
 from protolib.teach.exercises.judge import exercise
+from protolib.windows import smooth
 
 rng = np.random.default_rng(8)
 

@@ -1,4 +1,5 @@
-"""How a picture is cut to windows that overlap, and how what they say is put together again.
+"""How an image of any size is cut to windows that overlap, and how what they say is put together
+again.
 
 A window is a patch as the networks learned from them. They could read a larger one, being
 convolutions, but they never saw tissue without the border of a patch close by: on phantom patches
@@ -7,15 +8,16 @@ of 256 px, networks that learned from 64 px (preset lean, seed 0) scored .63 mIo
 .48 in stage 1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from protolib.experiment import Run
-
-BATCH = 1 << 19  # px of the windows that are predicted at once
+BATCH = 1 << 18  # px of the windows that are predicted at once
+# images (B, 3, H, W) float in [0, 1] -> each class's share of every pixel (B, C, H, W), sum 1
+Shares = Callable[[Tensor], Tensor]
 
 
 class Grid(NamedTuple):
@@ -36,6 +38,15 @@ class Grid(NamedTuple):
     def at_once(self) -> int:
         """Windows of a batch."""
         return max(1, BATCH // self.patch**2)
+
+    def batches(self, columns: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The windows of a row that are predicted together: `at_once`, then ever smaller powers of
+        two. For each number of images torch keeps code of its own: any number would fill memory."""
+        start = 0
+        while left := len(columns) - start:
+            n = min(self.at_once, 1 << left.bit_length() - 1)
+            yield columns[start : start + n]
+            start += n
 
 
 def grid_of(patch: int, width: int, height: int) -> Grid:
@@ -69,7 +80,7 @@ def strip(
     of this row and of the one above say: (C, step, width) float32; after the last row of windows
     twice as high.
 
-    said: row -> [(column, shares (C, patch, patch) float)]; a window that is left out says nothing.
+    said: row -> [(column, shares (C, patch, patch))]; a window that is left out says nothing.
     """
     step, last = grid.step, row == grid.rows - 1
     out = np.zeros((C, step * (1 + last), step * (grid.columns + 1)), np.float32)
@@ -82,33 +93,41 @@ def strip(
     return out
 
 
-def in_memory(run: Run, method: str, image: np.ndarray, profile: Callable = smooth) -> np.ndarray:
-    """Shares (C, H, W) float32 of one image (H, W, 3) uint8 RGB at the run's resolution, all of it
-    in memory and without a look for background: what predict.predict does to a slide. Notebook 08.
+def blended(
+    shares: Shares, image: np.ndarray, patch: int, C: int, profile: Callable = smooth
+) -> np.ndarray:
+    """What windows of `patch` px say together of one image, all of it in memory: (C, H, W) float32.
 
-    profile: n -> (n,) weights along a window; those of two that overlap should add up to 1.
+    image: (H, W, 3) uint8 RGB. profile: n -> (n,) weights along a window; those of two that overlap
+    should add up to 1. Raises ValueError for anything but such an image.
     """
+    if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+        raise ValueError(
+            f"the image is {image.dtype} of shape {image.shape}; give (H, W, 3) uint8 RGB, say "
+            "np.asarray(PIL.Image.open(FILE).convert('RGB'))"
+        )
     H, W = image.shape[:2]
-    grid = grid_of(run.preset.size, W, H)
+    grid = grid_of(patch, W, H)
     full = [(n + 1) * grid.step for n in (grid.rows, grid.columns)]
-    more = [(0, full[0] - H), (0, full[1] - W), (0, 0)]
-    image = np.pad(image, more, mode="symmetric")
-    out = np.zeros((run.spec.C, *full), np.float32)
+    image = np.pad(image, [(0, full[0] - H), (0, full[1] - W), (0, 0)], mode="symmetric")
+    out = np.zeros((C, *full), np.float32)
     for r in range(grid.rows):
-        y, down = r * grid.step, weights(r, grid.rows, grid.patch, profile)[:, None]
-        own = cut(image[y : y + grid.patch], grid, range(grid.columns))
-        for c, shares in enumerate(predicted(run, method, own)):
-            x, over = c * grid.step, weights(c, grid.columns, grid.patch, profile)
-            out[:, y : y + grid.patch, x : x + grid.patch] += shares * (down * over)
+        y, down = r * grid.step, weights(r, grid.rows, patch, profile)[:, None]
+        for columns in grid.batches(range(grid.columns)):
+            pixels = cut(image[y : y + patch], grid, columns)
+            for c, own in zip(columns, predicted(shares, pixels)):
+                x, over = c * grid.step, weights(c, grid.columns, patch, profile)
+                out[:, y : y + patch, x : x + patch] += own * (down * over)
     return out[:, :H, :W]
 
 
-def cut(band: np.ndarray, grid: Grid, columns) -> np.ndarray:
+def cut(band: np.ndarray, grid: Grid, columns: Sequence[int]) -> np.ndarray:
     """The windows of some columns from a band that is one window high: (n, patch, patch, 3)."""
     return np.stack([band[:, c * grid.step : c * grid.step + grid.patch] for c in columns])
 
 
-def predicted(run: Run, method: str, pixels: np.ndarray) -> np.ndarray:
-    """Shares (n, C, patch, patch) float32 of windows (n, patch, patch, 3) uint8 RGB."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(run.device).float() / 255
-    return run.shares(method, images).cpu().numpy()
+def predicted(shares: Shares, pixels: np.ndarray) -> np.ndarray:
+    """Shares (n, C, patch, patch) of windows (n, patch, patch, 3) uint8 RGB; float16, as they are
+    kept on disk: a share is known to three digits at best."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255  # (n, 3, patch, patch)
+    return shares(images).half().cpu().numpy()
