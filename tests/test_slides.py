@@ -281,7 +281,8 @@ def test_windows_from_disk_are_the_picture_in_one_pass(tmp_path, monkeypatch):
     mask = np.asarray(Image.open(folder / "mask.png"))
     shares = Painted().predict(pixels)
     tissue = mask < 4
-    assert mask.shape == (1000, 1400) and 0.78 < tissue.mean() < 0.82
+    assert mask.shape == (1000, 1400)
+    assert np.abs(tissue.sum(1) - 1120).max() <= 2  # glass begins there; half of what is averaged
     assert (shares.argmax(0) == mask)[tissue].all()
     sure = np.asarray(Image.open(folder / "confidence.png"))
     assert (np.rint(255 * shares.max(0)) == sure)[tissue].all()
@@ -290,7 +291,7 @@ def test_windows_from_disk_are_the_picture_in_one_pass(tmp_path, monkeypatch):
     pyramid(tmp_path / "b.tif", pixels, compression="deflate")
     [other] = predict(Painted(), [tmp_path / "b.tif"], tmp_path / "out")
     same = np.asarray(Image.open(other / "mask.png")) == mask
-    assert same[:, :1080].all()  # near glass, its thumbnail comes from another level
+    assert same[:, :1104].all()  # next to glass, its thumbnail comes from another level
 
 
 def test_a_part_of_a_picture_is_called_what_it_is_called_in_the_whole():

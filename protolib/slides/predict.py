@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import tifffile
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from protolib import files, windows
@@ -38,6 +39,7 @@ CODE = code_of(Path(__file__).parent)  # what one version has begun no other goe
 OFFERED = ("pbip_stage1", "pbip_stage2", "nearest_prototype")
 APART = 10.0  # times that a picture's resolution may differ from the run's
 CELL = 16  # px of the run's resolution to a px of the thumbnail that background is found on
+RIM = 5  # px, odd: what is taken together where tissue ends
 LARGE = 50  # Mpx from which on a mask is a tiled TIFF, not a PNG
 TILE = 256  # px of such a TIFF
 SHOWN = 2000, 1000  # px, the longer side of the overlay, and of the pictures on the page
@@ -166,6 +168,23 @@ class Job:
         out[:m, :n] = lines[:, left] * (1 - over) + lines[:, right] * over < WHITE
         return out
 
+    def covered(self, top: int, height: int) -> np.ndarray:
+        """Where tissue is in whole lines of the picture, (height, W) bool: as `tissue` says, but
+        along its rim, next to a cell of the thumbnail that is glass, the pixels themselves are
+        asked, each with those RIM // 2 around it."""
+        (W, H), (h, w) = self.size, self.darkness.shape
+        tissue, glass = self.tissue(0, top, W, height), self.darkness >= WHITE
+        above, below, _ = _between(top, height, H, h)
+        left, right, _ = _between(0, W, W, w)
+        near = glass[above] | glass[below]  # (height, w)
+        rim = tissue & (near[:, left] | near[:, right])
+        if rim.any():
+            first, last = max(0, top - RIM // 2), min(H, top + height + RIM // 2)
+            pixels = self.picture.window(self.scale, 0, first, W, last - first)
+            pale = ndimage.uniform_filter(pixels.min(2).astype(np.float32), RIM)
+            tissue &= ~rim | (pale[top - first :][:height] < WHITE)
+        return tissue
+
     def write(self, resume: bool) -> None:
         """Make the picture's folder."""
         part = self.folder.with_name(f".{self.folder.name}.part")
@@ -275,7 +294,7 @@ class Job:
         }
         shares = windows.strip(self.grid, row, said, self.spec.C)[:, : H - top, :W]
         place = np.s_[top : top + shares.shape[1]]
-        tissue = self.tissue(0, top, W, shares.shape[1])
+        tissue = self.covered(top, shares.shape[1])
         mask[place] = np.where(tissue, shares.argmax(0), self.spec.C)
         confidence[place] = np.where(tissue, np.rint(255 * shares.max(0).clip(0, 1)), 0)
 
