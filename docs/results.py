@@ -1,7 +1,8 @@
 """Fill the tables of docs/results.md from results/: `.venv/bin/python docs/results.py`.
 
 A table stands between <!-- FILE TABLE --> and <!-- end -->, one of differences between
-<!-- FILE TABLE differences --> and <!-- end -->; what stands between is written anew.
+<!-- FILE TABLE differences --> and <!-- end -->, that of when matching helps between
+<!-- FILE when cases --> and <!-- end -->; what stands between is written anew.
 """
 
 import re
@@ -12,10 +13,10 @@ import numpy as np
 
 from protolib import blocks, files
 from protolib.metrics import SCORES
-from protolib.study import ledger, paper, report
+from protolib.study import figures, ledger, paper, report
 
 HERE = Path(__file__).resolve().parent
-PLACE = re.compile(r"(<!-- (\S+) (\w+)( differences)? -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (\S+) (\w+)( differences| cases)? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Mapping[str, Mapping]) -> str:
@@ -23,10 +24,10 @@ def filled(text: str, results: Mapping[str, Mapping]) -> str:
     ValueError for a mark that names none of them."""
 
     def table(found: re.Match) -> str:
-        begin, file, name, differences, end = found.groups()
+        begin, file, name, kind, end = found.groups()
         if file not in results:
             raise ValueError(f"docs/results.md asks for {file}, which is not in results/")
-        make = compared if differences else scored
+        make = {" differences": compared, " cases": helped}.get(kind, scored)
         return f"{begin}{blocks.markdown([make(paper.TABLES[name], results[file])])}\n{end}"
 
     return PLACE.sub(table, text)
@@ -70,6 +71,17 @@ def compared(table: paper.Table, result: Mapping) -> blocks.Table:
             ]
         )
     heads = ["compared", "difference (points)", "over seeds", "over slides", ""]
+    return blocks.Table(heads, rows, _made(result))
+
+
+def helped(table: paper.Table, result: Mapping) -> blocks.Table:
+    """Each kind of data of table `when`: what the teacher is ahead of the student on val, and what
+    matching gains on test, in points of mIoU, mean over seeds."""
+    rows = [
+        [case.data, str(len(case.lead)), f"{np.mean(case.lead):+.1f}", f"{np.mean(case.gain):+.1f}"]
+        for case in figures.cases(result)
+    ]
+    heads = ["data", "seeds", "teacher ahead on val (points)", "gain on test (points)"]
     return blocks.Table(heads, rows, _made(result))
 
 

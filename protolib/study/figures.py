@@ -120,10 +120,14 @@ class Case(NamedTuple):
 def cases(result: Mapping) -> list[Case]:
     """The kinds of data of table `when` whose three methods a result file has, over the seeds that
     all of them have; val is the mean over folds, test is pooled over them."""
-    found = []
+    found, known = [], set()
     rows = result["tables"].get("when", {})
     for data in dict.fromkeys(row.rpartition(", ")[0] for row in rows):
         three = [f"{data}, {method}" for method in ("teacher", "student", "matching")]
+        runs = tuple(map(rows.get, three))
+        if runs in known:  # what the preset is anyway, under another name
+            continue
+        known.add(runs)
         teacher, student = (_val(result, rows.get(row)) for row in three[:2])
         alone, matched = (_test(result, row) for row in three[1:])
         seeds = sorted(set(teacher) & set(student) & set(alone) & set(matched))
@@ -157,8 +161,8 @@ def when(results: Sequence[Mapping]) -> Figure:
     """
     known = [(result, cases(result)) for result in results]
     known = [(result, found) for result, found in known if found]
-    fig = Figure(figsize=(5.6 * max(len(known), 1), 5), layout="constrained")
-    axes = fig.subplots(1, max(len(known), 1), squeeze=False)[0]
+    fig = Figure(figsize=(7, 4.4 * max(len(known), 1)), layout="constrained")
+    axes = fig.subplots(max(len(known), 1), squeeze=False)[:, 0]
     if not known:
         axes[0].text(0.5, 0.5, "not run", transform=axes[0].transAxes, ha="center", color="0.4")
         axes[0].set(xticks=[], yticks=[])
@@ -216,7 +220,7 @@ def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) 
     curve: {"loss": (E,) nats, "iou": (E, C) fractions}; band: mean, lowest and highest of the
     reference runs, see ledger.band.
     """
-    fig = Figure(figsize=(2.3 * (1 + spec.C), 2.6), layout="constrained")
+    fig = Figure(figsize=(2.3 * (1 + spec.C), 2.9), layout="constrained")
     axes = fig.subplots(1, 1 + spec.C)
     inks = ["black", *(OKABE_ITO[c % len(OKABE_ITO)] for c in range(spec.C))]
     # (E, 1), (E, C)
@@ -250,7 +254,9 @@ def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) 
         )
         ax.set_ylim(*((0, None) if i == 0 else (0, 100)))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes[0].legend(fontsize=7)
+    # what is said of the loss holds for all panels, which have no room for it
+    said = axes[0].get_legend_handles_labels()
+    fig.legend(*said, loc="outside lower center", ncols=len(said[0]), fontsize=8, frameon=False)
     return fig
 
 
