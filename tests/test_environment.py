@@ -391,23 +391,18 @@ def test_make_lets_every_process_share_compiled_modules(checkout, monkeypatch):
         assert make(checkout, "-s", target).stdout == f"{checkout}/.venv/pycache,\n"
 
 
-@pytest.mark.parametrize("first, second, code", [(0, 0, 0), (1, 0, 2), (0, 1, 2)])
-def test_make_quick_fails_if_either_half_does(checkout, first, second, code):
+@pytest.mark.parametrize("target", ["quick", "test"])
+@pytest.mark.parametrize("ends, code", [(0, 0), (1, 2)])
+def test_make_fails_if_a_test_does(checkout, target, ends, code):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     (checkout / ".venv" / "ready").touch()
-    (checkout / "tests").mkdir()
-    for name in ("test_bank.py", "test_viz.py"):
-        (checkout / "tests" / name).touch()
     python = checkout / ".venv" / "bin" / "python"
-    python.write_text(
-        f'#!/bin/sh\necho "$@"\ncase "$@" in *bank*) exit {first};; *) exit {second};; esac\n'
-    )
+    python.write_text(f'#!/bin/sh\necho "$OMP_NUM_THREADS $@"\nexit {ends}\n')
     python.chmod(0o755)
-    done = make(checkout, "quick")
+    done = make(checkout, "-s", target)
     assert done.returncode == code
-    halves = done.stdout.splitlines()
-    assert [half.split()[-1] for half in halves] == ["tests/test_viz.py", "tests/test_bank.py"]
-    assert all("-m not slow" in half for half in halves)
+    assert done.stdout.startswith("1 -m pytest -n 2 ")  # two processes of one thread
+    assert ("-m not slow" in done.stdout) == (target == "quick")
 
 
 def test_git_strips_notebooks_as_make_does(root):

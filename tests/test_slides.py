@@ -434,8 +434,10 @@ def test_a_patch_gets_the_mask_that_the_run_gives_it(run, method):
     val = run.data("val")
     assert run.trained(method) and run.mpp == 0.5
     wanted = run.masks(method, "val", range(8))
-    made = [run.predict(image, method).argmax(0) for image in val.images[:8]]
-    assert (np.stack(made) == wanted).all()
+    shares = np.stack([run.predict(image, method) for image in val.images[:8]])  # (8, C, H, W)
+    ordered = np.sort(shares, axis=1)
+    sure = ordered[:, -1] > ordered[:, -2]  # kept to three digits, two shares may be the same
+    assert (shares.argmax(1) == wanted)[sure].all() and sure.mean() > 0.9
 
 
 @pytest.mark.slow
