@@ -215,8 +215,7 @@ def keep(place: Place, net: nn.Module, optimizer, epoch: int, part: Part) -> Non
     it had not been stopped."""
     each = processes.gathered(part._asdict())
     if processes.rank() == 0:
-        whose = {"key": place.key, "epoch": epoch, "device": next(net.parameters()).device.type}
-        state = {"whose": whose, "each": each, **_learned(net, optimizer)}
+        state = {"whose": _whose(place, net, epoch), "each": each, **_learned(net, optimizer)}
         with whole(place.folder / "epoch.pt") as file:
             torch.save(state, file)
     processes.wait()  # none is in the next step before it is written
@@ -227,12 +226,16 @@ def kept(place: Place, net: nn.Module, optimizer, epoch: int) -> Part:
     this process had done, nothing where other processes wrote it. Raises ValueError for a damaged
     file."""
     state = _read(place.folder / "epoch.pt")
-    whose = {"key": place.key, "epoch": epoch, "device": next(net.parameters()).device.type}
-    # a device and a process have draws of their own
-    if state.get("whose") != whose or len(state["each"]) != processes.count():
+    # each process has draws of its own
+    if state.get("whose") != _whose(place, net, epoch) or len(state["each"]) != processes.count():
         return Part()
     _load(state, net, optimizer)
     return Part(**state["each"][processes.rank()])
+
+
+def _whose(place: Place, net: nn.Module, epoch: int) -> dict:
+    """What the state within an epoch belongs to: a kind of device has draws of its own."""
+    return {"key": place.key, "epoch": epoch, "device": next(net.parameters()).device.type}
 
 
 def _sources(device: str, *generators: torch.Generator) -> list[tuple[Callable, Callable]]:

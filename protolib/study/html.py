@@ -14,13 +14,18 @@ from protolib import blocks, files, results
 from protolib.blocks import Block, Heading, Items, Paragraph, Table
 from protolib.study import report
 
-PAGE = Template("""<!doctype html>
+# how every page of the kit begins; it asks for no other file, not even an icon
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <link rel="icon" href="data:,">
+"""
+PAGE = Template(
+    HEAD
+    + """\
 <style>
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59626d; --line: #d5dae0; --page: #fff;
         --band: #f5f7f9; }
@@ -58,7 +63,8 @@ tbody tr:nth-child(even) { background: var(--band); }
 $body
 </body>
 </html>
-""")
+"""
+)
 
 
 def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:

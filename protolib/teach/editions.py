@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from protolib import files
+from protolib.study.html import HEAD
 from protolib.teach import exercises, heads, site
 
 MINUTES = 6  # a learner needs for a point of an exercise; our estimate, not measured
@@ -137,13 +138,9 @@ def _code(output: NotebookNode) -> bool:
 
 # A page of slides: each a screen high, and a sheet when printed. No script: the browser's own keys
 # turn it, space and page down to the next, page up to the last.
-DECK = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<link rel="icon" href="data:,">
+DECK = Template(
+    HEAD
+    + """\
 <style>
 * { box-sizing: border-box; }
 html { scroll-snap-type: y mandatory; }
@@ -183,7 +180,8 @@ $body
 </main>
 </body>
 </html>
-""")
+"""
+)
 
 
 def deck(book: NotebookNode) -> str:

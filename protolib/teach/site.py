@@ -19,15 +19,12 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from protolib import files
+from protolib.study.html import HEAD
 from protolib.teach import heads
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<link rel="icon" href="data:,">
+PAGE = Template(
+    HEAD
+    + """\
 <link rel="stylesheet" href="${up}site.css">
 </head>
 <body>
@@ -39,7 +36,8 @@ $body
 </main>
 </body>
 </html>
-""")
+"""
+)
 
 STYLE = """
 * { box-sizing: border-box; }
