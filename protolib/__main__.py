@@ -496,13 +496,13 @@ def _new(args: argparse.Namespace, notebooks: Path) -> int:
 
 
 def _predict(args: argparse.Namespace, notebooks: Path) -> int:
-    from protolib import files, presets
+    from protolib import presets
     from protolib.experiment import Run
     from protolib.slides.predict import predict
     from protolib.study import runner
 
     folder = runner.find(notebooks.parent / "runs", args.run_dir)
-    given = files.read_json(folder / "run.json")["parameters"]
+    given = runner.record_of(folder)["parameters"]
     changes = {name: given[name] for name in runner.CHANGES if given.get(name)}
     p = presets.changed(presets.preset(given["preset"]), changes)
     run = Run(p, given["dataset"], given["data_root"], folder, given["seed"], args.device)

@@ -364,7 +364,7 @@ class Run:
         return self._hash("zero shot", (), self._text_key(), whole)
 
     def _made(self, file: Path, key: str) -> bool:
-        return processes.agree(file.exists() and read_json(file).get("key") == key)
+        return processes.agree(file.exists() and read_json(file, {"key": str})["key"] == key)
 
     # the bank
 
@@ -734,7 +734,7 @@ class Run:
                 }
                 for how, rules in found.items()
             }
-            for slide, found in read_json(file)["slides"].items()
+            for slide, found in read_json(file, {"slides": dict})["slides"].items()
         }
 
     def _count(self, method: str, split: str) -> dict[str, dict[str, dict]]:

@@ -473,6 +473,28 @@ def test_a_folder_without_notebooks_is_refused(folder, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"parameters": {', "run.json is no JSON: .* line 1"),
+        ("[]", "run.json: found .*; expected keys parameters, notebooks"),
+        ("{}", "run.json: missing parameters, notebooks, classes"),
+        ('"parameters"', "run.json: parameters is 7; expected an object"),
+        ('"preset"', "run.json: parameters: preset is 7; expected a text"),
+    ],
+)
+def test_a_damaged_record_of_a_run_is_named(tmp_path, text, said):
+    given = {"preset": "smoke", "dataset": "phantom", "data_root": "", "seed": 0}
+    whole = {"parameters": given, "notebooks": {}, "classes": [], "titles": [], "peak_rss_mb": None}
+    if text.startswith('"'):  # one value is of another kind
+        name = json.loads(text)
+        (whole if name in whole else given)[name] = 7
+        text = json.dumps(whole)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        runner.record_of(tmp_path)
+
+
 def test_another_seed_is_another_run(two, finished, capsys):
     assert protolib("run", "--resume", finished.name, "--seed", "4") == 2
     assert capsys.readouterr().err == (

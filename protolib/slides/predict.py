@@ -215,7 +215,7 @@ class Job:
 
     def key_of(self, file: Path) -> str:
         """The key that an earlier call left in a file, "" where there is none."""
-        return files.read_json(file)["key"] if file.is_file() else ""
+        return files.read_json(file, {"key": str})["key"] if file.is_file() else ""
 
     # windows
 
@@ -224,7 +224,7 @@ class Job:
         the strip that it completes."""
         W, H = self.size
         progress, grid = state / "rows.json", self.grid
-        done = files.read_json(progress)["rows"] if progress.is_file() else 0
+        done = files.read_json(progress, {"rows": int})["rows"] if progress.is_file() else 0
         mask, confidence = (
             OnDisk(state / f"{name}.npy", (H, W), new=not done) for name in ("mask", "confidence")
         )

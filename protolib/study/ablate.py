@@ -438,7 +438,7 @@ def _one(job: Job, device: str) -> dict:
     made = {
         **job.says,
         # key and base as the kernel had them: code or data may be others since we were started
-        **files.read_json(own / MADE),
+        **files.read_json(own / MADE, {}),
         "hours": round((time.monotonic() - began) / 3600, 4),
         "ended": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }

@@ -37,7 +37,7 @@ def newest(runs: Iterable[dict]) -> dict[Where, dict]:
 
 def record_in(own: Path, key: str) -> dict:
     """The record that a run of this key has left in its folder; empty if none."""
-    found = files.read_json(own / RECORD) if (own / RECORD).exists() else {}
+    found = files.read_json(own / RECORD, {}) if (own / RECORD).exists() else {}
     return found if found.get("key") == key else {}
 
 
@@ -46,8 +46,7 @@ def read(file: Path, folds: Sequence[str]) -> dict[str, Any]:
     of these folds may not join."""
     if not file.exists():
         return {}
-    old = files.read_json(file)
-    files.expect(file.name, old, {"folds": list, "runs": list})
+    old = files.read_json(file, {"folds": list, "runs": list})
     if sorted(old["folds"]) != sorted(folds):
         raise ValueError(
             f"{file.name} holds the folds {old['folds']}, these are {folds}: a mean must not "
@@ -111,8 +110,7 @@ def gather(grids: Path, results: Path) -> dict[str, tuple[int, int]]:
     """
     told: dict[str, tuple[int, int]] = {}
     for file in sorted(grids.glob("*/shard-*.json")):
-        shard = files.read_json(file)
-        files.expect(str(file), shard, {"head": dict, "asked": list})
+        shard = files.read_json(file, {"head": dict, "asked": list})
         asked = {(run, fold, seed): key for run, fold, seed, key in shard["asked"]}
         book = Book(results / f"{file.parent.name}.json", shard["head"])
         got = book.take(file.parent, asked)

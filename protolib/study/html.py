@@ -75,7 +75,7 @@ def write(run_dir: Path, titles: Sequence[str] = ()) -> Path:
     each with its caption in a .txt of the same name; the caption of a table names the protocol.
     """
     path, file = run_dir / "report.html", run_dir / "results.json"
-    record = files.read_json(file) if file.is_file() else {}
+    record = files.read_json(file, {}) if file.is_file() else {}
     run = ""
     scores: list[Block] = [Paragraph("The notebooks of this run wrote no scores.")]
     if record:

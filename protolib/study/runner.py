@@ -85,7 +85,7 @@ def run(
     """
     story = _story(notebooks)
     runs = notebooks.parent / "runs"
-    old = _record_of(find(runs, resume), settings) if resume else None
+    old = record_of(find(runs, resume), settings) if resume else None
     chosen: dict[str, Any] = DEFAULTS | dict(old["parameters"] if old else {}) | dict(settings)
     chosen["data_root"] = str(chosen["data_root"]) and str(files.place(chosen["data_root"]))
     before = find(runs, resume) if resume else None
@@ -130,11 +130,11 @@ def _held(run_dir: Path) -> Iterator[None]:
 def report(run_dir: Path) -> int:
     """Bring times and memory into results.json, print its table and write report.html. Returns the
     exit status 0."""
-    record, path = _record_of(run_dir), run_dir / "results.json"
+    record, path = record_of(run_dir), run_dir / "results.json"
     if path.is_file():
         seconds = {name: entry["seconds"] for name, entry in record["notebooks"].items()}
         scores = results.record(
-            **files.read_json(path) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]}
+            **files.read_json(path, {}) | {"seconds": seconds, "peak_rss_mb": record["peak_rss_mb"]}
         )
         files.write_json(path, scores)
         table = results.table(scores, record["classes"])
@@ -233,9 +233,14 @@ def _data_stamp(spec: specs.DatasetSpec, settings: Mapping[str, Any]) -> str:
     return keys.digest(repr(spec), {split: specs.stamp(of) for split, of in layouts.items()})
 
 
-def _record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict:
-    """run.json of a run; with settings, checked to be of the same run."""
-    record = files.read_json(run_dir / "run.json")
+def record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict:
+    """run.json of a run; with settings, checked to be of the same run. Raises ValueError for a
+    damaged file."""
+    file = run_dir / "run.json"
+    lists = {"classes": list, "titles": list, "peak_rss_mb": (float, None)}
+    record = files.read_json(file, {"parameters": dict, "notebooks": dict, **lists})
+    kinds = {name: type(DEFAULTS[name]) for name in IDENTITY}
+    files.expect(f"{file}: parameters", record["parameters"], kinds)
     for name in IDENTITY:
         if settings and name in settings and settings[name] != record["parameters"][name]:
             raise ValueError(
