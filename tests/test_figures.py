@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import fake_results
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from protolib import metrics
 from protolib.study import figures, ledger, paper
@@ -249,6 +250,13 @@ def test_the_map_has_a_point_for_each_kind_and_says_for_how_many_the_rule_holds(
     assert ax.get_title() == f"{title} the bars for {int(beyond)}"
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     assert left <= -1 < 1 <= right and low <= -1 < 1 <= high  # 0 is inside
+
+
+def test_cases_at_one_place_of_the_map_share_a_name():
+    at = lambda name, x, y: figures.Case(name, [x], [y])
+    ax = Figure().subplots()
+    figures._map(ax, [at("dial 0", 4, 1), at("dial 1", 4.02, 1.01), at("size 112", -4, 1)])
+    assert [text.get_text() for text in ax.texts] == ["dial 1\ndial 0", "size 112"]
 
 
 def test_without_runs_the_map_says_so(read):

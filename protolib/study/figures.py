@@ -202,7 +202,6 @@ def _map(ax: Axes, found: Sequence[Case]) -> None:
             mec="black",
             elinewidth=0.7,
         )
-        ax.annotate(case.data, (x, y), (5, 5), textcoords="offset points", fontsize=7)
     ax.axhline(0, color="0.3", lw=0.8)
     ax.axvline(0, color="0.3", lw=0.8)
     ax.margins(0.15)
@@ -211,6 +210,15 @@ def _map(ax: Axes, found: Sequence[Case]) -> None:
     ax.fill_between([left, 0], 0, high, color="0.92", zorder=0, lw=0)
     ax.fill_between([0, right], low, 0, color="0.92", zorder=0, lw=0)
     ax.set(xlim=(left, right), ylim=(low, high))
+    names: dict[tuple[float, float], list[str]] = {}  # cases nearly at one place share a name
+    close = 0.02 * np.array([right - left, high - low])
+    for case in found:
+        at = np.mean(case.lead), np.mean(case.gain)
+        there = [other for other in names if (np.abs(np.subtract(other, at)) < close).all()]
+        names.setdefault(there[0] if there else at, []).append(case.data)
+    for at, shared in names.items():
+        said = "\n".join(shared[::-1])  # the first one lowest, at its point
+        ax.annotate(said, at, (5, 5), textcoords="offset points", fontsize=7)
 
 
 def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
