@@ -23,6 +23,17 @@ def pytest_xdist_make_scheduler(config, log):
     return Files(config, log)
 
 
+FIRST = [f"test_{name}.py" for name in ("notebooks", "ablate", "kernels", "classroom")]
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks, then the files that take minutes: begun last, one of them would keep a process
+    at work while the other has nothing left."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    chapter = lambda item: item.path.suffix == ".ipynb"
+    items.sort(key=lambda item: -1 if chapter(item) else place.get(item.path.name, len(FIRST)))
+
+
 def pytest_configure(config):
     """nbval's kernels are forked, as those of a run are: they compute the same, see test_kernels,
     and none imports again what the first notebook's kernel has imported."""

@@ -424,7 +424,8 @@ def run(tmp_path_factory):
     made = Run("smoke", run_dir=folder, device="cpu")
     made.net("pbip_stage2")
     told = dict(preset="smoke", dataset="phantom", data_root="", seed=0, device="cpu")
-    (folder / "run.json").write_text(json.dumps({"parameters": told}))
+    rest = {"notebooks": {}, "classes": [], "titles": [], "peak_rss_mb": None}
+    (folder / "run.json").write_text(json.dumps({"parameters": told, **rest}))
     return made
 
 
