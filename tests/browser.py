@@ -152,9 +152,19 @@ def _book(page, address: str, name: str):
 
 
 def _read(address: str, name: str) -> str:
-    url = f"{address}/api/contents/work/{name}.ipynb?token=secret"
-    with urllib.request.urlopen(url) as answer:
-        return json.dumps(json.load(answer)["content"])
+    """A notebook as its file has it; asked again where JupyterLab is just writing it."""
+    url, found = f"{address}/api/contents/work/{name}.ipynb?token=secret", []
+
+    def whole() -> bool:
+        try:
+            found.append(json.loads(_asked(url))["content"])
+        except urllib.error.HTTPError as error:
+            if error.code != 400:  # half a notebook is a bad request
+                raise
+        return bool(found)
+
+    _wait(whole, 30)
+    return json.dumps(found[0])
 
 
 def _ran(page, address: str, name: str) -> bool:
@@ -196,7 +206,7 @@ def test_a_notebook_runs_from_the_menu_and_its_controls_change_their_figures(
     pictures = [o for o in outputs if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
     assert len(pictures) >= 2
     assert all(o.metadata.get("alt") or any(o.metadata.values()) for o in pictures)
-    page.locator(".jp-OutputArea img").first.scroll_into_view_if_needed()
+    look_at(page, page.locator(".jp-OutputArea img").first)
     page.screenshot(path=SHOTS / f"{name}-run.png")
     played = sum("viz.play(" in cell.source for cell in book.cells)
     assert len(boxes(page, played)) == played
@@ -209,6 +219,21 @@ def test_a_notebook_runs_from_the_menu_and_its_controls_change_their_figures(
             seconds.append(time.perf_counter() - start)
         print(f"{name}, control {n + 1}: " + ", ".join(f"{s:.2f}" for s in seconds) + " s")
         box.screenshot(path=SHOTS / f"{name}-control-{n + 1}.png")
+
+
+def look_at(page, place):
+    """Bring a place to the screen and wait until it stays there: JupyterLab draws cells when they
+    come near, and moves all when it learns their heights."""
+    seen = []
+
+    def still() -> bool:
+        place.scroll_into_view_if_needed()
+        box = place.bounding_box()
+        seen.append(box)
+        on = box is not None and box["y"] < 800 and box["y"] + box["height"] > 100
+        return on and seen[-3:] == 3 * [box]
+
+    _wait(still, 30)
 
 
 def boxes(page, played: int) -> list:

@@ -128,15 +128,18 @@ def test_git_does_not_see_the_copies():
 def test_what_a_control_draws_with_is_spared(monkeypatch):
     names: dict = {}
     exec(
+        "from functools import cache\n"
         "def inner(): return [far for _ in (1,)]\n"
-        "def draw(a, bound=1): return (lambda: near)(), inner()\n"
-        "near, far, other, __name__ = 1, 2, 3, 'n'\n",
+        "@cache\n"
+        "def kept(): return deep\n"
+        "def draw(a, bound=1): return (lambda: near)(), inner(), kept()\n"
+        "near, far, deep, other, __name__ = 1, 2, 3, 4, 'n'\n",
         names,
     )
     monkeypatch.setattr("protolib.teach.viz.PLAYED", [names["draw"]])
     desk.free(names)
-    assert {"near", "far", "inner", "draw"} <= set(names) and "other" not in names
-    assert names["draw"](0) == (1, [2])
+    assert {"near", "far", "deep", "inner", "draw"} <= set(names) and "other" not in names
+    assert names["draw"](0) == (1, [2], 3)
 
 
 def test_memory_is_given_back_and_the_peak_is_said(capsys):

@@ -569,6 +569,26 @@ def test_what_is_wrong_everywhere_in_one_way_is_said_so():
     assert "the last two axes are swapped" in fuse.verdict(swapped)
 
 
+def test_values_of_which_only_some_are_right_are_no_factor_and_no_difference():
+    seen = exercises.check_present_classes.verdict(
+        lambda s, a: np.maximum(present_in_loops(s, a), [[1] + [0] * (s.shape[1] - 1)])
+    )
+    assert seen.startswith("not yet: the value at (1, 0) is 1, expected 0")
+
+
+def test_what_is_wrong_on_some_kind_of_input_alone_is_told_which_kind():
+    def cut(fg, P, cls, K, tau):
+        s = (P @ fg).view(-1, K).sum(1) / tau
+        a, b = s[cls].clamp(max=80).exp(), (s.sum() - s[cls]).clamp(max=80).exp()
+        return -(a / (a + b)).log()
+
+    said = exercises.check_foreground_loss.verdict(cut)
+    assert said.startswith("not yet: right elsewhere, but not for a small tau")
+    zero = lambda z, m: F.cross_entropy(z, m, ignore_index=z.shape[1]).nan_to_num(1.0)
+    said = exercises.check_pixel_loss.verdict(zero)
+    assert said == "not yet: right elsewhere, but not where no pixel is judged: the loss is 0 there"
+
+
 def test_a_foreign_answer_is_told_its_shape_or_its_worst_value_and_the_input():
     verdict = exercises.check_cosine_distance.verdict(lambda a, b: np.arange(float(len(a))))
     assert verdict == (

@@ -95,6 +95,32 @@ def test_letters_stand_in_the_middle_of_large_regions_only():
     assert texts(ax) == {"T": (17, 12)}
 
 
+def test_letters_stand_in_every_region_that_is_deep_enough_where_asked():
+    mask = np.full((31, 61), SPEC.C, np.uint8)
+    mask[5:20, 10:25] = 0  # 15 x 15: the middle is row 12, column 17
+    mask[5:16, 30:41] = 0  # 11 x 11: row 10, column 35, 6 px deep
+    mask[5:14, 50:59] = 0  # 9 x 9: 5 px deep
+    found = {}
+    for every in (6, 7):
+        ax = plt.figure().add_subplot()
+        viz.letter_regions(ax, mask, SPEC, at=(100, 0), every=every)
+        found[every] = [(t.get_text(), *t.get_position()) for t in ax.texts]
+    assert found == {6: [("T", 117, 12), ("T", 135, 10)], 7: [("T", 117, 12)]}
+
+
+def test_a_mask_of_a_large_picture_is_drawn_small_with_its_letters():
+    mask = np.full((800, 400), 4, np.uint8)
+    mask[100:302, 100:302] = 1  # at half the size: 50 to 150, the middle is 100
+    ax, over = plt.figure().subplots(1, 2)
+    viz.show_mask(ax, mask, SPEC)
+    assert ax.images[0].get_array().shape == (400, 200, 3)
+    assert texts(ax) == {"S": (100, 100)}
+    viz.show_mask(over, mask, SPEC, np.zeros((1600, 800, 3), np.uint8))
+    assert over.images[0].get_array().shape == (1600, 800, 3)
+    assert over.images[0].get_extent() == ax.images[0].get_extent() == [-0.5, 199.5, 399.5, -0.5]
+    assert texts(over) == {"S": (100, 100)}
+
+
 def test_class_legend_names_every_class_and_ignore():
     fig = plt.figure(layout="constrained")
     viz.class_legend(fig, SPEC)
@@ -160,6 +186,7 @@ def test_play_draws_again_when_a_control_moves():
     after = Image.open(io.BytesIO(box.children[-1].value)).size
     assert asked == [(0.0, 7), (1.0, 7)]
     assert [c.description for c in box.children[:-1]] == ["a", "b"]
+    assert {c.style.description_width for c in box.children[:-1]} == {"7em"}  # no name is cut
     assert after[0] > before[0] and plt.get_fignums() == []
 
 
@@ -193,7 +220,7 @@ def panel(n=0):
 
 
 def explored(n=0):
-    owner, marks = np.arange(140) % SPEC.C, np.arange(140) // SPEC.C % 3
+    owner, marks = np.arange(140) % SPEC.C, np.arange(140) // SPEC.C % (3 + n % 4)
     points = np.random.default_rng(n).normal(size=(140, 2))
     near = np.arange(n, n + 6)
     return viz.neighbours(points, owner, marks, near, PATCHES, SPEC)
@@ -224,10 +251,24 @@ def laid_over(n=0):
 
 def rows(n=0):
     columns = dict.fromkeys(("truth", *HEADS), MASKS[[n % 3]])
-    return viz.mask_rows(PATCHES[[n % 6]], columns, SPEC, ["TUM + STR + LYM"])
+    label = "label\n" + " +\n".join(SPEC.classes[: 1 + n % SPEC.C])
+    return viz.mask_rows(PATCHES[[n % 6]], columns, SPEC, [label])
 
 
 CONTROLLED = (panel, explored, monitored, cut, laid_over, rows)
+
+
+@pytest.mark.parametrize("draw", CONTROLLED, ids=lambda draw: draw.__name__)
+def test_nothing_of_a_control_s_picture_is_cut_off_nor_jumps(draw):
+    control = widgets.IntSlider(0)
+    box, sizes = viz.play(draw, n=control), set()
+    for n in (0, 3):  # as many sub-classes and as long a label as there are
+        control.value = n
+        drawn = np.asarray(Image.open(io.BytesIO(box.children[-1].value)).convert("L"))
+        edge = np.concatenate([drawn[[0, -1]].ravel(), drawn[:, [0, -1]].ravel()])
+        sizes.add(drawn.shape)
+        assert edge.min() > 200  # a jpeg's white
+    assert len(sizes) == 1
 
 
 def plain():

@@ -33,6 +33,12 @@ def shoelace(ring, size=abs):
     return size(turning(ring))
 
 
+def opened(ring):
+    """The shoelace sum without the edge from the last corner to the first."""
+    x, y = ring.T
+    return abs(x[:-1] @ y[1:] - y[:-1] @ x[1:]) / 2
+
+
 def interval(mean, half):
     return mean - half, mean + half
 
@@ -69,6 +75,11 @@ def up(m, size, **how):
 
 def closed(scores, labels):
     return torch.where(labels.bool()[:, :, None, None], scores, -torch.inf)
+
+
+def some(labels):
+    """Labels with every class in place of none, (B, C, 1, 1)."""
+    return (labels.int() + (labels.sum(1, keepdim=True) == 0))[:, :, None, None]
 
 
 def conv(x, w, b, **how):
@@ -111,6 +122,7 @@ WRONG = {
         lambda t, p, i: np.mean([(a == b)[a != i].mean() for a, b in zip(t, p)]),
         lambda t, p, i: (t != p)[t != i].mean(),
         lambda t, p, i: np.abs(t - p)[t != i].mean(),
+        lambda t, p, i: ((t == p) & (t != i)).mean() if (t != i).any() else np.nan,
     ],
     "parse_label": [
         lambda name: [int(d) for d in name[name.index("[") + 1 : name.index("]")] if d != " "],
@@ -125,6 +137,8 @@ WRONG = {
         lambda name: (1, 1, 0, 1),
         lambda name: [d == "1" for d in inside(name)],
         lambda name: [int(d) for d in inside(name) if d != " "][:4],
+        lambda name: [int(d) for d in name[name.rindex("[") :] if d.isdigit()],
+        lambda name: tuple(d for d in inside(name) if d in "01"),
     ],
     "single_class": [
         lambda labels: np.flatnonzero(labels.max(1) == 1),
@@ -184,6 +198,9 @@ WRONG = {
         lambda X, c: unit(mean_rows(X, c, assigned(X, c))[np.unique(assigned(X, c))]),
         lambda X, c: np.where(np.isnan(m := mean_rows(X, c, assigned(X, c))), c, (unit(m) + c) / 2),
         lambda X, c: np.where(np.isnan(m := mean_rows(X, c, assigned(X, c))), c, m),
+        lambda X, c: (lambda m: m / np.linalg.norm(m))(
+            np.where(np.isnan(m := mean_rows(X, c, assigned(X, c))), c, m)
+        ),
     ],
     "nearest_mean": [
         lambda X, c, N: near(X, c, N).mean(0),
@@ -199,6 +216,7 @@ WRONG = {
         lambda X, c, N: unit((near(X, c, N) * (near(X, c, N) @ c)[:, None]).sum(0)),
         lambda X, c, N: c,
         lambda X, c, N: unit(near(X, c, 3).mean(0)),
+        lambda X, c, N: unit(X[np.argsort(-abs(X @ c))[:N]].mean(0)),
     ],
     "foreground_loss": [
         lambda f, P, c, K, t: F.softplus(
@@ -238,6 +256,9 @@ WRONG = {
         lambda f, P, c, K, t: (
             F.softplus((seen(f, P, c, K)[1].sum() - seen(f, P, c, K)[0].sum()) / t) * t
         ),
+        lambda f, P, c, K, t: (lambda a, b: -torch.log(a / (a + b)))(
+            *((s.sum() / t).clamp(max=50).exp() for s in seen(f, P, c, K))
+        ),
     ],
     "mean_fill": [
         lambda x, w: w[:, None] * x,
@@ -267,6 +288,12 @@ WRONG = {
             x, w, torch.stack([a[:, b > 0].mean(1) for a, b in zip(x, w)])[:, :, None, None]
         ),
         lambda x, w: w * x + (1 - w) * x.mean(),
+        lambda x, w: fill(
+            x,
+            w.round(),
+            (w.round()[:, None] * x).sum((2, 3), keepdim=True)
+            / w.round().sum((1, 2))[:, None, None, None],
+        ),
     ],
     "masked_pooling": [
         lambda f, w: pooled(f, w, 1),
@@ -283,6 +310,7 @@ WRONG = {
         lambda f, w: pooled(f, w, w.sum((2, 3))[..., None] + 1),
         lambda f, w: pooled(f, w, w.sum((2, 3))[..., None] + 1e-3),
         lambda f, w: torch.nan_to_num(pooled(f, w, w.sum((1, 2, 3))[:, None, None])),
+        lambda f, w: pooled(f, w, w.sum((2, 3))[..., None].clamp_min(1)),
     ],
     "auc": [
         lambda s, i: (s[i][:, None] > s[~i]).mean(),
@@ -314,6 +342,7 @@ WRONG = {
         lambda m, d: m >= (1 - d) * m.amax((1, 2), keepdim=True),
         lambda m, d: m >= 0.5 * m.amax((1, 2), keepdim=True),
         lambda m, d: d * m.amax((1, 2), keepdim=True),
+        lambda m, d: m >= d * m.amax((1, 2), keepdim=True) + (1 - d) * m.amin((1, 2), keepdim=True),
     ],
     "cosine_maps": [
         lambda f, p: torch.einsum("bdhw,sd->bshw", f, p),
@@ -330,6 +359,9 @@ WRONG = {
         lambda f, p: torch.einsum("bdhw,sd->bshw", f, p) / (f.norm() * p.norm()),
         lambda f, p: torch.einsum("bdhw,sd->bswh", F.normalize(f), F.normalize(p)),
         lambda f, p: F.normalize(f.mean((2, 3))) @ F.normalize(p).T,
+        lambda f, p: (F.normalize(f).flatten(2).mT @ F.normalize(p).T).reshape(
+            len(f), len(p), *f.shape[2:]
+        ),
     ],
     "merge_subclasses": [
         lambda m, K: m.unflatten(1, (K, -1)).mean(1),
@@ -360,6 +392,7 @@ WRONG = {
         lambda m, w, s: up(m[0], s),
         lambda m, w, s: sum(a * up(x, (8, 8)) for a, x in zip(w, m)),
         lambda m, w, s: sum(a * up(x.relu(), s) for a, x in zip(w, m)),
+        lambda m, w, s: up(sum(a * up(x, m[0].shape[2:]) for a, x in zip(w, m)), s),
     ],
     "closed_masks": [
         lambda s, y: s.argmax(1),
@@ -375,6 +408,15 @@ WRONG = {
         lambda s, y: closed(s, ~y.bool()).argmax(1),
         lambda s, y: closed(s, y),
         lambda s, y: closed(s, y).argmax(1) * y.sum(1)[:, None, None].clamp_max(1),
+        lambda s, y: (s * some(y)).argmax(1),
+        lambda s, y: (s.softmax(1) * some(y)).argmax(1),
+        lambda s, y: closed(s, some(y)[:1, :, 0, 0]).argmax(1),
+        lambda s, y: (
+            (s - s.amin((2, 3), keepdim=True))
+            / (s - s.amin((2, 3), keepdim=True)).amax((2, 3), keepdim=True)
+            * some(y)
+        ).argmax(1),
+        lambda s, y: closed(s, y if y.any() else y + 1).argmax(1),
     ],
     "atrous_sum": [
         lambda x, w, b, r: sum(conv(x, *a, padding=1) for a in zip(w, b)),
@@ -398,6 +440,7 @@ WRONG = {
             conv(x, *a, padding=k, dilation=k) for *a, k in zip(w, b, reversed(r))
         ),
         lambda x, w, b, r: sum(conv(x, *a, padding=1) for *a, k in zip(w, b, r)) / len(r),
+        lambda x, w, b, r: sum(conv(x, *a, padding=r[0], dilation=r[0]) for a in zip(w, b)),
     ],
     "pixel_loss": [
         lambda z, m: F.cross_entropy(z, m),
@@ -420,6 +463,9 @@ WRONG = {
             ]
         ).mean(),
         lambda z, m: F.cross_entropy(z, m, ignore_index=3) if (m < 3).any() else z.sum() * 0,
+        lambda z, m: torch.nan_to_num(
+            F.nll_loss((z.softmax(1) + 1e-12).log(), m, ignore_index=z.shape[1])
+        ),
     ],
     "present_classes": [
         lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).double().mean((1, 2)) > a,
@@ -435,6 +481,7 @@ WRONG = {
         lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).double().mean((1, 2)) < a,
         lambda s, a: (s >= a).double().mean((2, 3)) >= a,
         lambda s, a: (s.argmax(1) == 1).double().mean((1, 2)) >= a,
+        lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).sum((1, 2)) >= int(a * s[0, 0].numel()),
     ],
     "confusion": [
         lambda t, p, C: tally(p.astype(int), np.minimum(t, C).astype(int), C + 1),
@@ -463,6 +510,7 @@ WRONG = {
         lambda t, p, C: np.array(
             [[((t == i) & (p == j)).sum() for j in range(C + 1)] for i in range(C)]
         ),
+        lambda t, p, C: np.pad(tally(t[(t < C) & (p < C)], p[(t < C) & (p < C)], C), (0, 1)),
     ],
     "iou_from_confusion": [
         lambda m: np.diag(m) / (m.sum(0) + m.sum(1) - np.diag(m)),
@@ -482,6 +530,11 @@ WRONG = {
         lambda m: np.diag(m)[:-1] / m[:-1].sum(),
         lambda m: np.diag(m)[:-1] / (m[:, :-1].sum(0) + m[:-1, :-1].sum(1) - np.diag(m)[:-1]),
         lambda m: np.diag(m)[:-1] / np.maximum(m[:-1, :-1].sum(0), m[:-1].sum(1)),
+        lambda m: np.where(
+            m[:-1].sum(1) > 0,
+            np.diag(m)[:-1] / (m[:-1].sum(1) + m[:-1, :-1].sum(0) - np.diag(m)[:-1]),
+            np.nan,
+        ),
     ],
     "background_channel": [
         lambda s: s.argmax(1),
@@ -539,6 +592,8 @@ WRONG = {
         lambda a, b: np.concatenate(
             [a[len(a) // 2 :][: len(a) // 4], b[len(a) // 4 : len(a) // 2]]
         ),
+        lambda a, b: faded(a, b, smooth(len(a) // 2)),
+        lambda a, b: faded(a, b, smooth(len(a))[len(a) // 2 :]) / 2,
     ],
     "polygon_area": [
         lambda s, h, m: shoelace(s),
@@ -554,6 +609,13 @@ WRONG = {
         lambda s, h, m: abs(turning(s) - sum(map(turning, h))) * (m / 1000) ** 2,
         lambda s, h, m: abs(np.cross(s[1] - s[0], s[2] - s[0])) / 2 * (m / 1000) ** 2,
         lambda s, h, m: np.prod(s.max(0)) * (m / 1000) ** 2,
+        lambda s, h, m: (shoelace(s) - sum(map(shoelace, h))) * m / 1e6,
+        lambda s, h, m: (shoelace(s) - sum(map(shoelace, h))) * m**2 / 1e3,
+        lambda s, h, m: abs(turning(s) - sum(map(turning, h))) * m**2 / 1e6,
+        lambda s, h, m: (opened(s) - sum(map(opened, h))) * m**2 / 1e6,
+        lambda s, h, m: (
+            (np.ptp(s, axis=0).prod() - sum(np.ptp(own, axis=0).prod() for own in h)) * m**2 / 1e6
+        ),
     ],
 }
 # rarer ones, for which there need not be a hint

@@ -3,6 +3,7 @@ one."""
 
 import ctypes
 import gc
+import inspect
 import json
 import os
 import subprocess
@@ -114,7 +115,7 @@ def free(names: MutableMapping[str, object]) -> None:
 def _named(function: Callable, names: Mapping[str, object]) -> set[str]:
     """The names of a notebook that a function needs, and those that its own functions need."""
     found: set[str] = set()
-    waiting: list = [function]
+    waiting: list = [inspect.unwrap(function)]
     while waiting:
         code = getattr(waiting.pop(), "__code__", None)
         codes = [code] if code else []
@@ -123,5 +124,7 @@ def _named(function: Callable, names: Mapping[str, object]) -> set[str]:
             codes += [part for part in code.co_consts if isinstance(part, CodeType)]
             new = {name for name in code.co_names if name in names} - found
             found |= new
-            waiting += [names[name] for name in new if isinstance(names[name], FunctionType)]
+            # one under functools.cache is no function, but wraps one
+            called = [inspect.unwrap(own) for name in new if callable(own := names[name])]
+            waiting += [own for own in called if isinstance(own, FunctionType)]
     return found

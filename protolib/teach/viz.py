@@ -64,11 +64,12 @@ def overlay(
     image: (H, W, 3) uint8; mask: (Hm, Wm) uint8, of any size: each pixel of the image takes the
     mask's nearest.
     """
-    return (1 - opacity) * image / 255 + opacity * mask_rgb(_resized(mask, image.shape), spec)
+    return (1 - opacity) * image / 255 + opacity * mask_rgb(resized(mask, image.shape), spec)
 
 
-def _resized(mask: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A mask at a picture's height and width: each pixel takes the nearest of the mask."""
+def resized(mask: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A mask at a picture's height and width: each pixel takes the nearest of the mask. Notebook
+    08."""
     rows, columns = ((np.arange(n) + 0.5) * m // n for n, m in zip(shape, mask.shape))
     return mask[np.ix_(rows.astype(int), columns.astype(int))]
 
@@ -87,19 +88,31 @@ def letters(spec: DatasetSpec) -> list[str]:
     return [c[:enough] for c in spec.classes]
 
 
-def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec, at: tuple[int, int] = (0, 0)) -> None:
+def letter_regions(
+    ax,
+    mask: np.ndarray,
+    spec: DatasetSpec,
+    at: tuple[int, int] = (0, 0),
+    every: float = math.inf,
+) -> None:
     """Write each class's letters inside its region of a mask, for readers who cannot rely on
     colour. Notebook 01.
 
-    mask: (H, W) of class indices; at: x and y of its corner on the axes, in its pixels.
+    mask: (H, W) of class indices; at: x and y of its corner on the axes, in its pixels; every: of
+    the regions of a class all that are this deep are marked, px from their border; else the deepest
+    alone.
     """
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, label, maximum_position
 
     for c in np.unique(mask[mask < spec.C]):
         depth = distance_transform_edt(np.pad(mask == c, 1))[1:-1, 1:-1]
         # the point farthest from the region's border
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        if depth.max() > 4:
+        places = [np.unravel_index(depth.argmax(), depth.shape)]
+        if depth.max() >= every:
+            parts, n = label(mask == c)
+            middles = maximum_position(depth, parts, range(1, n + 1))
+            places += [m for m in middles if depth[m] >= every and parts[m] != parts[places[0]]]
+        for y, x in places if depth.max() > 4 else ():
             ax.text(
                 x + at[0],
                 y + at[1],
@@ -111,6 +124,21 @@ def letter_regions(ax, mask: np.ndarray, spec: DatasetSpec, at: tuple[int, int] 
                 color="black",
                 bbox=dict(boxstyle="circle,pad=0.15", fc="white", ec="none", alpha=0.8),
             )
+
+
+def show_mask(ax, mask: np.ndarray, spec: DatasetSpec, image: np.ndarray | None = None) -> None:
+    """A mask of a large picture, or the picture with the mask over it, letters in all large
+    regions. Notebook 08.
+
+    mask: (Hm, Wm) of class indices; image: (H, W, 3) uint8, of any size.
+    """
+    shape = mask.shape if image is None else image.shape[:2]
+    h, w = (math.ceil(n * min(1, 400 / max(shape))) for n in shape)  # enough to find the middles
+    small = resized(mask, (h, w))
+    drawing = mask_rgb(small, spec) if image is None else overlay(image, mask, spec)
+    smooth = "nearest" if image is None else "auto"
+    ax.imshow(drawing, interpolation=smooth, extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+    letter_regions(ax, small, spec, every=max(h, w) / 20)
 
 
 def class_legend(fig: Figure, spec: DatasetSpec, white: str = "ignore") -> None:
@@ -270,8 +298,19 @@ def neighbours(
     fig, (page, side) = plt.subplots(
         1, 2, figsize=(9.6, 4), width_ratios=(1, 1), layout="constrained"
     )
-    scatter(
-        page, points, classes, marks, spec, [f"sub-class {k + 1}" for k in range(max(marks) + 1)]
+    scatter(page, points, classes, marks, spec, [f"{k + 1}" for k in range(max(marks) + 1)])
+    shapes, numbers = page.get_legend_handles_labels()
+    page.get_legend().remove()
+    # all in one row, however many sub-classes there are: the pictures stay where they are
+    inks = [Patch(fc=c, ec="black", label=name) for c, name in zip(colours(spec), spec.classes)]
+    words = [*spec.classes, f"sub-class {numbers[0]}", *numbers[1:]]
+    fig.legend(
+        [*inks, *shapes],
+        words,
+        loc="outside lower center",
+        ncols=len(words),
+        frameon=False,
+        columnspacing=1,
     )
     page.set(xticks=[], yticks=[], xlabel="UMAP 1 (no unit)", ylabel="UMAP 2 (no unit)")
     H, W = images.shape[1:3]
@@ -311,27 +350,34 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     misses that end, for ever.
     """
     picture = widgets.Image(format="jpeg")
-    places: list = []  # of the axes: to find them takes longest, and axes that stay do not jump
+    # size of the figure, places of its axes: to find them takes longest, and axes that stay do not
+    # jump
+    places: list = []
 
     def redraw(_=None) -> None:
         fig = draw(**{name: control.value for name, control in controls.items()})
-        if places and len(places) == len(fig.axes):
-            fig.set_layout_engine("none")
-            for ax, place in zip(fig.axes, places):
-                ax.set_position(place)
         fig.set_dpi(90)
         legible(fig)
         canvas = FigureCanvasAgg(fig)
+        size = tuple(fig.get_size_inches())
+        if places and places[0] == size and len(places) == 1 + len(fig.axes):
+            fig.set_layout_engine("none")
+            for ax, place in zip(fig.axes, places[1:]):
+                ax.set_position(place)
+        else:  # what stands above pictures is measured before they shrink to their shape: once more
+            canvas.draw()
         canvas.draw()  # once: savefig draws twice, to find out how large it all is
         file = BytesIO()
         drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         drawn.save(file, format="jpeg", quality=85)
-        places[:] = [ax.get_position() for ax in fig.axes]
+        places[:] = [size, *(ax.get_position() for ax in fig.axes)]
         plt.close(fig)
         picture.value = file.getvalue()
 
     for name, control in controls.items():
         control.description = control.description or name
+        # the longest name, "heterogeneity", and the longest method are cut at less
+        control.style.description_width, control.layout.width = "7em", "32em"
         control.observe(redraw, "value")
     redraw()
     PLAYED.append(draw)
@@ -509,13 +555,15 @@ def mask_rows(
     """
     n, H, W = images.shape[:3]
     lines = ["\n".join(textwrap.fill(part, 18) for part in name.splitlines()) for name in names]
-    left = 0.1 * max(len(part) for name in lines for part in name.splitlines())  # inches
+    left = 0.1 * max(
+        (len(part) for name in lines for part in name.splitlines()), default=0
+    )  # inches
     above = 0.25 * max(title.count("\n") + 1 for title in masks)
     size = 1.6 * (1 + len(masks)) + left, 1.6 * n + above + 0.5
     fig, ax = plt.subplots(figsize=size)
     # it counts a little less than words take
     fig.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)
-    own = [[_resized(mask, (H, W)) for mask in row] for row in zip(*masks.values())]
+    own = [[resized(mask, (H, W)) for mask in row] for row in zip(*masks.values())]
     rows = [
         [image / 255, *(mask_rgb(mask, spec) for mask in row)] for image, row in zip(images, own)
     ]

@@ -50,6 +50,7 @@ class Exercise:
         self.arguments = list(inspect.signature(right).parameters)
         self.points: int = rest["points"]
         self.gradient: str = rest["gradient"]
+        self.only: dict[str, tuple[int, ...]] = rest["only"]
 
     def __call__(self, mine: Callable) -> bool:
         verdict = self.verdict(mine)
@@ -86,6 +87,9 @@ class Exercise:
             )
             if len(found) == len(self.inputs) and all(likewise):
                 return f"not yet: {hint}"
+        for hint, places in self.only.items():
+            if set(wrong) <= set(places):
+                return f"not yet: right elsewhere, but {hint}"
         words = _general(found, self.wanted) or _difference(found[wrong[0]], self.wanted[wrong[0]])
         place = f" (for {self._described(self.inputs[wrong[0]])})"
         return f"not yet: {words}{place}{f'; and {keep}' if changed else ''}"
@@ -143,9 +147,11 @@ def exercise(
 
     nudge: the first hint, which is not the solution; inputs: tuples of arguments; slips: hint ->
     a function that makes that mistake. rest: points (1), which a grader counts; gradient ("", or
-    the name of the argument that a gradient must reach, on the first input).
+    the name of the argument that a gradient must reach, on the first input); only ({}), hint ->
+    the places of inputs: what is said where no slip fits and nothing but these comes out wrong.
     """
-    return lambda right: Exercise(right, nudge, inputs, slips, {"points": 1, "gradient": ""} | rest)
+    usual = {"points": 1, "gradient": "", "only": {}}
+    return lambda right: Exercise(right, nudge, inputs, slips, usual | rest)
 
 
 @contextmanager
@@ -268,6 +274,8 @@ def _general(found: Sequence[Outcome], wanted: Sequence[Outcome]) -> str:
         f, w = (np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs))
         there = np.isfinite(f) & np.isfinite(w) & (np.abs(w) > 1e-9)
         gap, ratio = f[there] - w[there], f[there] / w[there]
+        if (f[np.abs(w) <= 1e-9] != 0).any():  # a factor leaves 0 as it is
+            return ""
         if there.sum() > 2 and np.ptp(gap) < 1e-6 and abs(gap[0]) > 1e-4:
             return f"every value is {abs(gap[0]):.4g} too {'high' if gap[0] > 0 else 'low'}"
         if there.sum() > 2 and np.ptp(ratio) < 1e-4 * abs(ratio[0]):

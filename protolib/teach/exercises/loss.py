@@ -104,6 +104,10 @@ PLANE = torch.tensor([[0.6, 0.8], [0.8, -0.6], [-0.6, 0.8], [0.0, 1.0]], dtype=t
     },
     points=3,
     gradient="fg",
+    only={
+        "not for a small tau: e^(s / tau) is too large or too small for a float there, and nothing "
+        "is left to divide; softplus(b - a) needs no e^(s / tau)": (4, 5, 6, 7)
+    },
 )
 def check_foreground_loss(fg, prototypes, cls, K, tau):
     """L_FGS of one pair: a unit feature (D,), prototypes (S, D) of unit rows, class by class, the
@@ -163,6 +167,11 @@ def mean_colour(images, weight, dims=(2, 3)):
         "a weight between 0 and 1 keeps a share: no threshold": lambda images, weight: torch.where(
             weight[:, None] > 0.5, images, mean_colour(images, weight)
         ),
+        "a weight between 0 and 1 keeps a share: here it is cut to 0 or 1 first": (
+            lambda images, weight: filled(
+                images, (weight > 0.5).to(weight), mean_colour(images, (weight > 0.5).to(weight))
+            )
+        ),
         "this is the mean colour; the picture is what is kept plus the colour elsewhere": (
             lambda images, weight: mean_colour(images, weight)
         ),
@@ -217,6 +226,7 @@ EMPTY[1, 0] = 0
         (rand(2, 4, 3, 4), EMPTY),
         (rand(3, 5, 6, 2).transpose(2, 3), rand(3, 1, 6, 2).transpose(2, 3)),
         (rand(2, 2, 2, 2, dtype=torch.float32), rand(2, 3, 2, 2, dtype=torch.float32)),
+        (rand(2, 3, 2, 4), rand(2, 2, 2, 4) / 20),  # faint: the weights add up to less than 1
     ],
     slips={
         "this is the weighted sum; divide by the sum of the weights": product,
@@ -253,6 +263,9 @@ EMPTY[1, 0] = 0
         ),
         "the weights are given: no softmax over positions": lambda features, weights: product(
             features, weights.flatten(2).softmax(2).view(weights.shape)
+        ),
+        "a faint map is divided by its own small sum too: a clamp at 1 is too high": (
+            lambda features, weights: product(features, weights) / area(weights).clamp_min(1)
         ),
         "this is the mean of the background, weighted by 1 - weight": lambda features, weights: (
             product(features, 1 - weights) / area(1 - weights)
@@ -380,6 +393,11 @@ def check_auc(scores, inside):
         ),
         "a share of the maximum; nothing is stretched by the minimum": lambda maps, delta: (
             kernels.unit_range(maps) >= delta
+        ),
+        "a share of the maximum, not of the way from the minimum to it": lambda maps, delta: (
+            maps
+            >= maps.amin((1, 2), keepdim=True)
+            + delta * (maps.amax((1, 2), keepdim=True) - maps.amin((1, 2), keepdim=True))
         ),
         "delta is an argument: this always takes one half": lambda maps, delta: (
             maps >= 0.5 * maps.amax((1, 2), keepdim=True)

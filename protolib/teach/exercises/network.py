@@ -72,6 +72,11 @@ DOTS = "bdhw,sd->bshw"
                 .permute(0, 3, 1, 2)
             )
         ),
+        "(B, h * w, S) has to be transposed before it is shaped to (B, S, h, w)": (
+            lambda features, prototypes: (
+                unit(features).flatten(2).mT @ unit(prototypes).T
+            ).reshape(len(features), -1, *features.shape[2:])
+        ),
         "this pools over the positions; one cosine for each of them is asked": (
             lambda features, prototypes: unit(features.mean((2, 3))) @ unit(prototypes).T
         ),
@@ -194,6 +199,9 @@ def fused(maps, weights, size, **how):
         "all levels count: this is the deepest alone": lambda maps, weights, size: fused(
             maps[-1:], weights[-1:], size
         ),
+        "each level goes to size at once: by way of the finest level it is smoothed twice": (
+            lambda maps, weights, size: fused([fused(maps, weights, maps[0].shape[2:])], [1], size)
+        ),
         "add the levels; this takes the highest of them": lambda maps, weights, size: torch.stack(
             [fused([m], [w], size) for m, w in zip(maps, weights)]
         ).amax(0),
@@ -216,6 +224,18 @@ def check_fuse_levels(maps, weights, size):
 LABELS = torch.tensor([[1, 0, 1], [0, 1, 0]])
 
 
+def opened(labels):
+    """Labels with every class in place of none, (B, C, 1, 1)."""
+    labels = labels.int()
+    return torch.where(labels.any(1, keepdim=True), labels, 1)[:, :, None, None]
+
+
+def stretched(scores):
+    """Scores from 0 to 1 in each class of each image."""
+    low, high = scores.amin((2, 3), keepdim=True), scores.amax((2, 3), keepdim=True)
+    return (scores - low) / (high - low)
+
+
 @exercise(
     "what could an absent class score so that it never wins, even where all others are negative?",
     inputs=[
@@ -224,6 +244,7 @@ LABELS = torch.tensor([[1, 0, 1], [0, 1, 0]])
         (randn(1, 2, 2, 3), torch.tensor([[0, 0]])),  # no class at all: nothing is closed
         (randn(2, 3, 5, 2).transpose(2, 3) - 20, LABELS.bool()),
         (1e6 * randn(2, 3, 3, 4, dtype=torch.float32) - 1e7, LABELS),
+        (randn(3, 3, 2, 3) - 1, torch.tensor([[0, 1, 0], [0, 0, 0], [1, 0, 1]])),  # one closes none
     ],
     slips={
         "the label closes the classes that it says are absent: here they can win": (
@@ -263,6 +284,23 @@ LABELS = torch.tensor([[1, 0, 1], [0, 1, 0]])
         ),
         "a probability may be 0 as well, then absent classes tie with it: -inf before the argmax": (
             lambda scores, labels: (scores.softmax(1) * labels[:, :, None, None]).argmax(1)
+        ),
+        "times the label an absent class has 0, which wins over what is negative: give it -inf": (
+            lambda scores, labels: (scores * opened(labels)).argmax(1)
+        ),
+        "softmax gives 0 to what is far behind, and then absent classes tie with it: -inf": (
+            lambda scores, labels: (scores.softmax(1) * opened(labels)).argmax(1)
+        ),
+        "each image has its own label: this closes all by that of the first": (
+            lambda scores, labels: scores.masked_fill(opened(labels[:1]) == 0, -torch.inf).argmax(1)
+        ),
+        "scores compare as they are: a class that is stretched to 0..1 no longer does": (
+            lambda scores, labels: (stretched(scores) * opened(labels)).argmax(1)
+        ),
+        "an image without any class closes nothing, also beside others that close some": (
+            lambda scores, labels: scores.masked_fill(
+                (labels == 0)[:, :, None, None] & labels.any(), -torch.inf
+            ).argmax(1)
         ),
         "these are the closed scores; which class is the strongest?": lambda scores, labels: (
             scores.masked_fill((labels == 0)[:, :, None, None], -torch.inf)
@@ -309,6 +347,9 @@ def kernels_of(n, C, D):
         "all branches count: this is the last": lambda x, w, b, r: branches(x, w, b, r)[-1],
         "each branch has its dilation: here all are 1": lambda x, w, b, r: sum(
             branches(x, w, b, [1] * len(w))
+        ),
+        "each branch has its dilation: here the first one serves all": lambda x, w, b, r: sum(
+            branches(x, w, b, [r[0]] * len(w))
         ),
         "the biases are left out": lambda x, w, b, r: sum(branches(x, w, [None] * len(w), r)),
         "each branch adds its own bias: here only the first does": lambda x, w, b, r: sum(
@@ -428,6 +469,10 @@ def judged(logits, masks):
     },
     points=3,
     gradient="logits",
+    only={
+        "where logits are large softmax gives 0, and an epsilon only hides it: log_softmax": (4,),
+        "not where no pixel is judged: the loss is 0 there": (2,),
+    },
 )
 def check_pixel_loss(logits, masks):
     """Cross-entropy over the judged pixels: logits (B, C, H, W), masks (B, H, W) int64, C is ignore
@@ -478,6 +523,11 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
             lambda scores, share: scores.double().softmax(1).mean((2, 3)) >= share
         ),
         "these are the classes that are missing": lambda scores, share: area(scores) < share,
+        "share * H * W need not be a whole number of pixels: do not round it down": (
+            lambda scores, share: (
+                area(scores) * scores[0, 0].numel() >= int(share * scores[0, 0].numel()) - 1e-9
+            )
+        ),
         "share is an argument: this takes one half": lambda scores, share: area(scores) >= 0.5,
     },
     points=2,

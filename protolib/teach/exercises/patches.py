@@ -89,6 +89,9 @@ def judged(rng, shape, C, ignore):
         "divide by the number of judged pixels, not of all": lambda t, p, i: (
             (t == p) & (t != i)
         ).mean(),
+        "divide by how many pixels are judged, not by how many there are": lambda t, p, i: (
+            ((t == p) & (t != i)).mean() if (t != i).any() else np.nan
+        ),
         "whether a pixel is judged is up to the truth alone; a prediction cannot withdraw it": (
             lambda t, p, i: (t == p)[(t != i) & (p != i)].mean()
         ),
@@ -137,6 +140,7 @@ def groups(name):
         ("data [10]/set[0]/p-[01101].tif",),
         ("a[1].jpeg",),
         ("b[0000000010].png",),
+        ("c[0 1 1]-level2.jp2",),  # digits behind the bracket
     ],
     slips={
         "the label is the LAST bracket group of the name": lambda name: [
@@ -170,6 +174,16 @@ def groups(name):
         "these are the places of the ones; the digits themselves are asked": lambda name: [
             i for i, d in enumerate(groups(name)[-1].replace(" ", "")) if d == "1"
         ],
+        "what stands behind the ] is no label: cut the name there too": lambda name: [
+            int(d) for d in name[name.rindex("[") :] if d.isdigit()
+        ],
+        "these are characters; int() makes a number of each": lambda name: [
+            d for d in groups(name)[-1] if d != " "
+        ],
+        "this is a text; int() makes a number of each of its digits": lambda name: groups(name)[-1],
+        "every second character is right only where blanks stand between the digits": (
+            lambda name: [int(d) for d in groups(name)[-1][::2]]
+        ),
         "the label does not stand at a fixed place of the name: look for the brackets": (
             lambda name: [int(d) for d in name[-9:-5]]
         ),

@@ -142,6 +142,14 @@ ANGLE = np.deg2rad([0, 20, 40, 100, 110, 130])
         "a centre moves to the MEAN of its rows, not to the row nearest to it": (
             lambda X, centres: X[(X @ centres.T).argmax(0)]
         ),
+        "each centre has a length of its own; this divides by the length of the whole array": (
+            lambda X, centres: (lambda made: made / np.linalg.norm(made))(
+                moved(X, centres, length=False)
+            )
+        ),
+        "the old centre is none of the rows: it does not belong into the mean": (
+            lambda X, centres: unit(np.eye(len(centres))[(X @ centres.T).argmax(1)].T @ X + centres)
+        ),
         "a centre without rows stays in the result: (K, D), whatever is empty": (
             lambda X, centres: moved(X, centres)[np.unique((X @ centres.T).argmax(1))]
         ),
@@ -199,6 +207,9 @@ def prototype(X, centre, N, length=True, order=1):
         ),
         "the centre is no patch: it does not belong into the mean": lambda X, centre, N: unit(
             np.vstack([X[np.argsort(-(X @ centre), kind="stable")[:N]], centre]).mean(0)
+        ),
+        "a row that points the other way is far, not near: no absolute value": (
+            lambda X, centre, N: unit(X[np.argsort(-abs(X @ centre), kind="stable")[:N]].mean(0))
         ),
         "one row too many: the first N are [:N]": lambda X, centre, N: prototype(X, centre, N + 1),
         "each of the N counts the same: no weights in the mean": lambda X, centre, N: unit(

@@ -71,6 +71,9 @@ def crowded(truth, prediction, C):
         "the row of ignore is part of the matrix; whether it is dropped is decided later": (
             lambda t, p, C: counted(t, p, C + 1) * (np.arange(C + 1) < C)[:, None]
         ),
+        "row and column of ignore are part of the matrix: here both are empty": lambda t, p, C: (
+            np.pad(counted(t, p, C), (0, 1))
+        ),
         "a pair is counted in one cell, not in two": lambda t, p, C: (
             counted(t, p, C + 1) + counted(t, p, C + 1).T
         ),
@@ -113,6 +116,8 @@ def confused(C):
         (confused(4).T,),
         (np.array([[0, 3, 1], [0, 5, 0], [7, 0, 2]]),),  # never found
         (np.array([[9, 1], [2, 3]]),),  # a single class
+        # the second class is called but not there, the third one called where truth is ignore
+        (np.array([[6, 2, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0], [4, 5, 6, 0]]),),
     ],
     slips={
         "the last row holds pixels whose truth is ignore: drop it before you add up the columns": (
@@ -138,6 +143,9 @@ def confused(C):
         ),
         "a class in neither truth nor prediction has no IoU: NaN, not 1": lambda m: np.nan_to_num(
             iou(m), nan=1.0
+        ),
+        "a class that is called but not there has IoU 0: NaN is for one in neither": lambda m: (
+            np.where(parts(m)[1] > 0, iou(m), np.nan)
         ),
         "ignore is no class: give the first C values only": lambda m: np.append(
             iou(m), m[-1, -1] / (m[-1].sum() + m[:, -1].sum() - m[-1, -1])

@@ -39,6 +39,12 @@ def mixed(left, right, weight):
         "a hard step in the middle is a seam": lambda a, b: mixed(
             a, b, np.arange(len(a) // 2) < len(a) // 4
         ),
+        "half of the weights smooth(n), not smooth of half as many px": lambda a, b: mixed(
+            a, b, smooth(len(a) // 2)
+        ),
+        "the weights add up to 1 already: this halves the sum": lambda a, b: (
+            mixed(a, b, smooth(len(a))[len(a) // 2 :]) / 2
+        ),
         "only the half that both saw: this has the length of a whole window": lambda a, b: (
             a * smooth(len(a)) + b * (1 - smooth(len(a)))
         ),
@@ -54,6 +60,19 @@ def check_blend(left, right):
 def area(shell, holes=()):
     """The area of a polygon in square pixels."""
     return shapely.Polygon(shell, holes).area
+
+
+def signed(ring, close=True):
+    """The area of a ring, below 0 where it goes round the other way; close=False: the last
+    edge is missing."""
+    x, y = ring.T
+    turn = x * np.roll(y, -1) - y * np.roll(x, -1)
+    return (turn if close else turn[:-1]).sum() / 2
+
+
+def box(ring):
+    """The area of the box around a ring."""
+    return np.prod(ring.max(0) - ring.min(0))
 
 
 def turned(ring):
@@ -88,9 +107,20 @@ OTHER = np.array([[2000, 1000], [2600, 1000], [2600, 1300]], float)
         "only the first hole is taken off": lambda s, h, m: area(s, h[:1]) * (m / 1000) ** 2,
         "this is in pixels; a pixel is mpp / 1000 mm wide, and as high": lambda s, h, m: area(s, h),
         "a pixel's area is its side squared": lambda s, h, m: area(s, h) * m / 1000,
+        "a pixel's area in square micrometres is mpp squared": lambda s, h, m: area(s, h) * m / 1e6,
+        "a mm has a thousand micrometres, a mm2 a million": lambda s, h, m: area(s, h) * m**2 / 1e3,
+        "a sum below 0 says which way round a ring goes: the absolute value of each ring first": (
+            lambda s, h, m: abs(signed(s) - sum(map(signed, h))) * (m / 1000) ** 2
+        ),
+        "the last corner is joined with the first: that edge is missing": lambda s, h, m: (
+            (abs(signed(s, False)) - sum(abs(signed(own, False)) for own in h)) * (m / 1000) ** 2
+        ),
+        "these are the areas of boxes around the rings": lambda s, h, m: (
+            (box(s) - sum(map(box, h))) * (m / 1000) ** 2
+        ),
         "this is in square micrometres; a mm2 has a million": lambda s, h, m: area(s, h) * m**2,
         "the area of the box around it, not of the polygon": lambda s, h, m: (
-            np.prod(s.max(0) - s.min(0)) * (m / 1000) ** 2 - sum(map(area, h)) * (m / 1000) ** 2
+            (box(s) - sum(map(area, h))) * (m / 1000) ** 2
         ),
     },
     points=2,
