@@ -107,6 +107,8 @@ def others(node: ast.AST) -> Iterator[ast.AST]:
             return
         case ast.If(test=ast.Call() | ast.Name() | ast.Attribute()):
             yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+        case ast.Expr(value=ast.Call()) if "super" in names(node):
+            yield ast.Expr(ast.Name("__class__"))  # graft wants the same free variables
         case ast.Raise() | ast.Expr(value=ast.Call()):
             yield ast.Pass()
         case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
@@ -137,7 +139,8 @@ def other_calls(func: ast.expr, args: list, keywords: list) -> Iterator[ast.AST]
     if called in TWIN:
         yield ast.Call(ast.Attribute(func.value, TWIN[called]), args, keywords)
     if called in DROPPED:
-        yield args[0] if ast.unparse(func).startswith(("F.", "np.", "torch.")) else func.value
+        library = isinstance(func.value, ast.Name) and func.value.id in ("F", "np", "torch")
+        yield args[0] if library else func.value  # of np.abs(x).sqrt() the root is a method
 
 
 def names(node: ast.AST) -> set[str]:
