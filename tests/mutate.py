@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from _pytest.runner import runtestprotocol
+from _pytest.warnings import catch_warnings_for_item
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,7 +243,7 @@ class Trial:
         found, shared = [], set()
         for item, following in pairwise([*items, None]):
             self.ran, began = set(), time.perf_counter()
-            reports = runtestprotocol(item, log=False, nextitem=following)
+            reports = reports_of(item, following)
             if any(report.failed for report in reports):
                 return None
             found.append((time.perf_counter() - began, self.ran))
@@ -283,7 +284,7 @@ class Trial:
             mutant.make()
             transplant(self.module, str(self.file), tree)
             for item, following in pairwise([*asked, None]):
-                reports = runtestprotocol(item, log=False, nextitem=following)
+                reports = reports_of(item, following)
                 if any(report.failed for report in reports):
                     return item.nodeid
             return ""
@@ -292,6 +293,12 @@ class Trial:
         if found:
             self.killers[mutant.function, found] += 1
         return found == ""
+
+
+def reports_of(item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:
+    """What comes of a test, under the filters of warnings that it is marked with."""
+    with catch_warnings_for_item(item.config, item.ihook, "runtest", item):
+        return runtestprotocol(item, log=False, nextitem=following)
 
 
 def apart(work: Callable[[], Any], limit: float, quiet: bool = True) -> Any:
