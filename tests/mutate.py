@@ -215,8 +215,8 @@ class Trial:
         began, tree = time.monotonic(), ast.parse(self.file.read_text("utf-8"))
         session.config._tmp_path_factory.getbasetemp()  # one for all
         self.lines = apart(lambda: self.watched(session.items), 1200)
-        if self.lines is None:
-            print(f"{self.module}: its tests fail as it is; mend them first")
+        if not isinstance(self.lines, list):
+            print(f"{self.module}: its tests fail as it is; mend them first: {self.lines}")
             return True
         gc.freeze()  # a fork that looks for rubbish copies all that it looks at
         every, alive = mutants(tree), []
@@ -237,15 +237,15 @@ class Trial:
         self.passed = share >= PASSED and len(same) == len(self.equivalent)
         return True
 
-    def watched(self, items: list[pytest.Item]) -> list[tuple[float, set[int]]] | None:
-        """The seconds of each test, and the lines of the module that it runs; None if one fails.
-        What a fixture runs counts for all tests, for they may share it."""
+    def watched(self, items: list[pytest.Item]) -> list[tuple[float, set[int]]] | str:
+        """The seconds of each test, and the lines of the module that it runs; where one fails, what
+        it says. What a fixture runs counts for all tests, for they may share it."""
         found, shared = [], set()
         for item, following in pairwise([*items, None]):
             self.ran, began = set(), time.perf_counter()
             reports = reports_of(item, following)
-            if any(report.failed for report in reports):
-                return None
+            if failed := [report for report in reports if report.failed]:
+                return f"{item.nodeid}\n{failed[0].longreprtext}"
             found.append((time.perf_counter() - began, self.ran))
             shared |= self.in_setup
         return [(seconds, ran | shared) for seconds, ran in found]
