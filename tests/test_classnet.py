@@ -201,6 +201,7 @@ def test_gates_add_weighed_channels_and_a_mean_of_neighbours():
         (4, 2),
         (4, 1, 15, 15),
     ]
+    assert Gates(channels=4, deepest=7).weigh[0].out_features == 1  # an eighth, but not none
     features, deepest = random(2, 4, 3, 20).double(), random(2, 16, 2, 2, seed=1).double()
     assert gates(features, deepest).equal(features)  # g1 = g2 = 0: as if it were not there
     with torch.no_grad():
