@@ -1,11 +1,10 @@
 """What can be had, from where, under which licence: registry.toml, read and checked."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from protolib.files import expect
+from protolib.files import expect, toml
 
 OWN = Path(__file__).with_name("registry.toml")
 FREE = ("CC0", "Apache-2.0", "MIT")  # licences whose text asks nobody to agree before the download
@@ -65,7 +64,7 @@ def load(path: str | Path = OWN) -> dict[str, Entry]:
     """
     path = Path(path)
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = toml(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(
             f"the registry {path} cannot be read: {error}; give another with --registry FILE"

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from protolib import processes
 from protolib.classnet import ClassNet
 from protolib.data.pictures import indexed
-from protolib.files import read_json, write_json
+from protolib.files import printed, read_json, write_json
 from protolib.maps import argmax_masks, diffuse, fuse, unit_scores
 from protolib.presets import Preset
 
@@ -129,7 +129,8 @@ class PseudoMasks:
     """The pseudo masks of a split in its order, each read when it is asked for: (H, W) uint8 in
     0..C-1. Notebook 05.
 
-    Raises ValueError if the manifest names another data set, another split or other patches.
+    Raises ValueError if the manifest names another data set, another split or other patches, and
+    where a mask cannot be read.
     """
 
     def __init__(self, folder: Path, patches):
@@ -147,5 +148,12 @@ class PseudoMasks:
         return len(self.files)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with Image.open(self.files[i]) as image:
-            return np.asarray(image)
+        path = self.files[i]
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image)
+        except Exception as error:  # whatever a broken file makes Pillow's parsers raise
+            raise ValueError(
+                f"{printed(path)} cannot be read ({error or type(error).__name__}): delete the "
+                f"folder {printed(path.parent)}, and the next run makes all its masks again"
+            ) from error

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import tomllib
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -210,6 +211,24 @@ def read_json(path: str | Path, kinds: Mapping[str, Any] | None = None) -> Any:
             expect(str(path), found, kinds)
         except ValueError as error:
             raise ValueError(f"{error}; {AGAIN}") from error
+    return found
+
+
+def toml(text: str) -> dict[str, Any]:
+    """What a text of TOML says.
+
+    Raises ValueError for what is none, and for a whole number beyond the 64 bits that TOML asks
+    for: Python reads one of any length in hex, and then cannot print it. Raises RecursionError
+    where it is nested too deep.
+    """
+    found = tomllib.loads(text)
+    left: list[Any] = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a whole number has more than 64 bits")
+        if isinstance(value, (dict, list)):
+            left += value.values() if isinstance(value, dict) else value
     return found
 
 

@@ -104,7 +104,7 @@ def table(run: Mapping, classes: Sequence[str] = (), oracle: bool = False) -> Ta
     caption = (
         f"Data set {run['dataset']}, preset {run['preset']}, seed {run['seed']}. "
         f"bIoU: band of {DILATION:g} of the image diagonal.",
-        f"Protocol: {_protocols(found, titles)}.{_over(found, titles, named)}",
+        f"Protocol: {_protocols(found, titles)}.{means_over(found, titles, named)}",
     )
     return Table(["method", *(f"{head} (%)" for head in heads)], rows, caption)
 
@@ -181,7 +181,9 @@ def _protocols(found: Mapping[str, Mapping], titles: Mapping[str, str]) -> str:
     return ". ".join(f"{protocol} ({'; '.join(names)})" for protocol, names in of.items())
 
 
-def _over(found: Mapping[str, Mapping], titles: Mapping[str, str], named: Sequence[str]) -> str:
+def means_over(
+    found: Mapping[str, Mapping], titles: Mapping[str, str], named: Sequence[str]
+) -> str:
     """Over which classes means are, where it is not all of them: the same for each method, but in
     results that an earlier protolib wrote."""
     of: dict[str, list[str]] = {}

@@ -87,7 +87,7 @@ def smashed(data: bytes, rng: random.Random) -> bytes:
                 found[at : at + 1] = rng.choice((b"\0", b"\xff", b"[", b"{", b'"', b"-", b"9"))
             case 5:
                 many = (b"[" * 5000, b"9" * 5000, b"\xff\xfe", b"\xef\xbb\xbf", b"nan", b"(" * 300)
-                found[at:at] = rng.choice(many)
+                found[at:at] = rng.choice((*many, b"0x" + b"f" * 5000))
     return bytes(found)
 
 

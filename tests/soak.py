@@ -40,7 +40,7 @@ class End(NamedTuple):
     seconds: float
     said: str
     killed: str  # by what; "" where it came to its end first
-    left: list[int]  # processes that outlived it
+    left: list[str]  # commands of the processes that outlived it
 
 
 def start(notebooks: Path, words: Sequence[str], kill: tuple[float, int, str] | None = None) -> End:
@@ -66,7 +66,16 @@ def start(notebooks: Path, words: Sequence[str], kill: tuple[float, int, str] | 
             status, killed = job.wait(), ""
         _, alive = psutil.wait_procs(family, 30)
         said.seek(0)
-        return End(status, time.monotonic() - began, said.read(), killed, [p.pid for p in alive])
+        left = [f"{p.pid} {command_of(p)}" for p in alive]
+        return End(status, time.monotonic() - began, said.read(), killed, left)
+
+
+def command_of(process: psutil.Process) -> str:
+    """The end of its command; what became of it where it is gone."""
+    try:
+        return " ".join(process.cmdline()[-2:])
+    except psutil.Error as error:
+        return str(error)
 
 
 def outcome(run_dir: Path) -> dict:

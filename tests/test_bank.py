@@ -481,3 +481,75 @@ def test_rows_to_begin_with_follow_the_seed():
     wanted = [np.random.RandomState(42 + seed).permutation(50)[:5] for seed in (0, 1)]
     np.testing.assert_array_equal(first.argmax(1), wanted[0])
     np.testing.assert_array_equal(second.argmax(1), wanted[1])
+
+
+def test_lloyd_goes_on_while_a_centre_moves_by_less_than_its_length():
+    angles = np.radians([10, 20, 30, 40, 61, 71, 81])
+    X = np.stack([np.cos(angles), np.sin(angles)], 1)
+    run = bank.lloyd(X, X[:2])  # at 10 and 20 degrees
+    assert run.labels.tolist() == [0] * 4 + [1] * 3
+    wanted = np.radians([25, 71])
+    np.testing.assert_allclose(run.centres, np.stack([np.cos(wanted), np.sin(wanted)], 1))
+
+
+def test_what_is_meant_where_nothing_is_said_of_k_means(monkeypatch):
+    X, _ = blobs(K=8, n=6, spread=0.5)
+    found, wanted = bank.spherical_kmeans(X, 8), bank.spherical_kmeans(X, 8, 0, 20, "plusplus")
+    np.testing.assert_array_equal(found.centres, wanted.centres)
+    rows = bank.spherical_kmeans(X, 8, seed=5, restarts=1, start="rows")
+    np.testing.assert_array_equal(
+        rows.centres, bank.lloyd(X, bank.random_rows(X, 8, seed=5)).centres
+    )
+    runs, lloyd = [], bank.lloyd
+    monkeypatch.setattr(bank, "lloyd", lambda *of: runs.append(lloyd(*of)) or runs[-1])
+    seeds = []
+    of_seed = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: seeds.append(seed) or of_seed(seed))
+    bank.spherical_kmeans(X, 8)
+    assert seeds == [0] and len(runs) == 20
+    monkeypatch.setattr(np, "allclose", lambda *_, **__: False)  # it never stands still
+    assert lloyd(X, X[:3]).steps == 100
+
+
+def test_short_rows_have_the_cosines_of_long_ones():
+    X, _ = blobs(spread=0.6)
+    long, short = (bank.lloyd(X * scale, X[:3], max_iter=2) for scale in (1, 1e-3))
+    np.testing.assert_allclose(short.cosines, long.cosines, rtol=0, atol=1e-6)
+
+
+def test_a_tensor_of_more_dimensions_has_unit_rows_too():
+    X, space = np.random.default_rng(0).normal(size=(2, 3, 4)), bank.raw_space(np.zeros((1, 4)))
+    np.testing.assert_allclose(space.unit(torch.from_numpy(X)), unit(X), rtol=1e-12)
+
+
+def test_a_channel_that_never_changes_is_multiplied_by_a_million():
+    np.testing.assert_allclose(bank.standardised_space(np.ones((3, 1))).transform, 1e6)
+
+
+def test_pure_patches_are_counted_by_class():
+    made = replace(a_bank(np.eye(4, dtype=np.float32), K=2), clusters=np.array([0, 1, 1, 2, 3]))
+    assert made.pure() == {"A": 3, "B": 2}
+
+
+def test_a_class_is_counted_alone_and_K_patches_are_enough():
+    dataset = patches([[1, 0]] * 3 + [[0, 1]] * 2 + [[1, 1]])
+    with pytest.raises(ValueError, match="B has 2 single-class patches, K = 3"):
+        bank.candidates(dataset, 3, 1.0)
+    assert bank.candidates(dataset, 2, 1.0)[0].tolist() == [0, 1, 2, 3, 4]  # not 5, of both
+
+
+def test_a_warning_of_the_white_filter_names_who_asked():
+    dataset = patches([[1, 0]] * 2 + [[0, 1]] * 2, white=[0, 1])
+    with pytest.warns(UserWarning, match="only 0 of 2 single-class patches of A") as seen:
+        bank.candidates(dataset, 1, 0.5)
+    assert [warning.filename for warning in seen] == [__file__]
+
+
+def test_another_encoder_s_features_count_by_their_direction_alone():
+    angles = np.radians([0, 10, 30, 60, 80, 90] * 2)  # centres at 13 and 77 degrees
+    other = np.stack([np.cos(angles), np.sin(angles)], 1)
+    lengths = np.array([1, 1, 50, 50, 1, 1] * 2)[:, None]
+    features = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    dataset, p = patches([[1, 0]] * 6 + [[0, 1]] * 6), replace(P, K=2, N=1, normalise="none")
+    made = bank.build(dataset, features, p, 0, lengths * other)
+    assert set(made.members) == {("p1",), ("p4",), ("p7",), ("p10",)}

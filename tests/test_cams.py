@@ -1,5 +1,6 @@
 """CAMs: the views of a patch and their average, a split in its order, pseudo masks on disk."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,18 @@ def test_masks_of_other_patches_are_refused(tmp_path, other, named):
         cams.PseudoMasks(tmp_path / "masks", other)
 
 
+def test_a_mask_that_is_cut_or_gone_is_named_with_what_to_do(tmp_path):
+    patches, folder = Patches(), tmp_path / "masks"
+    cams.pseudo_masks(HandMade(), patches, folder, P, {})
+    masks, file = cams.PseudoMasks(folder, patches), folder / f"{patches.ids[3]}.png"
+    right, said = file.read_bytes(), f"delete the folder {re.escape(str(folder))}, and the next run"
+    for broken in (b"", right[:20], right[:60], right[:-30], b"<html>", None):
+        file.unlink() if broken is None else file.write_bytes(broken)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))} cannot be read .*{said}"):
+            masks[3]
+    assert masks[2].shape == (H, W)
+
+
 def test_pseudo_masks_of_val_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="this is 'val'"):
         cams.pseudo_masks(HandMade(), Patches("val"), tmp_path / "masks", P, {})
@@ -211,6 +224,7 @@ def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_of
     )  # HandMade is linear: .9, 1 and 1.1 average to 1
     assert logits.equal(cams.predict(net, images, P, "none")[1])
     unit = replace(P, scores="unit")
+    assert not (six.requires_grad or logits.requires_grad)  # nobody learns from a prediction
     by_hand = []
     for flip in (False, True):
         for factor in (0.9, 1.0, 1.1):
@@ -220,6 +234,16 @@ def test_six_views_average_two_poses_at_three_brightnesses_and_read_the_label_of
     torch.testing.assert_close(
         cams.predict(net, images, unit, "six")[0], sum(by_hand) / 6, rtol=0, atol=1e-6
     )
+
+
+def test_the_label_of_six_views_is_that_of_the_plain_one_for_a_network_that_bends():
+    class Squares(HandMade):
+        def read(self, images):
+            return super().read(images**2)  # brightness .9 and 1.1 average to 1.01 then
+
+    net, images = Squares(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    plain = cams.predict(net, images, P, "none")[1]
+    torch.testing.assert_close(cams.predict(net, images, P, "six")[1], plain, rtol=0, atol=0)
 
 
 def test_brightness_multiplies_what_the_network_sees_and_not_the_picture(monkeypatch):

@@ -57,6 +57,15 @@ def test_a_head_is_the_cosine_with_the_projected_prototypes_times_its_scale():
     assert scale == pytest.approx(10)
 
 
+def test_the_width_between_and_whether_the_scale_is_learned_are_the_preset_s():
+    p = replace(presets.PRESETS["quick"], hidden=7)
+    for learned in (False, True):
+        head = PrototypeHead(8, 5, replace(p, scale_learned=learned))
+        shapes = [tuple(part.shape) for part in head.project.parameters()]
+        assert shapes == [(7, 8), (7,), (5, 7), (5,)]
+        assert head.log_scale.requires_grad == learned
+
+
 @pytest.mark.parametrize("stride, sides", [(8, (8, 8, 8)), (16, (8, 4, 4)), (32, (8, 4, 2))])
 def test_maps_at_every_level_have_the_positions_of_their_stride(stride, sides):
     net = network(stride, prototypes=random(6, 8)).eval()
@@ -192,6 +201,7 @@ def test_gates_add_weighed_channels_and_a_mean_of_neighbours():
         (4, 2),
         (4, 1, 15, 15),
     ]
+    assert Gates(channels=4, deepest=7).weigh[0].out_features == 1  # an eighth, but not none
     features, deepest = random(2, 4, 3, 20).double(), random(2, 16, 2, 2, seed=1).double()
     assert gates(features, deepest).equal(features)  # g1 = g2 = 0: as if it were not there
     with torch.no_grad():

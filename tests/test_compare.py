@@ -82,6 +82,7 @@ def test_paired_is_the_test_of_scipy(n):
         ([61.5], [60], 1.5),  # one seed
         ([0.3, 0.4, 0.7], [0.1, 0.2, 0.5], 0.2),  # equal differences but for rounding
         ([60, 61], [60, 61], 0),
+        ([0, 0], [0, 0], 0),
     ],
 )
 def test_without_spread_there_is_a_difference_and_nothing_else(ours, theirs, difference):
@@ -113,6 +114,7 @@ def test_miou_is_that_of_metrics(ignore):
     many = matrices(0, 6, 5)
     many[0, 0] = 0  # nothing at all
     many[0, 1], many[0, 1, 4, :4] = 0, 9  # only ignore, called something
+    many[0, 2], many[0, 2, 0, 0], many[0, 2, 1, 0] = 0, 5, 1  # one pixel is a class too
     found = miou(many, ignore)
     wanted = [[metrics.scores(m, ignore)["miou"] for m in row] for row in many]
     assert found.shape == (6, 5) and math.isnan(found[0, 0])

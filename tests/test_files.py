@@ -97,6 +97,14 @@ def test_what_a_killed_process_held_is_free(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_whole_numbers_of_toml_have_64_bits_wherever_they_stand():
+    most, least = 2**63 - 1, -(2**63)
+    assert files.toml(f"a = [{most}, {{ b = {least} }}]") == {"a": [most, {"b": least}]}
+    for text in (f"a = {most + 1}", f"a = [[0x8{'0' * 15}]]", f"[a]\nb = {{ c = {least - 1} }}"):
+        with pytest.raises(ValueError, match="a whole number has more than 64 bits"):
+            files.toml(text)
+
+
 def test_a_lock_that_another_process_would_hold_is_respected(tmp_path):
     folder = left_behind(tmp_path)
     with FileLock(f"{folder}.lock"):

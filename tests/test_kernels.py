@@ -138,6 +138,23 @@ def test_a_forked_kernel_computes_what_a_plain_one_does(tmp_path, monkeypatch, r
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+NEVER = """
+import sys
+from protolib.study import kernels
+kernels.IMPORTS = ("never",)
+kernels.main()
+"""
+
+
+def test_a_nest_that_still_imports_ends_with_its_parent(tmp_path):
+    (tmp_path / "never.py").write_text("import signal\nwhile True:\n    signal.pause()\n")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", NEVER], stdin=subprocess.PIPE, env=env) as nest:
+        nest.stdin.write(b"{}\n")  # what was asked of it is nobody's any more
+        nest.stdin.close()
+        assert nest.wait(120) == 0
+
+
 ORPHAN = """
 import os, sys, time
 from protolib.study import kernels

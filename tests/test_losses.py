@@ -164,6 +164,32 @@ def test_the_penalty_is_the_mean_of_the_deepest_maps_and_is_paid_for_high_ones()
     assert (grad > 0).all()
 
 
+def test_of_three_levels_the_last_pays_the_penalty_and_projects():
+    net = Fixed()
+    net.levels.append(nn.Parameter(random(3, 4, 2, 2, seed=9)))
+    net.heads.append(nn.Module())
+    net.heads[2].project = nn.Linear(6, 6, bias=False)
+    p = replace(P, levels=(0, 1, 2), fusion=(0.2, 0.3, 0.5), level_weights=(1.0, 0.5, 0.5))
+    plain, _ = found_by(p, net)
+    penalised, _ = found_by(replace(p, penalty=0.1), net)
+    added = penalised["matching"] - plain["matching"]
+    torch.testing.assert_close(added, 0.1 * net.levels[2].mean(), rtol=1e-4, atol=1e-6)
+    projected, _ = found_by(replace(p, space="projected"), net)
+    projected["matching"].backward()
+    used = [head.project.weight.grad is not None for head in net.heads]
+    assert used == [False, False, True]
+
+
+def test_learned_prototypes_of_one_level_wait_for_their_step_too():
+    net = Fixed()
+    net.levels = nn.ParameterList([net.levels[0]])
+    p = replace(P, levels=(0,), fusion=(1.0,), level_weights=(1.0,), diversity=0.0)
+    p = replace(p, prototypes="learnable", matching_after=5)
+    early = lpd_loss(net, BATCH | {"step": 4}, p)
+    assert early["matching"] == 0
+    torch.testing.assert_close(early["loss"], cam_loss(net, BATCH, p)["loss"])
+
+
 def test_the_last_level_alone_is_matched_where_the_preset_says_so():
     found, net = found_by(replace(P, match_maps="last"))
     grads = torch.autograd.grad(found["matching"], list(net.levels), allow_unused=True)

@@ -350,7 +350,8 @@ def test_groups_are_counted_as_each_would_be_alone(chunk, monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", chunk)
     truth, prediction = blobs(6, 4, n=7, cell=16).astype(int), blobs(7, 5, n=7)
     truth[::3, :20] = 4  # ignore, in some masks alone
-    truth[1, 30:] = 255
+    truth[1, 30:] = truth[3, 35:] = 255
+    truth[5] = 4  # nothing but ignore
     groups = ["b", "a", "a", "b", "c", "a", "b"]
     found = metrics.of_groups(truth, prediction, groups, 4)
     assert list(found) == ["a", "b", "c"] and all(
@@ -363,6 +364,19 @@ def test_groups_are_counted_as_each_would_be_alone(chunk, monkeypatch):
             assert counts.ignore == rule and wanted.matrix.any() and wanted.boundary.any()
             np.testing.assert_array_equal(counts.matrix, wanted.matrix)
             np.testing.assert_array_equal(counts.boundary, wanted.boundary)
+
+
+def test_groups_of_as_many_classes_as_small_integers_hold():
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 17, (2, 16, 16)), rng.integers(0, 15, (2, 16, 16))
+    for rule, counts in metrics.of_groups(truth, prediction, ["a", "a"], 14)["a"].items():
+        slow = np.zeros((15, 15), int)
+        for t, p in zip(truth.ravel(), prediction.ravel()):
+            if t <= 14:  # 15 and 16 lie outside
+                slow[t, p] += 1
+        np.testing.assert_array_equal(counts.matrix, slow)
+        wanted = boundary_counts(truth, prediction, 14, rule)
+        np.testing.assert_array_equal(counts.boundary, wanted)
 
 
 def test_gate_closes_absent_classes_only():
@@ -490,6 +504,14 @@ def test_scorer_refuses_nothing_and_keeps_nothing_of_a_refused_batch():
     with pytest.raises(ValueError, match="prediction holds values"):
         scorer.update(TRUTH, PREDICTION + 2)
     assert not scorer.counts.matrix.any() and not scorer.counts.boundary.any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_there_is_nan_without_a_warning():
+    found = metrics.extent(np.array([[2, 1, 0], [0, 0, 0], [0, 0, 0]]))  # no pixel of class 1
+    np.testing.assert_array_equal(found["area"], [2 / 3, np.nan])
+    np.testing.assert_array_equal(found["precision"], [1, 0])
+    np.testing.assert_array_equal(metrics.label_f1([[-1.0, 1.0]], [[0, 1]]), [np.nan, 1])
 
 
 def test_extent_by_hand():

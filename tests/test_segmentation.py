@@ -60,10 +60,12 @@ def test_small_patches_are_enlarged_for_the_backbone_and_their_logits_come_back_
 
 
 def test_stage_2_trains_by_its_own_settings_without_warm_up():
-    p = replace(P, stage2_epochs=7, stage2_lr=0.3, lr_power=2.0, warmup=1.0)
+    p = replace(P, stage2_epochs=7, stage2_lr=0.3, lr_power=2.0, warmup=1.0, stain_jitter=0.2)
     found = segmentation.stage2(p)
     assert (found.epochs, found.lr, found.lr_power, found.warmup) == (7, 0.3, 1.0, 0.0)
-    assert replace(found, epochs=p.epochs, lr=p.lr, lr_power=2.0, warmup=1.0) == p
+    assert found.stain_jitter == 0
+    same = {"lr_power": 2.0, "warmup": 1.0, "stain_jitter": 0.2}
+    assert replace(found, epochs=p.epochs, lr=p.lr, **same) == p
 
 
 def test_the_backbone_is_stage_2_s_own_where_one_is_named():

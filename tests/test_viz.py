@@ -581,3 +581,19 @@ def test_a_heat_map_has_numbers_as_long_as_they_can_be_read(rows, numbers):
     viz.heat_map(ax, np.eye(rows), [""] * rows, 3)
     assert len(ax.texts) == numbers and len(ax.lines) == 2 * (rows // 3 - 1)
     plt.close(fig)
+
+
+def test_a_table_says_over_which_classes_its_means_are(capsys):
+    truth = np.zeros((1, 8, 8), int)
+    truth[0, 4:] = 1
+
+    def scored(truth):
+        scorer = metrics.Scorer(SPEC.C)
+        scorer.update(truth, np.zeros_like(truth))
+        return scorer.result()
+
+    table = viz.score_table({"a": scored(truth), "b": scored(truth)}, SPEC)
+    assert capsys.readouterr().out == "Means are over TUM, STR: the others have no true pixel.\n"
+    assert table["mIoU (%)"].tolist() == [25, 25]
+    viz.score_table({"a": scored(np.arange(64).reshape(1, 8, 8) % SPEC.C)}, SPEC)
+    assert capsys.readouterr().out == ""

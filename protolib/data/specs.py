@@ -220,6 +220,7 @@ MORE_KEYS = {
     "licence": str,
     "citation": str,
 }
+VALUES = set(map(str, range(256)))  # of masks, as TOML has them
 CUT_KEYS = {"labels": str, "seed": str}
 MORE_CUT_KEYS = {"size": int, "stride": int, "white": float, "ignore": float, "present": float}
 
@@ -234,8 +235,10 @@ def _spec(table: dict, where: str) -> DatasetSpec:
             )
     files.expect(f"{where}, codes", table["codes"], dict.fromkeys(table["codes"], int))
     for code in (*table["codes"], *table.get("ignored", ())):
-        if not str(code).isdecimal():
-            raise ValueError(f"{where}: {code!r} in codes or ignored; expected a mask value 0..255")
+        if str(code) not in VALUES:  # "07" would be 7 a second time
+            raise ValueError(
+                f"{where}: {code!r:.60} in codes or ignored; expected a mask value 0..255"
+            )
     for split, n in table.get("counts", {}).items():
         if split not in SPLITS or not isinstance(n, list):
             raise ValueError(
@@ -302,7 +305,7 @@ def spec_of(dataset: str, data_root: str | Path = "") -> DatasetSpec:
 def _toml(path: Path) -> dict:
     """A TOML file as editors write it; a mark of UTF-8 before the first byte is skipped."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        return files.toml(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 from byte {error.start} on: save it as UTF-8, as TOML is, not as "

@@ -12,12 +12,13 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -165,8 +166,9 @@ def main() -> None:
     """Import, then fork a kernel for each line of stdin, and tell of those that end, until stdin
     ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in IMPORTS:
-        importlib.import_module(name)
+    with _ended_by_its_parent():
+        for name in IMPORTS:
+            importlib.import_module(name)
     # pandas looks around when it is imported: no kernel yet, so a terminal, and wide tables are cut
     sys.modules["pandas"].set_option("display.max_columns", COLUMNS)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -192,6 +194,25 @@ def main() -> None:
                         with contextlib.suppress(ProcessLookupError):
                             os.killpg(pid, signal.SIGKILL)
                     os._exit(0)  # at once: torch takes seconds to be taken down
+
+
+@contextlib.contextmanager
+def _ended_by_its_parent() -> Iterator[None]:
+    """Look every half second whether anybody is left to fork for: imports take seconds, on a full
+    machine half a minute."""
+    stdin = select.poll()
+    stdin.register(0, 0)  # nothing but the end of who writes there
+
+    def look(*_: Any) -> None:
+        if stdin.poll(0):
+            os._exit(0)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.siginterrupt(signal.SIGALRM, False)  # for libraries that do not call again
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def _reap(kernels: set[int]) -> None:

@@ -26,7 +26,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from protolib import cams, metrics
+from protolib import cams, metrics, results
 from protolib.blocks import Table
 from protolib.data.specs import DatasetSpec
 from protolib.experiment import STAGE2, Run, enlarged
@@ -536,8 +536,11 @@ def score_table(scored: dict[str, dict], spec: DatasetSpec) -> pd.DataFrame:
     """Scores in percent with one decimal, a row per name: mIoU, FwIoU, bIoU, Dice, then IoU of each
     class. Notebook 04.
 
-    scored: {row name: what metrics.Scorer.result returns}.
+    scored: {row name: what metrics.Scorer.result returns}. Prints over which classes the means are,
+    where it is not all of them.
     """
+    if said := results.means_over(scored, {name: name for name in scored}, spec.classes):
+        print(said.strip())
     rows = {name: [*(s[key] for key in SCORES), *s["iou"]] for name, s in scored.items()}
     heads = [*SCORES.values(), *(f"IoU {c}" for c in spec.classes)]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=heads, dtype=float)
