@@ -96,6 +96,11 @@ def test_a_formula_is_a_picture_that_stands_on_the_line():
     below = [float(re.search(r"vertical-align:-([\d.]+)em", of)[1]) for of in (deep, flat)]
     assert below[0] > 0.3 > 0.2 > below[1] >= 0
     assert site.formula(r"\frac{a}{b}") == deep
+    high = [
+        float(re.search(r";height:([\d.]+)em", site.markdown(text))[1])
+        for text in (r"$$\frac{a}{b}$$", r"so $\frac{a}{b}$")
+    ]
+    assert high[0] > 1.3 * high[1]  # letters of a fraction in a line of its own are not small
 
 
 def test_a_folder_of_anything_else_is_left_alone(kit, tmp_path):

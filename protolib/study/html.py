@@ -52,7 +52,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
         overflow-wrap: normal; }
 th, td { padding: .35rem .5rem; text-align: right; border-bottom: 1px solid var(--line);
          vertical-align: bottom; }
-td { white-space: nowrap; }
+td + td { white-space: nowrap; }
 th:first-child, td:first-child { min-width: 8.5rem; }
 .text { text-align: left; }
 tbody tr:nth-child(even) { background: var(--band); }

@@ -153,6 +153,7 @@ section::after { content: counter(slide); position: absolute; right: 2vw; bottom
                  color: #59626d; font-size: .8em; }
 section > * { margin: .5em 0; max-width: 100%; }
 p, li { max-width: 50em; }
+p:has(> img:only-child) { max-width: none; }
 h1 { font-size: 2.2em; line-height: 1.2; }
 h2 { font-size: 1.7em; line-height: 1.2; }
 h3 { font-size: 1.4em; }
@@ -160,7 +161,8 @@ a { color: #0a58a8; }
 img { max-width: 100%; max-height: 66vh; }
 img.math { display: inline; max-width: none; }
 p.math { text-align: center; max-width: none; overflow-x: auto; }
-section > p > img:only-child:not(.math) { min-height: 40vh; object-fit: contain; }
+section p > img:only-child:not(.math) { width: 100%; max-height: 62vh; object-fit: contain;
+                                        object-position: left; }
 .question { font-size: 1.5em; background: #f5f7f9; }
 code { font: .88em ui-monospace, monospace; }
 pre { overflow: auto; max-height: 40vh; }

@@ -225,7 +225,9 @@ class _Renderer(IPythonRenderer):
         return formula(body)
 
     def block_math(self, body: str) -> str:
-        return f'<p class="math">{formula(body)}</p>'
+        # in a line of its own a fraction has room for letters of full size
+        drawn = formula(body.replace(r"\frac", r"\dfrac"))
+        return f'<p class="math">{drawn}</p>'
 
 
 def anchor(heading: str) -> str:
