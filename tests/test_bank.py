@@ -553,3 +553,27 @@ def test_another_encoder_s_features_count_by_their_direction_alone():
     dataset, p = patches([[1, 0]] * 6 + [[0, 1]] * 6), replace(P, K=2, N=1, normalise="none")
     made = bank.build(dataset, features, p, 0, lengths * other)
     assert set(made.members) == {("p1",), ("p4",), ("p7",), ("p10",)}
+
+
+def test_a_candidate_stands_in_the_cluster_that_names_it():
+    dataset = patches([[1, 0]] * 6 + [[0, 1]] * 6)
+    X, _ = blobs(n=3, D=8, K=4)
+    made = bank.build(dataset, X, replace(P, K=2, N=2, normalise="none"), 0)
+    for s, names in enumerate(made.members):
+        rows = [int(name[1:]) for name in names]
+        assert len(rows) == 2 and (made.clusters[rows] == s).all()
+    assert np.bincount(made.clusters).tolist() == [3] * 4
+
+
+def test_of_as_many_candidates_as_are_drawn_all_are():
+    members = built("random_mean", N=3)[2].members
+    assert [sorted(names) for names in members] == [["p0", "p1", "p2"], ["p3", "p4", "p5"]]
+
+
+def test_equally_near_rows_keep_their_order_and_an_empty_cluster_gives_the_nearest():
+    Z, labels = np.tile([[1.0, 0.0]], (100, 1)), np.zeros(100, int)
+    Z[7] = [0.6, 0.8]
+    run = bank.Clustering(labels, Z, np.array([[1.0, 0.0], [0.0, 1.0]]), 1)
+    nearest, own = bank.nearest_of(Z, run, 0)
+    assert nearest.tolist() == [*range(7), *range(8, 100), 7] and own.tolist() == [*range(100)]
+    assert [found.tolist() for found in bank.nearest_of(Z, run, 1)] == [[7], [7]]
