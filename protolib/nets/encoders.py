@@ -295,13 +295,14 @@ def _found(name: str) -> tuple[weights.WeightsFile, dict[str, Tensor]]:
     return file, weights.read(file.path)
 
 
-def _side(name: str, size: int, own: int, step: int = 1) -> int:
+def _side(name: str, size: int, own: int, step: int = 1, least: int = 1) -> int:
     """The px at which an encoder reads a patch: `size`, or its own where that is 0.
 
-    Raises ValueError for one that is no multiple of `step`, px a position.
+    Raises ValueError for one that is no multiple of `step`, px a position, or holds fewer than
+    `least` positions.
     """
-    if size < 0 or size % step:
-        lower = max(size // step, 1) * step
+    if size and (size < least * step or size % step):
+        lower = max(size // step, least) * step
         raise ValueError(
             f"encoder '{name}' cannot read patches at {size} px: choose a multiple of {step}, "
             f"such as {lower} or {lower + step}, or 0 for its own size"
@@ -320,8 +321,9 @@ def lite0(size: int) -> Encoder:
 
 def _swin_side(name: str, size: int, sizes: dict) -> int:
     """Swin pads what its merging of 2 x 2 does not divide: such a map would not lie on the
-    image."""
-    return _side(name, size, sizes["image_size"], 4 * 2 ** (len(sizes["depths"]) - 1))
+    image. And its deepest map holds a window, which is what its biases are of."""
+    step = 4 * 2 ** (len(sizes["depths"]) - 1)
+    return _side(name, size, sizes["image_size"], step, sizes["window_size"])
 
 
 def medclip(size: int) -> Encoder:
