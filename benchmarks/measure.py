@@ -1,6 +1,7 @@
 """Times variants of one piece of work side by side: interleaved, so that a busy machine slows all
 of them alike, and compared pair by pair."""
 
+import ctypes
 import platform
 import statistics
 import sys
@@ -66,6 +67,8 @@ def _cost(work: Callable) -> dict[str, float | None]:
     counter = FlopCounterMode(display=False)
     with counter:  # it imports what it counts with, so memory is looked at in a second run
         work()
+    # training keeps what it frees: without giving it back the peak would be what is held already
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
     before = _resident("VmRSS")
     if before is not None:
         RESET.write_text("5")  # the peak from here on

@@ -89,6 +89,9 @@ def test_peak_memory_and_operations_of_a_product(root):
     words = """
 import json, torch
 from benchmarks import measure
+from protolib.training import keep_freed_memory
+keep_freed_memory()
+torch.ones(50_000_000).sum()  # 200 MB that stay with us
 product = lambda: torch.ones(2000, 2000) @ torch.ones(2000, 2000)
 print(json.dumps(measure.compare("product", {"torch": product}, 1)["variants"]["torch"]))
 """
@@ -98,6 +101,14 @@ print(json.dumps(measure.compare("product", {"torch": product}, 1)["variants"]["
     made = json.loads(told.stdout.splitlines()[-1])
     assert made["gflop"] == 2 * 2000**3 / 1e9
     assert 30 < made["peak_mb"] < 90  # three matrices of 16 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere who outlives a command is lost")
+def test_the_cost_of_a_command_holds_what_outlives_it():
+    busy = "import time\nwhile time.process_time() < 1: pass"
+    leave = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {busy!r}])"
+    cpu, wall = topics._spent([sys.executable, "-c", leave])
+    assert 1 <= cpu <= wall * 2
 
 
 def test_the_table_says_what_ran_where_and_what_did_not(tmp_path, monkeypatch):
