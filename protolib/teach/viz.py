@@ -378,7 +378,7 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     for name, control in controls.items():
         control.description = control.description or name
         # the longest name, "heterogeneity", and the longest method are cut at less
-        control.style.description_width, control.layout.width = "7em", "32em"
+        control.style.description_width, control.layout.width = "9em", "34em"
         control.observe(redraw, "value")
     redraw()
     PLAYED.append(draw)
