@@ -186,7 +186,7 @@ def test_play_draws_again_when_a_control_moves():
     after = Image.open(io.BytesIO(box.children[-1].value)).size
     assert asked == [(0.0, 7), (1.0, 7)]
     assert [c.description for c in box.children[:-1]] == ["a", "b"]
-    assert {c.style.description_width for c in box.children[:-1]} == {"7em"}  # no name is cut
+    assert {c.style.description_width for c in box.children[:-1]} == {"9em"}  # no name is cut
     assert after[0] > before[0] and plt.get_fignums() == []
 
 
@@ -255,7 +255,15 @@ def rows(n=0):
     return viz.mask_rows(PATCHES[[n % 6]], columns, SPEC, [label])
 
 
-CONTROLLED = (panel, explored, monitored, cut, laid_over, rows)
+def seen(n=0):
+    fig, axes = viz.grid(1, 2, side=4.2)
+    axes[0, 0].imshow(PATCHES[n % 6])
+    viz.show_mask(axes[0, 1], MASKS[n % 3], SPEC, PATCHES[n % 6])
+    viz.class_legend(fig, SPEC, white="none of these")
+    return fig
+
+
+CONTROLLED = (panel, explored, monitored, cut, laid_over, rows, seen)
 
 
 @pytest.mark.parametrize("draw", CONTROLLED, ids=lambda draw: draw.__name__)

@@ -319,7 +319,8 @@ def neighbours(
         name = f"{n or 'P'}: {spec.classes[classes[i]]} {marks[i] + 1}"
         side.text(x + W / 2, y - 0.04 * H, name, ha="center", va="bottom", fontsize=10)
         ring = dict(boxstyle="circle,pad=0.2", fc="white", ec="black")
-        page.text(*points[i], n or "P", ha="center", va="center", weight="bold", bbox=ring)
+        at = dict(ha="center", va="center", zorder=10 - n)  # the patch itself on top
+        page.text(*points[i], n or "P", weight="bold", bbox=ring, **at)
     return fig
 
 
@@ -377,7 +378,7 @@ def play(draw: Callable[..., Figure], **controls: widgets.Widget) -> widgets.VBo
     for name, control in controls.items():
         control.description = control.description or name
         # the longest name, "heterogeneity", and the longest method are cut at less
-        control.style.description_width, control.layout.width = "7em", "32em"
+        control.style.description_width, control.layout.width = "9em", "34em"
         control.observe(redraw, "value")
     redraw()
     PLAYED.append(draw)
