@@ -460,6 +460,19 @@ def test_refused_before_work(two, monkeypatch, capsys, arguments, message):
     assert err.startswith(f"protolib: {message}") and out == "" and not (two / "runs").exists()
 
 
+def test_a_folder_whose_start_was_killed_before_its_record_is_taken(two):
+    run = two / "mine"
+    (run / "cache").mkdir(parents=True)
+    for name in (".running.lock", ".run.json.0f.part"):
+        (run / name).touch()
+    assert runner._new_folder(two / "runs", run, runner.DEFAULTS) == run
+    for name in ("run.json", "notes.txt"):  # a run, and somebody's own files
+        (run / name).touch()
+        with pytest.raises(ValueError, match="mine is there already"):
+            runner._new_folder(two / "runs", run, runner.DEFAULTS)
+        (run / name).unlink()
+
+
 def test_a_folder_without_notebooks_is_refused(folder, capsys):
     assert protolib("run") == 2
     assert (
