@@ -120,7 +120,11 @@ def unpack(archive: Path, to: Path, limits: Limits = LIMITS) -> int:
         zlib.error,
         lzma.LZMAError,
         struct.error,
-        NotImplementedError,
+        # whatever a broken header makes zipfile and tarfile do: a name that is no UTF-8, or empty
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        ValueError,
     ) as error:
         raise Damaged(f"{archive.name} is damaged or no archive ({error}): get it again") from error
     except OSError as error:

@@ -271,3 +271,46 @@ def test_corners_stay_where_they_are_where_the_preset_says_so():
     for kept, made in zip((True, False), found):
         assert torch.equal(made, fuse(maps, P.fusion, (H, W), kept))
     assert not torch.allclose(*found)
+
+
+def test_of_three_levels_that_are_pooled_first_the_last_says_the_label():
+    class Three(HandMade):
+        def read(self, images):
+            fine, coarse = super().read(images)
+            return [fine, coarse, coarse**2]
+
+    net, images = Three(), torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(0))
+    more = {"levels": (0, 1, 2), "level_weights": (1.0,) * 3, "fusion": (0.2, 0.3, 0.5)}
+    levels = net.logits(net.read(images), P.merge_test)
+    found = cams.predict(net, images, replace(P, pool="logits", **more), "none")[1]
+    assert torch.equal(found, levels[2]) and not torch.equal(levels[1], levels[2])
+
+
+def test_a_split_is_gone_through_without_gradients_and_its_bar_is_shown_where_it_has_words(
+    monkeypatch,
+):
+    bars = []
+    monkeypatch.setattr(cams, "tqdm", lambda of, *words, **more: bars.append((words, more)) or of)
+    weight = torch.ones(1, requires_grad=True)
+    for bar in ("", "predicted"):
+        for _, scores, logits in cams.over_split(
+            lambda x: (x * weight, x.mean((2, 3)) * weight), Patches(), "cpu", bar=bar
+        ):
+            assert not (scores.requires_grad or logits.requires_grad)
+    hidden = (("",), {"leave": False, "disable": True})
+    assert bars == [hidden, (("predicted",), {"leave": False})]
+
+
+def test_masks_are_made_by_a_network_in_evaluation_whose_processes_wait_for_each_other(
+    tmp_path, monkeypatch
+):
+    folder, net, seen = tmp_path / "run" / "step" / "masks", HandMade(), []
+    part = folder.with_name(".masks.part")
+
+    def waited():
+        seen.append((len(list(part.glob("*.png"))) if part.is_dir() else None, folder.is_dir()))
+
+    monkeypatch.setattr(cams.processes, "wait", waited)
+    cams.pseudo_masks(net, Patches(), folder, P, {})
+    # for the folder, for the masks of all, for their place
+    assert seen == [(0, False), (40, False), (None, True)] and not net.training

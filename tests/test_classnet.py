@@ -169,6 +169,11 @@ def test_bgr_turns_the_order_of_colours_and_nothing_else():
     torch.testing.assert_close(bgr(image)[0], rgb(image.flip(1))[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_bias_learns_where_the_preset_says_so(learned):
+    assert network(bias=learned).bias.requires_grad == learned
+
+
 def test_learnable_prototypes_learn():
     p = replace(presets.PRESETS["quick"], prototypes="learnable", beta=0.0)
     net = ClassNet(p, 2, random(6, 8))
@@ -228,6 +233,9 @@ def test_a_network_with_gates_begins_as_one_without_and_learns_them():
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert plain.gates is None and [g.weigh[0].in_features for g in gated.gates] == [320, 320]
     assert [g.weigh[2].out_features for g in gated.gates] == [40, 320]
+    three = network(**more | {"levels": (2, 3, 4)}, refine="gates")
+    assert [g.weigh[0].in_features for g in three.gates] == [320] * 3  # what the deepest says
+    assert [f.shape[1] for f in three.features(three.prepare(images))] == [40, 112, 320]
     sum(m.square().sum() for m in gated(images)).backward()
     assert all(g.g1.grad.abs() > 0 and g.g2.grad.abs() > 0 for g in gated.gates)
 

@@ -309,7 +309,12 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(folder):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    guard = threading.Timer(60, process.kill)
+
+    def give_up():
+        process.kill()
+        os.close(os.open("started", os.O_WRONLY | os.O_NONBLOCK))  # nobody else will open it
+
+    guard = threading.Timer(300, give_up)
     guard.start()
     kernel = int(Path("started").read_text())
     process.send_signal(signal.SIGINT)
@@ -458,6 +463,19 @@ def test_refused_before_work(two, monkeypatch, capsys, arguments, message):
     assert protolib("run", *arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"protolib: {message}") and out == "" and not (two / "runs").exists()
+
+
+def test_a_folder_whose_start_was_killed_before_its_record_is_taken(two):
+    run = two / "mine"
+    (run / "cache").mkdir(parents=True)
+    for name in (".running.lock", ".run.json.0f.part"):
+        (run / name).touch()
+    assert runner._new_folder(two / "runs", run, runner.DEFAULTS) == run
+    for name in ("run.json", "notes.txt"):  # a run, and somebody's own files
+        (run / name).touch()
+        with pytest.raises(ValueError, match="mine is there already"):
+            runner._new_folder(two / "runs", run, runner.DEFAULTS)
+        (run / name).unlink()
 
 
 def test_a_folder_without_notebooks_is_refused(folder, capsys):

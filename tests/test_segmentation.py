@@ -1,6 +1,7 @@
 """Stage 2: output sizes, four branches in closed form, ignore without gradient, masks resized by
 nearest neighbour."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,32 @@ def test_small_patches_are_enlarged_for_the_backbone_and_their_logits_come_back_
         assert net(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
         assert net(torch.rand(1, 3, 32, 50)).shape == (1, 3, 32, 50)
     assert [tuple(size) for size in seen] == [(96, 96), (48, 75)]  # half again as long
+
+
+def test_pixels_keep_their_places_when_the_image_is_enlarged_and_logits_come_back():
+    """The middle of pixel i is at (i + .5) / n of the side, on every grid."""
+    seen, net = [], segmentation.DeepLabV2(replace(P, stage2_size=128, stage2_rates=(1,)), 1)
+
+    class First(nn.Module):
+        def forward(self, images):  # every second column, at the middle of two
+            seen.append(images)
+            return [images[:, :1, ::2, ::2]]
+
+    net.net, net.branches[0] = First(), nn.Identity()
+    x = torch.arange(64.0)
+    logits = net(x.expand(1, 3, 64, 64))
+    # the ramp at (i + .5) / 2 - .5, which ends where the image does
+    wanted = ((torch.arange(128) + 0.5) / 2 - 0.5).clamp(0, 63)
+    torch.testing.assert_close(seen[0], wanted.expand(1, 3, 128, 128))
+    torch.testing.assert_close(logits, wanted[::2].expand(1, 1, 64, 64))  # size is the same
+
+    class Second(First):
+        def forward(self, images):
+            return [x[::2].expand(1, 1, 32, 32)]
+
+    net.net = Second()
+    back = (torch.arange(64.0) + 0.5 - 1).clamp(0, 62)  # column j of 32 stands at 2 j
+    torch.testing.assert_close(net(torch.zeros(1, 3, 64, 64)), back.expand(1, 1, 64, 64))
 
 
 def test_stage_2_trains_by_its_own_settings_without_warm_up():
@@ -140,6 +167,18 @@ def test_loss_is_the_mean_cross_entropy_of_the_pixels_that_count():
     wanted = (p - nn.functional.one_hot(mask, 4)[..., :3].permute(0, 3, 1, 2)) / len(terms)
     assert (logits.grad[ignored] == 0).all()  # exactly, not nearly
     torch.testing.assert_close(logits.grad[~ignored], wanted[~ignored], rtol=0, atol=1e-12)
+
+
+def test_one_judged_pixel_is_the_mean_and_processes_share_by_judged_pixels(monkeypatch):
+    logits = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+    batch, net = {"image": None, "mask": torch.tensor([[[0, 2, 2]]])}, lambda images: logits
+    wanted = math.log1p(math.exp(-2))
+    found = segmentation.segmentation_loss(net, batch)["loss"].item()
+    assert found == pytest.approx(wanted, rel=1e-6)
+    asked = []
+    monkeypatch.setattr(segmentation, "weight", lambda n, like: asked.append(n.item()) or 0.5)
+    found = segmentation.segmentation_loss(net, batch)["loss"].item()
+    assert found == pytest.approx(wanted / 2, rel=1e-6) and asked == [1]
 
 
 def test_a_batch_of_nothing_but_ignore_has_loss_0_and_gradient_0():

@@ -561,6 +561,41 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
         processes.start(2, _join_and, _train_shared, tmp_path, odd)
 
 
+def test_another_process_than_the_first_draws_its_own_and_writes_nothing(
+    tmp_path, often, monkeypatch
+):
+    seeds, seed = [], torch.manual_seed
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(torch, "manual_seed", lambda number: seeds.append(number) or seed(number))
+    trained(tmp_path, p=LONG)
+    own = [seed_of(5, "epoch", epoch, 1) for epoch in range(LONG.epochs)]
+    assert [number for number in seeds if number in own] == own
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_gpu_is_set_up_by_the_precision_of_the_preset(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", said.append)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    training.set_up("cuda", replace(P, precision="tf32"))
+    training.set_up("cuda", replace(P, precision="bfloat16"))
+    training.set_up("mps", P)
+    assert said == [False, "high", False, "highest"]
+
+
+def test_the_draws_of_a_device_and_the_scale_of_its_gradients_are_kept_too():
+    own = torch.Generator()
+    host = [(torch.get_rng_state, torch.set_rng_state), (own.get_state, own.set_state)]
+    assert training._sources("cpu", own) == host
+    cuda = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+    assert training._sources("cuda", own) == [*host, cuda]
+    loaded = []
+    scaler = SimpleNamespace(load_state_dict=loaded.append)
+    optimizer = SimpleNamespace(load_state_dict=loaded.append, scaler=scaler)
+    training._load({"net": {}, "optimizer": "moments", "scaler": "scale"}, nn.ReLU(), optimizer)
+    assert loaded == ["moments", "scale"]
+
+
 def test_the_bar_speaks_once_a_second(tmp_path, monkeypatch):
     spoken = []
 

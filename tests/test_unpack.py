@@ -365,3 +365,17 @@ def test_one_wrong_byte(tmp_path, refused, kind):
 def test_no_archive_at_all(tmp_path, refused, body):
     (tmp_path / "a.zip").write_bytes(body)
     assert "a.zip is damaged or no archive" in refused(tmp_path / "a.zip", error=Damaged)
+
+
+@pytest.mark.parametrize("header", ["local", "central", "empty"])
+def test_a_name_that_is_broken_in_either_header_of_a_zip(tmp_path, refused, header):
+    make_zip(tmp_path / "a.zip", {"ü.txt": b"1"})
+    raw = bytearray((tmp_path / "a.zip").read_bytes())
+    first, second = raw.find(b"\xc3\xbc"), raw.rfind(b"\xc3\xbc")
+    if header == "empty":  # its name has become a field of its own in the central header
+        raw[second - 18 : second - 14] = struct.pack("<HH", 0, 6)
+        raw[second : second + 6] = struct.pack("<HH2x", 1, 2)
+    else:
+        raw[first if header == "local" else second] = 0xFF  # no UTF-8
+    (tmp_path / "a.zip").write_bytes(raw)
+    assert "a.zip is damaged or no archive" in refused(tmp_path / "a.zip", error=Damaged)

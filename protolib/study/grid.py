@@ -167,7 +167,8 @@ def measure(run: Run, method: str) -> dict:
         "threads": torch.get_num_threads(),
         "protolib": __version__,
         "torch": torch.__version__,
-        "machine": platform.machine(),
+        # with wider vectors sums come in another order: a seed may be a point off by it
+        "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "code": "".join(digest[:8] for digest in CODE.values()),
     }
 

@@ -26,13 +26,16 @@ def outdated(asked: Mapping[Where, str], book: Book) -> list[Where]:
 
 
 def differing(made: Sequence[dict], book: Book) -> list[str]:
-    """Each run that does not come out as the book has it: its name, and both scores in percent."""
+    """Each run that does not come out as the book has it: its name, both scores in percent, and
+    both machines where they are not of one kind: they need not agree to the last digit."""
     found = []
     for run in made:
         kept = book.runs[run["run"], run["fold"], run["seed"]]
         if any(run.get(part) != kept.get(part) for part in EQUAL):
             before, now = (_score(of) for of in (kept, run))
-            found.append(f"{run['run_id']}: {before:.10g} in the file, {now:.10g} today")
+            said = f"{run['run_id']}: {before:.10g} in the file, {now:.10g} today"
+            there, here = (of.get("machine", "?") for of in (kept, run))
+            found.append(said if there == here else f"{said}; made on {there}, this is {here}")
     return found
 
 

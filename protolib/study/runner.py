@@ -38,6 +38,7 @@ IDENTITY = ("preset", "dataset", "data_root", "seed")  # another value of these 
 # the messages between us and a kernel pass through local ports that other users of the machine
 # could read
 KERNEL = Config(KernelManager={"transport_encryption": "auto"})
+RECORD = "run.json"
 OPTIONS = {name: f"--{name}" for name in DEFAULTS} | {"data_root": "--data", "run_dir": "--run-dir"}
 
 
@@ -152,7 +153,7 @@ def find(runs: Path, name: str) -> Path:
     if name == "latest" and not (runs / name).is_dir() and pointer.is_file():
         name = pointer.read_text("utf-8").strip()
     for folder in ([] if name == "latest" else [Path(name)]) + [runs / name]:
-        if (folder / "run.json").is_file():
+        if (folder / RECORD).is_file():
             return folder.resolve()
     raise ValueError(
         f"no run '{name}' with a run.json in {short(runs)}; start one with: python -m protolib run"
@@ -236,7 +237,7 @@ def _data_stamp(spec: specs.DatasetSpec, settings: Mapping[str, Any]) -> str:
 def record_of(run_dir: Path, settings: Mapping[str, Any] | None = None) -> dict:
     """run.json of a run; with settings, checked to be of the same run. Raises ValueError for a
     damaged file."""
-    file = run_dir / "run.json"
+    file = run_dir / RECORD
     lists = {"classes": list, "titles": list, "peak_rss_mb": (float, None)}
     record = files.read_json(file, {"parameters": dict, "notebooks": dict, **lists})
     kinds = {name: type(DEFAULTS[name]) for name in IDENTITY}
@@ -259,7 +260,7 @@ def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()  # of two that start in one second, one makes it
         except FileExistsError:
-            if not (run_dir and folder.is_dir() and not any(folder.iterdir())):
+            if not (run_dir and _unbegun(folder)):
                 continue
         except OSError as error:
             raise ValueError(
@@ -273,6 +274,14 @@ def _new_folder(runs: Path, run_dir: Path | None, settings: Mapping[str, Any]) -
         f"{names[0]} is there already; choose another --run-dir, or go on with it: "
         f"--resume {names[0]}"
     )
+
+
+def _unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a start that was killed before its run.json,
+    which --resume asks for."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else ["no folder"]
+    part = f".{RECORD}."  # how the record begins while it is written
+    return all(n in (".running.lock", "cache") or n.startswith(part) for n in names)
 
 
 def _point_latest(runs: Path, run_dir: Path) -> None:
@@ -339,7 +348,7 @@ def _execute(
 ) -> str | None:
     """Execute one notebook and note how it went in the record; returns what went wrong, None if
     nothing did."""
-    files.write_json(run_dir / "run.json", record)
+    files.write_json(run_dir / RECORD, record)
     copy.parent.mkdir(exist_ok=True)
     print(f"{path.stem:<32}", end="", flush=True)
     start, problem = time.monotonic(), None
@@ -374,7 +383,7 @@ def _execute(
         if peak and math.isfinite(peak)
     ]
     record["peak_rss_mb"] = max(peaks, default=math.nan)
-    files.write_json(run_dir / "run.json", record)
+    files.write_json(run_dir / RECORD, record)
     cells = "" if problem else f"{sum(cell.cell_type == 'code' for cell in done.cells):>5} cells"
     print(f"{entry['seconds']:>8.1f} s{cells or '   ' + entry['state']}", flush=True)
     return problem
