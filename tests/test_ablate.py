@@ -23,7 +23,7 @@ from filelock import FileLock
 from protolib import experiment, files, presets
 from protolib.__main__ import TABLES, main
 from protolib.data import phantom, specs
-from protolib.study import ablate, cluster, grid, ledger
+from protolib.study import ablate, cluster, grid, ledger, recheck
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_once")]
 NAMES = ("preset", "dataset", "data_root", "run_dir", "device", "method", "cache")
@@ -710,3 +710,18 @@ def test_a_run_that_comes_out_otherwise_is_named_and_nothing_is_taken_over(
     named = f"{CONVOLUTION}/seed 1: 70.0000001 in the file, 70 today"
     assert named in capsys.readouterr().err
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("x86_64 AVX512", ""),
+        ("x86_64 AVX2", "; made on x86_64 AVX2, this is x86_64 AVX512"),
+    ],
+)
+def test_where_numbers_differ_machines_of_two_kinds_are_named(machine, said):
+    made = {"run_id": "a", "run": "cam", "fold": "", "seed": 0, "machine": "x86_64 AVX512"}
+    made |= {"slides": {}, "scores": {"predicted": {"miou": 0.5}}}
+    kept = made | {"scores": {"predicted": {"miou": 0.25}}, "machine": machine}
+    book = SimpleNamespace(runs={("cam", "", 0): kept})
+    assert recheck.differing([made], book) == [f"a: 25 in the file, 50 today{said}"]
