@@ -213,12 +213,12 @@ def _map(ax: Axes, found: Sequence[Case]) -> None:
     names: dict[tuple[float, float], list[str]] = {}  # cases nearly at one place share a name
     close = 0.02 * np.array([right - left, high - low])
     for case in found:
-        at = np.mean(case.lead), np.mean(case.gain)
+        at = float(np.mean(case.lead)), float(np.mean(case.gain))
         there = [other for other in names if (np.abs(np.subtract(other, at)) < close).all()]
         names.setdefault(there[0] if there else at, []).append(case.data)
-    for at, shared in names.items():
+    for place, shared in names.items():
         said = "\n".join(shared[::-1])  # the first one lowest, at its point
-        ax.annotate(said, at, (5, 5), textcoords="offset points", fontsize=7)
+        ax.annotate(said, place, (5, 5), textcoords="offset points", fontsize=7)
 
 
 def history(curve: Mapping, spec: DatasetSpec, band: ledger.Band | None = None) -> Figure:
