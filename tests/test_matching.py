@@ -926,3 +926,17 @@ def test_nobody_learns_from_what_is_known_before_any_training():
     prototypes = circle(0, 90).float().requires_grad_()
     found = matching.nearest_classes([torch.rand(1, 2, 2, 2)], prototypes, lambda x: x, (2, 2, 2))
     assert found.shape == (1, 2, 2, 2) and not found.requires_grad
+
+
+def test_of_a_batch_foregrounds_come_before_backgrounds():
+    g = torch.Generator().manual_seed(0)
+    maps, seen = torch.randn(2, 2, 4, 4, generator=g), [torch.randn(2, 2, 4, 4, generator=g)]
+    labels, prototypes = torch.tensor([[1, 1], [1, 0]]), circle(0, 90).float()
+    p = replace(P, look="masked_pooling", pooling="batch", theta_fg=1.0, theta_bg=0.25)
+    embed = lambda x: F.normalize(x, dim=1)
+    found = matching_loss(seen, maps, labels, prototypes, embed, p)
+    pairs = pairs_of(labels > 0)
+    parts, _ = matching.pool_parts(seen, unit_range(maps), pairs, p)
+    fg, bg = embed(parts[:3]), embed(parts[3:])
+    l_fg, l_bg = matching.batch_terms(fg, bg, prototypes, *sides(pairs, labels, p), p.tau)
+    torch.testing.assert_close(found, l_fg + 0.25 * l_bg)
