@@ -885,3 +885,58 @@ def test_the_negatives_of_a_background_count_as_a_mean_and_those_of_a_foreground
     assert fg.item() == pytest.approx(math.log1p((e(60) + e(170)) / e(30)), rel=1e-12)
     # the logarithm of a count is a float32
     assert bg.item() == pytest.approx(math.log1p(e(70) / ((e(20) + e(130)) / 2)), rel=1e-7)
+
+
+@pytest.mark.parametrize("kept, second", [(True, 1 / 3), (False, 0.25)])
+def test_a_cut_picture_s_background_is_weighed_by_what_the_map_leaves(kept, second, monkeypatch):
+    asked = []
+    monkeypatch.setattr(matching, "rescale", lambda X, M, b: asked.append((M, b)) or X)
+    maps = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    p = replace(P, fill="minmax", align_corners=kept)
+    pair = torch.tensor([0]), torch.tensor([0])
+    matching.cut_out(torch.rand(1, 3, 4, 4), maps, pair, p)
+    row = torch.tensor([0, second, 1 - second, 1])  # 2 positions drawn out to 4 px
+    (fg, _), (bg, _) = asked
+    torch.testing.assert_close(fg[0], row.expand(4, 4))
+    torch.testing.assert_close(bg[0], 1 - row.expand(4, 4))
+
+
+def test_positions_of_processes_count_by_their_mixed_patches(monkeypatch):
+    features, labels = torch.randn(3, 2, 2, 2), torch.tensor([[1, 1], [1, 0], [1, 1]])
+    given = [features], torch.randn(3, 2, 2, 2), labels, circle(0, 90).float(), lambda x: x
+    whole, asked = matching.position_loss(*given), []
+    monkeypatch.setattr(matching, "weight", lambda n, like: asked.append(n.item()) or 0.5)
+    torch.testing.assert_close(matching.position_loss(*given), whole / 2)
+    assert asked == [2]
+
+
+def test_pairs_of_processes_count_by_their_number(monkeypatch):
+    maps, labels = torch.randn(3, 2, 2, 2), torch.tensor([[1, 1], [1, 0], [1, 1]])
+    seen = [torch.randn(3, 2, 2, 2)]
+    embed, p = lambda x: F.normalize(x, dim=1), replace(P, look="masked_pooling")
+    whole = matching_loss(seen, maps, labels, circle(0, 90).float(), embed, p)
+    asked = []
+    monkeypatch.setattr(matching, "weight", lambda n, like: asked.append(n) or 0.5)
+    found = matching_loss(seen, maps, labels, circle(0, 90).float(), embed, p)
+    torch.testing.assert_close(found, whole / 2)
+    assert asked == [5]
+
+
+def test_nobody_learns_from_what_is_known_before_any_training():
+    prototypes = circle(0, 90).float().requires_grad_()
+    found = matching.nearest_classes([torch.rand(1, 2, 2, 2)], prototypes, lambda x: x, (2, 2, 2))
+    assert found.shape == (1, 2, 2, 2) and not found.requires_grad
+
+
+def test_of_a_batch_foregrounds_come_before_backgrounds():
+    g = torch.Generator().manual_seed(0)
+    maps, seen = torch.randn(2, 2, 4, 4, generator=g), [torch.randn(2, 2, 4, 4, generator=g)]
+    labels, prototypes = torch.tensor([[1, 1], [1, 0]]), circle(0, 90).float()
+    p = replace(P, look="masked_pooling", pooling="batch", theta_fg=1.0, theta_bg=0.25)
+    embed = lambda x: F.normalize(x, dim=1)
+    found = matching_loss(seen, maps, labels, prototypes, embed, p)
+    pairs = pairs_of(labels > 0)
+    parts, _ = matching.pool_parts(seen, unit_range(maps), pairs, p)
+    fg, bg = embed(parts[:3]), embed(parts[3:])
+    l_fg, l_bg = matching.batch_terms(fg, bg, prototypes, *sides(pairs, labels, p), p.tau)
+    torch.testing.assert_close(found, l_fg + 0.25 * l_bg)

@@ -150,6 +150,12 @@ def test_predict_averages_the_eight_poses_of_an_image():
     assert torch.allclose(averaged[1, 0], (across[None] + along[:, None]) / 2, atol=1e-7)
 
 
+def test_a_prediction_is_made_in_evaluation_and_teaches_nobody():
+    net = nn.Conv2d(3, 2, 1).train()
+    scores = segmentation.predict(net, torch.rand(1, 3, 4, 4), tta=False)
+    assert not net.training and not scores.requires_grad
+
+
 def test_loss_is_the_mean_cross_entropy_of_the_pixels_that_count():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
