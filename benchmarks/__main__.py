@@ -13,6 +13,8 @@ import torch
 from benchmarks.measure import machine
 from benchmarks.topics import TOPICS
 from protolib.files import read_json, write_json, write_text
+from protolib.presets import preset
+from protolib.training import set_up
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- made by python -m benchmarks -->\n", "<!-- end -->\n"
@@ -25,6 +27,7 @@ def main() -> None:
     args = asked.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    set_up(device, preset("quick"))  # as every run begins
     file = HERE / f"{device}.json"
     known = read_json(file) if file.is_file() else {}
     wanted = {"all": list(TOPICS), "table": []}.get(args.topic, [args.topic])
