@@ -453,7 +453,11 @@ SETTINGS = [
     Case("codes as a list", toml("{ 0 = 0, 1 = 1, 2 = 2, 3 = 3 }", "[0, 1]"), "codes is .0, 1."),
     Case("codes by name", toml("0 = 0", "TUM = 0"), "'TUM' in codes or ignored"),
     Case("ignored as a number", toml("[4]", "4"), "ignored is 4; expected a list"),
-    Case("ignored over 255", toml("[4]", "[4000]"), "ignored is .4000,.; expected values 0..255"),
+    Case(
+        "ignored over 255",
+        toml("[4]", "[4000]"),
+        "4000 in codes or ignored; expected a mask value 0..255",
+    ),
     Case(
         "no pattern", toml("ignored", "slide = '(\\w+'\nignored"), "slide is .*expected a regular"
     ),
