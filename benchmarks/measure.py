@@ -67,8 +67,9 @@ def _cost(work: Callable) -> dict[str, float | None]:
     counter = FlopCounterMode(display=False)
     with counter:  # it imports what it counts with, so memory is looked at in a second run
         work()
-    # training keeps what it frees: without giving it back the peak would be what is held already
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
+    if sys.platform == "linux":
+        # training keeps what it frees: not given back, the peak would be what is held already
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
     before = _resident("VmRSS")
     if before is not None:
         RESET.write_text("5")  # the peak from here on

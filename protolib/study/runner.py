@@ -86,10 +86,10 @@ def run(
     """
     story = _story(notebooks)
     runs = notebooks.parent / "runs"
-    old = record_of(find(runs, resume), settings) if resume else None
+    before = find(runs, resume) if resume else None
+    old = record_of(before, settings) if before else None
     chosen: dict[str, Any] = DEFAULTS | dict(old["parameters"] if old else {}) | dict(settings)
     chosen["data_root"] = str(chosen["data_root"]) and str(files.place(chosen["data_root"]))
-    before = find(runs, resume) if resume else None
     spec = _check(chosen, story, before and before / "cache")
     run_dir = before or _new_folder(runs, run_dir and files.place(run_dir), chosen)
     if spec.name != "phantom":  # what was found is kept for the notebooks

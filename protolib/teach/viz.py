@@ -559,9 +559,8 @@ def mask_rows(
     """
     n, H, W = images.shape[:3]
     lines = ["\n".join(textwrap.fill(part, 18) for part in name.splitlines()) for name in names]
-    left = 0.1 * max(
-        (len(part) for name in lines for part in name.splitlines()), default=0
-    )  # inches
+    longest = max((len(part) for name in lines for part in name.splitlines()), default=0)
+    left = 0.1 * longest  # inches
     above = 0.25 * max(title.count("\n") + 1 for title in masks)
     size = 1.6 * (1 + len(masks)) + left, 1.6 * n + above + 0.5
     fig, ax = plt.subplots(figsize=size)

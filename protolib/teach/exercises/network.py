@@ -230,12 +230,6 @@ def opened(labels):
     return torch.where(labels.any(1, keepdim=True), labels, 1)[:, :, None, None]
 
 
-def stretched(scores):
-    """Scores from 0 to 1 in each class of each image."""
-    low, high = scores.amin((2, 3), keepdim=True), scores.amax((2, 3), keepdim=True)
-    return (scores - low) / (high - low)
-
-
 @exercise(
     "what could an absent class score so that it never wins, even where all others are negative?",
     inputs=[
@@ -295,7 +289,7 @@ def stretched(scores):
             lambda scores, labels: scores.masked_fill(opened(labels[:1]) == 0, -torch.inf).argmax(1)
         ),
         "scores compare as they are: a class that is stretched to 0..1 no longer does": (
-            lambda scores, labels: (stretched(scores) * opened(labels)).argmax(1)
+            lambda scores, labels: (kernels.unit_range(scores) * opened(labels)).argmax(1)
         ),
         "an image without any class closes nothing, also beside others that close some": (
             lambda scores, labels: scores.masked_fill(
