@@ -16,10 +16,11 @@ L       levels of the backbone's pyramid
 ======  ==========================================================================================
 
 The kernels stand here, in the order of the data: files, presets, metrics, maps, bank, matching,
-losses, classnet, cams, segmentation, training, windows; then results and experiment, one run. Five
-wings: data/ (what they read), nets/ (what they call), study/ (many runs beside the paper), slides/
-(a run on pictures of any size) and teach/ (what only notebooks need). Nothing imports upwards: data
-and nets know no kernel but files, bank and metrics, kernels know neither study, slides nor teach.
+losses, classnet, cams, segmentation, training, windows; then results and experiment, one run. Six
+wings: data/ (what they read), nets/ (what they call), own/ (from a folder as it is to one that data
+reads), study/ (many runs beside the paper), slides/ (a run on pictures of any size) and teach/
+(what only notebooks need). Nothing imports upwards: data and nets know no kernel but files, bank
+and metrics, kernels know neither own, study, slides nor teach.
 """
 
 import platform

@@ -482,7 +482,7 @@ def _doctor(args: argparse.Namespace, notebooks: Path) -> int:
 
 
 def _new(args: argparse.Namespace, notebooks: Path) -> int:
-    from protolib.data import new
+    from protolib.own import new
     from protolib.presets import PRESETS
 
     told = {name: getattr(args, name) for name in new.Told.__dataclass_fields__ if name != "ask"}

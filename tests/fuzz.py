@@ -36,8 +36,9 @@ from data_download.folder import Folder
 from data_download.registry import OWN, Refused, inside
 from data_download.registry import load as registry
 from protolib import cams, files, results
-from protolib.data import new, regions, specs
+from protolib.data import regions, specs
 from protolib.data.pictures import Unfit
+from protolib.own import new
 from protolib.study import ledger
 
 CASES = 1_000_000

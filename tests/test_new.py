@@ -11,8 +11,9 @@ import shapely
 from PIL import Image
 
 from protolib.__main__ import main
-from protolib.data import annotations, new, patches, phantom, specs
+from protolib.data import patches, phantom, specs
 from protolib.data.phantom import Drawing
+from protolib.own import annotations, new
 from protolib.presets import PRESETS
 
 CLASSES = ("TUM", "STR", "LYM", "NEC")

@@ -24,9 +24,12 @@ COLUMNS = 100
 PARAMETERS = 7
 LOW = {"files", "keys", "presets", "metrics", "bank"}  # the kernels that data and nets may know
 # what each wing must not know; "" stands for the kernels
-ABOVE = {"teach": set(), "slides": {"teach"}, "study": {"slides", "teach"}} | dict.fromkeys(
-    ("", "data", "nets"), {"slides", "study", "teach"}
-)
+ABOVE = {
+    "teach": {"own"},
+    "slides": {"own", "teach"},
+    "study": {"own", "slides", "teach"},
+    "own": {"slides", "study", "teach"},
+} | dict.fromkeys(("", "data", "nets"), {"own", "slides", "study", "teach"})
 RUN = "protolib/experiment.py Run."
 REFERENCE = re.compile(r"\bnotebooks?\s+(\d\d(?:(?:,|,?\s+and)\s+\d\d)*)", re.IGNORECASE)
 

@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from protolib import files
-from protolib.data import codes, regions, specs, tables
-from protolib.data.codes import Codes, Colour
+from protolib.data import regions, specs
 from protolib.data.pictures import IMAGES, indexed, read_image
 from protolib.data.specs import PLACES, SPLITS, Cut, DatasetSpec
+from protolib.own import codes, tables
+from protolib.own.codes import Codes, Colour
 from protolib.presets import Preset
 
 
@@ -260,7 +261,7 @@ def _from_table(name: str, folder: Path, told: Told, root: Path, table: Path) ->
 
 
 def _from_regions(name: str, folder: Path, told: Told, root: Path, drawn: Sequence[Path]) -> Made:
-    from protolib.data import annotations  # here: nothing else needs polygons
+    from protolib.own import annotations  # here: nothing else needs polygons
 
     areas, colours, left_out = annotations.read(drawn, below(folder, IMAGES))
     slides = sorted({area.slide for area in areas})
