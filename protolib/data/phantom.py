@@ -54,7 +54,7 @@ class Drawing(NamedTuple):
     patches: int
     seed: int = 0
     heterogeneity: float = 0.5
-    similarity: float = 0.5
+    similarity: float = 1.0
     pure: float = 0.45
     together: float = 0.0
     never_pure: int = -1

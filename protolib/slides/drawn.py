@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from protolib.data.phantom import IGNORE, STAINS, SUB_IGNORE, develop
+from protolib.data.phantom import IGNORE, STAINS, SUB_IGNORE, Drawing, develop
 from protolib.data.tissue import Look, borders, field, looks, scatter, stamp, tissue
 
 TILE = 250  # px that are drawn at a time: a texture goes no farther
@@ -60,7 +60,9 @@ def _tile(kind: int, seed: int) -> np.ndarray:
     if kind == FAT:  # cells of nothing but fat, which is washed out, and the walls between
         walls = borders(scatter(rng, TILE, 34, 12), TILE)
         return np.stack([0 * walls, 0.45 * np.clip(walls, 0, 1)])
-    amounts, cells = tissue(rng, TILE, Look(*looks(0.5, 0.5).reshape(12, -1)[kind]))
+    dials = Drawing(patches=0)  # the patches' own
+    table = looks(dials.heterogeneity, dials.similarity).reshape(12, -1)  # (S, 22)
+    amounts, cells = tissue(rng, TILE, Look(*table[kind]))
     stamp(rng, amounts, cells)
     return amounts
 
