@@ -13,7 +13,7 @@ import numpy as np
 
 from protolib import blocks, files
 from protolib.metrics import SCORES
-from protolib.study import figures, ledger, paper, report
+from protolib.study import compare, figures, ledger, paper, report
 
 HERE = Path(__file__).resolve().parent
 PLACE = re.compile(r"(<!-- (\S+) (\w+)( differences| cases)? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -52,10 +52,14 @@ def scored(table: paper.Table, result: Mapping) -> blocks.Table:
 
 def compared(table: paper.Table, result: Mapping) -> blocks.Table:
     """Each question of ours to the table: the difference in mIoU points, its 95 % intervals over
-    seeds (paired) and over slides (bootstrap), and what they decide."""
+    seeds (paired) and over slides (bootstrap), what they decide, and the difference where the image
+    labels are given."""
 
     def span(ends: tuple[float, float]) -> str:
         return "{:+.1f} to {:+.1f}".format(*ends)
+
+    def over_seeds(found: compare.Paired) -> str:
+        return span((found.low, found.high)) if found.n > 1 else "one seed"
 
     rows = []
     for finding in report.findings(table, result):
@@ -65,12 +69,15 @@ def compared(table: paper.Table, result: Mapping) -> blocks.Table:
             [
                 f"{finding.rows[0]}, against: {finding.rows[1]}",
                 f"{finding.ours.difference:+.1f}",
-                span((finding.ours.low, finding.ours.high)) if finding.ours.n > 1 else "one seed",
+                over_seeds(finding.ours),
                 span(finding.slides) if finding.slides else "–",
                 finding.verdict,
+                f"{finding.given.difference:+.1f}" if finding.given else "–",
+                over_seeds(finding.given) if finding.given else "–",
             ]
         )
     heads = ["compared", "difference (points)", "over seeds", "over slides", ""]
+    heads += ["labels given (points)", "over seeds"]
     return blocks.Table(heads, rows, _made(result))
 
 

@@ -122,15 +122,25 @@ def test_f1_is_compared_over_seeds_alone(read):
     assert "Protocol: nearest prototype, main class of each test patch. The" in words(section)
 
 
+ROWS = "CLS + FGS + BGS", "CLS"
+
+
 def test_a_sentence_holds_everything_it_rests_on(mosaic, parts):
     ours, slides = report.findings(TABLES["table2"], mosaic[0])[0][4:6]
+    oracle = [
+        np.array([100 * made["scores"]["oracle"]["miou"] for made in fake_results.runs_of(*of)])
+        for of in ((mosaic[0], mosaic[0]["tables"]["table2"][row]) for row in ROWS)
+    ]
+    gain = oracle[0] - oracle[1]
+    half = 4.302653 * gain.std(ddof=1) / 3**0.5  # t at .975 with two degrees of freedom
     said = words(parts["table2"])
     assert (
         f"- supported on {WORDS}: both matching losses together help (CLS + FGS + BGS over CLS; "
         f"the paper +5.46 on bcss-wsss). Ours {ours.difference:+.2f} mIoU points; over 3 seeds "
         f"{ours.low:+.2f} to {ours.high:+.2f}, p = {ours.p:.2g}, d = {ours.d:.1f}; over 3 slides "
-        f"(WARNING: only 10 different resamples, too narrow) {slides[0]:+.2f} to {slides[1]:+.2f}."
-        "\n"
+        f"(WARNING: only 10 different resamples, too narrow) {slides[0]:+.2f} to {slides[1]:+.2f}; "
+        f"image labels given: {gain.mean():+.2f} {gain.mean() - half:+.2f} to "
+        f"{gain.mean() + half:+.2f}.\n"
     ) in said
     assert (
         f"- not run on {WORDS}: the background loss without the other hurts (CLS over CLS + BGS; "
@@ -415,7 +425,7 @@ def test_seeds_with_slides_of_their_own_have_an_interval_over_seeds_alone(read, 
         assert (first.ours, first.slides, first.n_slides) == (wanted.ours, None, 0)
         assert first.verdict == compare.verdict(wanted.ours) == "supported"
         said = words(report.sections([found])["table2"])
-        assert "; no interval over slides, for each seed has test slides of its own." in said
+        assert "; no interval over slides, for each seed has test slides of its own; image" in said
 
 
 def test_rows_on_different_masks_have_no_interval_over_slides(read):

@@ -40,6 +40,8 @@ class Finding(NamedTuple):
     slides: tuple[float, float] | None = None  # 95 % interval over slides
     n_slides: int = 0
     why: str = ""  # no interval over slides was taken
+    # over seeds too, under oracle labels: what the maps are worth, as pseudo masks are made of them
+    given: compare.Paired | None = None
 
 
 def findings(table: paper.Table, result: Mapping) -> list[Finding]:
@@ -72,14 +74,19 @@ def _finding(table: paper.Table, result: Mapping, claim: paper.Claim) -> Finding
         return blank._replace(verdict=words)
     ours = [better[seed] for seed in seeds]
     theirs = [than[seed] for seed in seeds]
-    protocol = next(iter(ours[0].scores))
+    protocol, *others = ours[0].scores  # "predicted" and "oracle", or "f1" alone
     scale = ledger.scale(table)
-    found = compare.paired(
-        *([scale * seed.scores[protocol][claim.metric] for seed in of] for of in (ours, theirs))
-    )
+
+    def over_seeds(labels: str) -> compare.Paired:
+        return compare.paired(
+            *([scale * seed.scores[labels][claim.metric] for seed in of] for of in (ours, theirs))
+        )
+
+    found = over_seeds(protocol)
     judged = blank._replace(verdict=compare.verdict(found), ours=found)
     if claim.metric != "miou":
         return judged
+    judged = judged._replace(given=over_seeds("oracle") if "oracle" in others else None)
     if why := _not_over_slides(ours, theirs, protocol):
         return judged._replace(why=why)
     ignore = ours[0].scores[protocol]["ignore"]
@@ -387,6 +394,9 @@ def _sentence(table: paper.Table, result: Mapping, finding: Finding) -> str:
         said.append(_over_slides(table, result, finding))
     if finding.why:
         said.append(f"no interval over slides, for {finding.why}")
+    if finding.given:
+        more = "" if math.isnan(finding.given.p) else f" {_interval(table, *finding.given[2:4])}"
+        said.append(f"image labels given: {_signed(table, finding.given.difference)}{more}")
     claim = _claim(table, finding)
     return f"{finding.verdict} on {ledger.name(result)}: {claim}. {'; '.join(said)}."
 
