@@ -170,6 +170,9 @@ WRONG = {
         lambda labels: np.flatnonzero(labels[:, :3].sum(1) == 1),
         lambda labels: np.flatnonzero(np.bitwise_xor.reduce(labels.astype(int), axis=1)),
         lambda labels: np.nonzero((labels.T == 1) & (labels.sum(1) == 1))[1],
+        lambda labels: np.flatnonzero(
+            labels.argmax(1) == labels.shape[1] - 1 - labels[:, ::-1].argmax(1)
+        ),
     ],
     "white_share": [
         lambda images: (dense(images) < regions.CLEAR).all().mean(),
@@ -188,6 +191,8 @@ WRONG = {
         lambda images: [0.5, 1.0],
         lambda images: (dense(images).sum(3) < regions.CLEAR).mean((1, 2)),
         lambda images: (dense(images) < regions.CLEAR).all(3).sum((1, 2)) / images.shape[1] ** 2,
+        lambda images: (np.median(dense(images), 3) < regions.CLEAR).mean((1, 2)),
+        lambda images: (dense(images) < regions.CLEAR).mean((1, 2)).prod(1),
     ],
     "cosine_distance": [
         lambda a, b: 1 - unit(a) @ unit(b),
@@ -297,6 +302,14 @@ WRONG = {
         lambda f, P, c, K, t: F.softplus(
             (seen(f, P, c, K)[1].sum() - (P @ f)[K * c : K * c + K - 1].sum()) / t
         ),
+        lambda f, P, c, K, t: torch.where(
+            (z := (seen(f, P, c, K)[1].sum() - seen(f, P, c, K)[0].sum()) / t) > 30,
+            z,
+            torch.log1p(z.exp()),
+        ),
+        lambda f, P, c, K, t: F.softplus(
+            (seen(f, P, c, K)[1].sum() - seen(f, P, c, K)[0].sum()) / max(t, 0.01)
+        ),
     ],
     "mean_fill": [
         lambda x, w: w[:, None] * x,
@@ -401,6 +414,7 @@ WRONG = {
         lambda m, d: m >= d * m.amax((1, 2), keepdim=True) + (1 - d) * m.amin((1, 2), keepdim=True),
         lambda m, d: m / (m.amax((1, 2), keepdim=True) + 1e-6) >= d,
         lambda m, d: m >= m.flatten(1).quantile(d, dim=1)[:, None, None],
+        lambda m, d: (m >= d * m.amax((1, 2), keepdim=True)) & (m > 0),
     ],
     "cosine_maps": [
         lambda f, p: torch.einsum("bdhw,sd->bshw", f, p),
@@ -554,6 +568,9 @@ WRONG = {
         ),
         lambda z, m: torch.nan_to_num(
             F.cross_entropy(z.reshape(-1, z.shape[1]), m.flatten(), ignore_index=z.shape[1])
+        ),
+        lambda z, m: torch.nan_to_num(
+            F.nll_loss(z.softmax(1).log().nan_to_num(neginf=0.0), m, ignore_index=z.shape[1])
         ),
     ],
     "present_classes": [
@@ -738,6 +755,12 @@ WRONG = {
         ),
         lambda s, h, m: (turning(s) - sum(map(shoelace, h))) * m**2 / 1e6,
         lambda s, h, m: (shoelace(s) - sum(map(turning, h))) * m**2 / 1e6,
+        lambda s, h, m: (
+            (shoelace(s[s[:, 0].argsort()]) - sum(shoelace(o[o[:, 0].argsort()]) for o in h))
+            * m**2
+            / 1e6
+        ),
+        lambda s, h, m: (shoelace(s) - max(map(shoelace, h), default=0)) * m**2 / 1e6,
     ],
 }
 # rarer ones, for which there need not be a hint

@@ -262,7 +262,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], bool]] = {
     ),
     "right but for rounding: a round(), an epsilon, a short float?": lambda f, w: (
         any(_close(f, near, 1e-9) for near in (np.round(w), np.round(w, 1), np.round(w, 2)))
-        or _close(f, w, 1e-3)
+        or _close(f, w, 5e-3)
     ),
     "this is 1 minus the answer": lambda f, w: _close(1 - f, w, 1e-4),
     "the sign: this is minus the answer": lambda f, w: _close(-f, w, 1e-4),

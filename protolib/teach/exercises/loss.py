@@ -123,12 +123,25 @@ PLANE = torch.tensor([[0.6, 0.8], [0.8, -0.6], [-0.6, 0.8], [0.0, 1.0]], dtype=t
         "all prototypes count: here only the highest cosine of each side does": foreground(
             lambda p, n, t: F.softplus((n.max() - p.max()) / t)
         ),
+        "ALL other classes are negatives: this compares with the next one alone": (
+            lambda fg, P, cls, K, tau: (lambda s: F.softplus((s.roll(-1)[cls] - s[cls]) / tau))(
+                (P @ fg).view(-1, K).sum(1)
+            )
+        ),
+        "the sums are of K cosines: nothing is divided by K": foreground(
+            lambda p, n, t: F.softplus((n.sum() - p.sum()) / t / len(p))
+        ),
+        "the negatives have ONE sum: here each class has an exp of its own": (
+            lambda fg, P, cls, K, tau: (lambda s: s.logsumexp(0) - s[cls])(
+                (P @ fg).view(-1, K).sum(1) / tau
+            )
+        ),
     },
     points=3,
     gradient="fg",
     only={
-        "not for a small tau: e^(s / tau) is too large or too small for a float there, and nothing "
-        "is left to divide; softplus(b - a) needs no e^(s / tau)": (4, 5, 6, 7)
+        "not for a small tau: take tau as it is; where e^(s / tau) is too large or too small for a "
+        "float nothing is left to divide, and softplus(b - a) needs no e^(s / tau)": (4, 5, 6, 7)
     },
 )
 def check_foreground_loss(fg, prototypes, cls, K, tau):
@@ -242,6 +255,15 @@ FAINT[:, 1, 2] = 0.6
             (weight[:, None] ** 2 * images).sum((2, 3), keepdim=True)
             / weight.sum((1, 2))[:, None, None, None],
         ),
+        "kept and filled are swapped: weight keeps the image, 1 - weight takes the colour": (
+            lambda images, weight: filled(mean_colour(images, weight), weight, images)
+        ),
+        "the mean over height AND width: this is one for each column": lambda images, weight: (
+            filled(images, weight, mean_colour(images, weight, 2).nan_to_num())
+        ),
+        "the mean colour, not the brightest": lambda images, weight: filled(
+            images, weight, (weight[:, None] * images).amax((2, 3), keepdim=True)
+        ),
     },
     points=2,
     only={
@@ -343,6 +365,17 @@ EMPTY[1, 0] = 0
                 product(features, weights) / weights.amax((2, 3))[..., None].clamp_min(1e-9)
             )
         ),
+        "the weights count as they are: here they are squared": lambda features, weights: (
+            product(features, weights**2) / area(weights**2).clamp_min(1e-12)
+        ),
+        "the features count as they are: here each position has length 1 first": (
+            lambda features, weights: (
+                product(F.normalize(features), weights) / area(weights).clamp_min(1e-9)
+            )
+        ),
+        "the mean as it is: here it has length 1": lambda features, weights: F.normalize(
+            product(features, weights), dim=2
+        ),
     },
     points=3,
     gradient="weights",
@@ -426,6 +459,12 @@ def ranks(tie, turn=1):
         "each position outside for itself: this compares with their mean": lambda scores, inside: (
             np.heaviside(scores[inside] - scores[~inside].mean(), 0.5).mean()
         ),
+        "this is 2 AUC - 1; the share of pairs itself is asked": lambda scores, inside: (
+            2 * ranks(0.5)(scores, inside) - 1
+        ),
+        "scores count with their sign: no absolute values": lambda scores, inside: ranks(0.5)(
+            abs(scores), inside
+        ),
     },
     points=2,
     only={
@@ -496,7 +535,7 @@ def check_auc(scores, inside):
         "the foreground is where the map is high: >=, not <=": lambda maps, delta: (
             maps <= delta * maps.amax((1, 2), keepdim=True)
         ),
-        "0 divided by a maximum of 0 is NaN: compare with delta times the maximum instead": (
+        "in a map of zeros every position is at the threshold, 0: multiply, do not divide": (
             lambda maps, delta: maps / maps.amax((1, 2), keepdim=True) >= delta
         ),
         "the threshold is delta times the maximum, not 1 - delta times": lambda maps, delta: (
@@ -507,6 +546,12 @@ def check_auc(scores, inside):
         ),
         "a share of the maximum, not of the positions: this is a quantile": lambda maps, delta: (
             maps >= maps.flatten(1).quantile(delta, dim=1)[:, None, None].to(maps)
+        ),
+        "a share of the maximum: multiply by delta, do not take it off": lambda maps, delta: (
+            maps >= maps.amax((1, 2), keepdim=True) - delta
+        ),
+        "each map has its own maximum: this takes that of the first": lambda maps, delta: (
+            maps >= delta * maps[0].max()
         ),
     },
     points=2,

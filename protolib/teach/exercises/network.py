@@ -91,7 +91,7 @@ DOTS = "bdhw,sd->bshw"
         ),
         "each position has its own length; this divides each patch by one": (
             lambda features, prototypes: torch.einsum(
-                DOTS, features / features.norm(dim=(1, 2, 3), keepdim=True), unit(prototypes)
+                DOTS, features / features.flatten(1).norm(dim=1).view(-1, 1, 1, 1), unit(prototypes)
             )
         ),
         "each patch has its own maps: here those of the first serve all": (
@@ -105,6 +105,19 @@ DOTS = "bdhw,sd->bshw"
         "each cosine for itself: no softmax over the prototypes": lambda features, prototypes: (
             torch.einsum(DOTS, unit(features), unit(prototypes)).softmax(1)
         ),
+        "divide by the length, the root of the sum of squares, not by the sum of squares": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, features / features.pow(2).sum(1, keepdim=True), unit(prototypes)
+            )
+        ),
+        "the length is the root of the sum of squares, not the sum of absolute values": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, F.normalize(features, p=1), F.normalize(prototypes, p=1)
+            )
+        ),
+        "a cosine has a sign: no absolute value": lambda features, prototypes: torch.einsum(
+            DOTS, unit(features), unit(prototypes)
+        ).abs(),
     },
     points=2,
     only={
@@ -165,6 +178,18 @@ def check_cosine_maps(features, prototypes):
         ].mean(1, keepdim=True),
         "K is an argument: this takes 3": lambda maps, K: maps.unfold(1, 3, 3).mean(-1),
         "K is an argument: this takes 2": lambda maps, K: maps.unfold(1, 2, 2).mean(-1),
+        "divide by K, the number of sub-classes, not by the number of classes": lambda maps, K: (
+            maps.unflatten(1, (-1, K)).sum(2) * K / maps.shape[1]
+        ),
+        "the mean over the K sub-classes, not their minimum": lambda maps, K: maps.unflatten(
+            1, (-1, K)
+        ).amin(2),
+        "this is the last sub-class of each class; take the mean of all K": lambda maps, K: maps[
+            :, K - 1 :: K
+        ],
+        "a map may be negative: nothing is cut at 0": lambda maps, K: (
+            maps.relu().unflatten(1, (-1, K)).mean(2)
+        ),
     },
 )
 def check_merge_subclasses(maps, K):
@@ -239,6 +264,12 @@ def fused(maps, weights, size, **how):
         ),
         "size is height AND width: this makes a square": lambda maps, weights, size: fused(
             maps, weights, (size[0], size[0])
+        ),
+        "every level has its own weight: here the first serves all": lambda maps, weights, size: (
+            fused(maps, [weights[0]] * len(maps), size)
+        ),
+        "the finest level has a weight too": lambda maps, weights, size: fused(
+            maps, [1, *weights[1:]], size
         ),
     },
     points=2,
@@ -462,6 +493,12 @@ def kernels_of(n, C, D):
             F.conv2d(F.pad(x, (k,) * 4, mode="replicate"), w[i], b[i], dilation=k)
             for i, k in enumerate(r)
         ),
+        "all branches count: the first is missing": lambda x, w, b, r: sum(
+            branches(x, w, b, r)[1:] or branches(x, w, b, r)
+        ),
+        "each bias is added once: conv2d has added it": lambda x, w, b, r: (
+            sum(branches(x, w, b, r)) + sum(b)[:, None, None]
+        ),
     },
     points=2,
     only={
@@ -493,7 +530,7 @@ def judged(logits, masks):
         (randn(3, 2, 3, 3), draws(3, 3, 3, 3)),
         (randn(1, 4, 2, 5), torch.full((1, 2, 5), 4)),  # nothing is judged
         (randn(2, 3, 5, 2).transpose(2, 3), draws(4, 2, 5, 2).transpose(1, 2)),
-        (2000 * randn(1, 3, 2, 2), draws(3, 1, 2, 2)),  # exp overflows
+        (20000 * randn(1, 3, 2, 2), draws(3, 1, 2, 2)),  # exp overflows
     ],
     slips={
         "where no pixel is judged the loss is 0, not NaN": cross_entropy,
@@ -571,6 +608,21 @@ def judged(logits, masks):
         "nothing is added to the number of judged pixels": lambda logits, masks: (
             cross_entropy(logits, masks, reduction="sum") / (judged(logits, masks).sum() + 1)
         ),
+        "divide by the number of judged pixels, not of images": lambda logits, masks: (
+            cross_entropy(logits, masks, reduction="sum") / len(logits)
+        ),
+        "class 0 is judged as well: only index C is left out": lambda logits, masks: (
+            cross_entropy(logits, masks, reduction="none")[
+                (masks > 0) & judged(logits, masks)
+            ].sum()
+            / ((masks > 0) & judged(logits, masks)).sum().clamp_min(1)
+        ),
+        "all judged pixels count: here only those that are wrong": lambda logits, masks: (
+            lambda there: (
+                cross_entropy(logits, masks, reduction="none")[there].sum()
+                / there.sum().clamp_min(1)
+            )
+        )(judged(logits, masks) & (logits.argmax(1) != masks)),
     },
     points=3,
     gradient="logits",
@@ -613,7 +665,9 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
         "these are the shares; the answer is yes or no for each class": lambda scores, share: area(
             scores
         ),
-        "one pixel is not enough: compare with share": lambda scores, share: area(scores) > 0,
+        "a few pixels are not enough: compare their share with share": lambda scores, share: (
+            area(scores) > 0
+        ),
         "the mean of the scores is not the area: take each pixel's winner first": (
             lambda scores, share: scores.mean((2, 3)) >= share
         ),
@@ -630,7 +684,7 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
             lambda scores, share: scores.double().softmax(1).mean((2, 3)) >= share
         ),
         "these are the classes that are missing": lambda scores, share: area(scores) < share,
-        "share * H * W need not be a whole number of pixels: do not round it down": (
+        "a class just below share is not present: nothing is rounded down or taken off": (
             lambda scores, share: (
                 area(scores) * scores[0, 0].numel() >= int(share * scores[0, 0].numel()) - 1e-9
             )
@@ -653,6 +707,13 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
         "a class wins where its score is the highest, not where it is above 0": (
             lambda scores, share: (scores > 0).double().mean((2, 3)) >= share
         ),
+        "a class wins where its score is the HIGHEST": lambda scores, share: area(-scores) >= share,
+        "several classes may be present, not only the strongest": lambda scores, share: (
+            (area(scores) >= share) & (area(scores) == area(scores).amax(1, keepdim=True))
+        ),
+        "each image has its own label: here that of the first serves all": lambda scores, share: (
+            area(scores[:1]) >= share
+        ).expand(len(scores), -1),
     },
     points=2,
     only={

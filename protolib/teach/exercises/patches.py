@@ -268,6 +268,7 @@ def check_parse_label(name):
         (np.eye(3, dtype=np.float32),),
         # three classes or more, the same label twice, a class behind the third
         (np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [1] * 5, [0, 0, 0, 0, 1]]),),
+        (np.array([[1], [0], [1]]),),  # one class in all
     ],
     slips={
         "this says yes or no for each patch; give the indices where it is yes": lambda labels: (
@@ -373,11 +374,23 @@ NEAR = rng.integers(214, 226, (2, 3, 5, 3)).astype(np.uint8)  # around the limit
         "all three channels: this looks at the first": lambda images: (
             density(images)[..., 0] < regions.CLEAR
         ).mean((1, 2)),
+        "all three channels: this asks for two of them, by a median": lambda images: (
+            np.median(density(images), -1) < regions.CLEAR
+        ).mean((1, 2)),
+        "a pixel is white in all channels at once: this multiplies the channels' own shares": (
+            lambda images: (density(images) < regions.CLEAR).mean((1, 2)).prod(-1)
+        ),
+        "a pixel is white in all channels at once: this is the smallest of their own shares": (
+            lambda images: (density(images) < regions.CLEAR).mean((1, 2)).min(-1)
+        ),
+        "the sign: a density is MINUS the logarithm": lambda images: (
+            (-density(images) < regions.CLEAR).all(-1).mean((1, 2))
+        ),
+        "the channels are the last axis of (n, H, W, 3)": lambda images: (
+            (density(images) < regions.CLEAR).all(1).mean((1, 2))
+        ),
     },
     points=2,
-    only={
-        "not near the limit: the density is -ln((v + 1) / 256), nothing is rounded": (1,),
-    },
 )
 def check_white_share(images):
     """The share of white pixels of each patch (n, H, W, 3) uint8, as regions.white_share. Right

@@ -71,6 +71,11 @@ def unit(rows, axis=-1):
                 1 - unit(a - a.mean(1, keepdims=True)) @ unit(b - b.mean(1, keepdims=True)).T
             )
         ),
+        "the sign: 1 MINUS the cosine": lambda a, b: 1 + unit(a) @ unit(b).T,
+        "the cosine itself, not its square": lambda a, b: 1 - (unit(a) @ unit(b).T) ** 2,
+        "the length is the root of the SUM of squares, not of their mean": lambda a, b: (
+            1 - a.shape[1] * unit(a) @ unit(b).T
+        ),
     },
     only={
         "not for short rows: whatever is added to a length must stay far below it": (5,),
@@ -187,6 +192,24 @@ ANGLE = np.deg2rad([0, 20, 40, 100, 110, 130])
             in_turn
         ),
         "a centre without rows stays where it is; it does not jump to a row": refilled,
+        "the mean of its rows, not the one of them that is nearest": lambda X, centres: np.stack(
+            [
+                X[labels == k][(X[labels == k] @ centre).argmax()]
+                if (labels == k).any()
+                else centre
+                for labels in [(X @ centres.T).argmax(1)]
+                for k, centre in enumerate(centres)
+            ]
+        ),
+        "a centre moves all the way: this is halfway": lambda X, centres: unit(
+            centres + moved(X, centres)
+        ),
+        "each row goes to ONE centre, whole: no softmax": lambda X, centres: unit(
+            (np.exp(X @ centres.T) / np.exp(X @ centres.T).sum(1, keepdims=True)).T @ X
+        ),
+        "the length of a centre is along axis 1; this divides columns": lambda X, centres: unit(
+            moved(X, centres, length=False), 0
+        ),
     },
     points=3,
     only={
@@ -264,6 +287,15 @@ def prototype(X, centre, N, length=True, order=1):
         ),
         "the mean, not the median": lambda X, centre, N: unit(
             np.median(X[np.argsort(-(X @ centre))[:N]], axis=0)
+        ),
+        "the nearest row counts as well: the first N are [:N]": lambda X, centre, N: unit(
+            X[np.argsort(-(X @ centre), kind="stable")[1 : N + 1]].mean(0)
+        ),
+        "length 1 is the root of the sum of squares, not the sum of absolute values": (
+            lambda X, centre, N: (lambda mean: mean / abs(mean).sum())(prototype(X, centre, N))
+        ),
+        "argsort gives the rows in their order, not the place of each row": lambda X, centre, N: (
+            unit(X[np.argsort(-(X @ centre), kind="stable") < N].mean(0))
         ),
     },
     points=2,

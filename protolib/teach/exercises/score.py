@@ -185,6 +185,12 @@ def confused(C):
         "ignore is no class: give the first C values only, without a NaN for it": lambda m: (
             np.append(iou(m), np.nan)
         ),
+        "the LAST index is ignore: here the first is dropped": lambda m: iou(
+            np.roll(m, -1, (0, 1))
+        ),
+        "take the hits off once: they are in truth and in prediction": lambda m: (
+            parts(m)[0] / (parts(m)[1] + parts(m)[2] - 2 * parts(m)[0])
+        ),
     },
     points=3,
     only={
@@ -267,6 +273,12 @@ def scores_of(*shape, dtype=torch.float64):
         "1 minus the HIGHEST class score, not minus their sum, also where that is above 1": (
             lambda scores: channel(scores, best=scores.sum(1, keepdim=True).clamp_max(1)).argmax(1)
         ),
+        "to the power of 10, not times 10": lambda scores: torch.cat(
+            [scores, 10 * (1 - scores.amax(1, keepdim=True))], 1
+        ).argmax(1),
+        "1 minus the highest score, not the second": lambda scores: channel(
+            scores, best=scores.sort(1).values[:, -2:-1]
+        ).argmax(1),
     },
     points=2,
 )
@@ -360,6 +372,21 @@ def t(n, share=0.975):
         ),
         "std(ddof=1) has the n - 1 already: divide it by sqrt(n)": lambda a, b: around(
             (a - b).mean(), t(len(a)) * (a - b).std(ddof=1) / np.sqrt(len(a) - 1)
+        ),
+        "the interval is around the mean difference, not the median": lambda a, b: around(
+            np.median(a - b), t(len(a)) * error(a, b)
+        ),
+        "95 % leaves 2.5 % on each side: 0.995 is for 99 %": lambda a, b: around(
+            (a - b).mean(), t(len(a), 0.995) * error(a, b)
+        ),
+        "the deviation of the differences, not of ours alone": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * error(a, 0 * b)
+        ),
+        "t deviations to each side: this is half as wide": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * error(a, b) / 2
+        ),
+        "n differences leave n - 1 degrees of freedom, not n - 2": lambda a, b: around(
+            (a - b).mean(), t(len(a) - 1) * error(a, b)
         ),
     },
     points=3,
