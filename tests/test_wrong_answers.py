@@ -3,6 +3,7 @@ pass, and two thirds must be told what the slip is, not only where the numbers d
 
 import numpy as np
 import pytest
+import shapely
 import torch
 import torch.nn.functional as F
 from scipy import stats
@@ -108,6 +109,11 @@ WRONG = {
         lambda mask, C: [int((mask == c).sum() == 1) for c in range(C)],
         lambda mask, C: np.array([(mask == c).any(0) for c in range(C)]),
         lambda mask, C: len(np.unique(mask[mask < C])),
+        lambda mask, C: [int((mask == c).mean() >= 0.05) for c in range(C)],
+        lambda mask, C: [int((mask == c).sum() > 1) for c in range(C)],
+        lambda mask, C: np.isin(np.arange(C), np.unique(mask)[:-1]),
+        lambda mask, C: [int(c > 0 and (mask == c).any()) for c in range(C)],
+        lambda mask, C: [int((np.where(mask == C, 0, mask) == c).any()) for c in range(C)],
     ],
     "accuracy": [
         lambda t, p, i: (t == p).mean(),
@@ -123,6 +129,10 @@ WRONG = {
         lambda t, p, i: (t != p)[t != i].mean(),
         lambda t, p, i: np.abs(t - p)[t != i].mean(),
         lambda t, p, i: ((t == p) & (t != i)).mean() if (t != i).any() else np.nan,
+        lambda t, p, i: (t == p)[t < i].mean() if (t < i).any() else np.nan,
+        lambda t, p, i: (t == p)[t != t.max()].mean(),
+        lambda t, p, i: np.mean([(p == k)[t == k].mean() for k in np.unique(t) if k != i]),
+        lambda t, p, i: round((t == p)[t != i].mean(), 2),
     ],
     "parse_label": [
         lambda name: [int(d) for d in name[name.index("[") + 1 : name.index("]")] if d != " "],
@@ -139,6 +149,10 @@ WRONG = {
         lambda name: [int(d) for d in inside(name) if d != " "][:4],
         lambda name: [int(d) for d in name[name.rindex("[") :] if d.isdigit()],
         lambda name: tuple(d for d in inside(name) if d in "01"),
+        lambda name: [int(d) for d in (inside(name)[:: 2 if " " in inside(name) else 1])],
+        lambda name: [int(d) for d in name[name.index("[") :].split("].")[0] if d.isdigit()],
+        lambda name: [int(d) for d in str(int(inside(name).replace(" ", "")))],
+        lambda name: [int(d) for d in name[name.rindex("[") + 1 : name.index("].png")] if d > " "],
     ],
     "single_class": [
         lambda labels: np.flatnonzero(labels.max(1) == 1),
@@ -153,6 +167,12 @@ WRONG = {
         lambda labels: np.flatnonzero(labels.mean(1) == 1),
         lambda labels: [0, 2, 4],
         lambda labels: np.flatnonzero(labels.sum(1) == 1)[::-1],
+        lambda labels: np.flatnonzero(labels[:, :3].sum(1) == 1),
+        lambda labels: np.flatnonzero(np.bitwise_xor.reduce(labels.astype(int), axis=1)),
+        lambda labels: np.nonzero((labels.T == 1) & (labels.sum(1) == 1))[1],
+        lambda labels: np.flatnonzero(
+            labels.argmax(1) == labels.shape[1] - 1 - labels[:, ::-1].argmax(1)
+        ),
     ],
     "white_share": [
         lambda images: (dense(images) < regions.CLEAR).all().mean(),
@@ -169,6 +189,10 @@ WRONG = {
         lambda images: (dense(images).min(3) < regions.CLEAR).mean((1, 2)),
         lambda images: (dense(images) >= regions.CLEAR).all(-1).mean((1, 2)),
         lambda images: [0.5, 1.0],
+        lambda images: (dense(images).sum(3) < regions.CLEAR).mean((1, 2)),
+        lambda images: (dense(images) < regions.CLEAR).all(3).sum((1, 2)) / images.shape[1] ** 2,
+        lambda images: (np.median(dense(images), 3) < regions.CLEAR).mean((1, 2)),
+        lambda images: (dense(images) < regions.CLEAR).mean((1, 2)).prod(1),
     ],
     "cosine_distance": [
         lambda a, b: 1 - unit(a) @ unit(b),
@@ -184,6 +208,8 @@ WRONG = {
         lambda a, b: 1 - np.abs(unit(a) @ unit(b).T),
         lambda a, b: np.clip(1 - unit(a) @ unit(b).T, 0, 1),
         lambda a, b: (1 - unit(a) @ unit(b).T) / 2,
+        lambda a, b: 1 - a @ b.T / (np.outer(*(np.linalg.norm(x, axis=1) for x in (a, b))) + 1e-3),
+        lambda a, b: 1 - a @ b.T / np.outer(abs(a).sum(1), abs(b).sum(1)),
     ],
     "lloyd_step": [
         lambda X, c: mean_rows(X, c, assigned(X, c)),
@@ -201,6 +227,10 @@ WRONG = {
         lambda X, c: (lambda m: m / np.linalg.norm(m))(
             np.where(np.isnan(m := mean_rows(X, c, assigned(X, c))), c, m)
         ),
+        lambda X, c: np.where(
+            np.isnan(m := unit(mean_rows(X, c, assigned(X, c)))), X[(X @ c.T).max(1).argmin()], m
+        ),
+        lambda X, c: np.where(np.isnan(m := unit(mean_rows(X, c, abs(X @ c.T).argmax(1)))), c, m),
     ],
     "nearest_mean": [
         lambda X, c, N: near(X, c, N).mean(0),
@@ -217,6 +247,10 @@ WRONG = {
         lambda X, c, N: c,
         lambda X, c, N: unit(near(X, c, 3).mean(0)),
         lambda X, c, N: unit(X[np.argsort(-abs(X @ c))[:N]].mean(0)),
+        lambda X, c, N: unit(X[np.argsort(X @ c)[-N:-1]].mean(0)),
+        lambda X, c, N: unit(X[np.argpartition(-(X @ c), N - 1)[:N]].mean(0)),
+        lambda X, c, N: unit(X[np.argsort(abs(X - c).sum(1))[:N]].mean(0)),
+        lambda X, c, N: X[(X @ near(X, c, N).mean(0)).argmax()],
     ],
     "foreground_loss": [
         lambda f, P, c, K, t: F.softplus(
@@ -259,6 +293,23 @@ WRONG = {
         lambda f, P, c, K, t: (lambda a, b: -torch.log(a / (a + b)))(
             *((s.sum() / t).clamp(max=50).exp() for s in seen(f, P, c, K))
         ),
+        lambda f, P, c, K, t: F.softplus(
+            ((P @ f)[K * c + K :].sum() - (P @ f)[K * c : K * c + K].sum()) / t
+        ),
+        lambda f, P, c, K, t: F.softplus(
+            (seen(f, P, c, K)[1].mean() - seen(f, P, c, K)[0].sum()) / t
+        ),
+        lambda f, P, c, K, t: F.softplus(
+            (seen(f, P, c, K)[1].sum() - (P @ f)[K * c : K * c + K - 1].sum()) / t
+        ),
+        lambda f, P, c, K, t: torch.where(
+            (z := (seen(f, P, c, K)[1].sum() - seen(f, P, c, K)[0].sum()) / t) > 30,
+            z,
+            torch.log1p(z.exp()),
+        ),
+        lambda f, P, c, K, t: F.softplus(
+            (seen(f, P, c, K)[1].sum() - seen(f, P, c, K)[0].sum()) / max(t, 0.01)
+        ),
     ],
     "mean_fill": [
         lambda x, w: w[:, None] * x,
@@ -294,6 +345,17 @@ WRONG = {
             (w.round()[:, None] * x).sum((2, 3), keepdim=True)
             / w.round().sum((1, 2))[:, None, None, None],
         ),
+        lambda x, w: fill(
+            x,
+            w,
+            (w[:, None] * x).sum((2, 3), keepdim=True)
+            / w.sum((1, 2)).clamp_min(1)[:, None, None, None],
+        ),
+        lambda x, w: fill(
+            x,
+            w,
+            (w[:, None] ** 2 * x).sum((2, 3), keepdim=True) / w.sum((1, 2))[:, None, None, None],
+        ),
     ],
     "masked_pooling": [
         lambda f, w: pooled(f, w, 1),
@@ -311,6 +373,10 @@ WRONG = {
         lambda f, w: pooled(f, w, w.sum((2, 3))[..., None] + 1e-3),
         lambda f, w: torch.nan_to_num(pooled(f, w, w.sum((1, 2, 3))[:, None, None])),
         lambda f, w: pooled(f, w, w.sum((2, 3))[..., None].clamp_min(1)),
+        lambda f, w: torch.where(
+            (total := w.sum((2, 3))[..., None]) > 0, pooled(f, w, total), torch.zeros(())
+        ),
+        lambda f, w: pooled(f, (w > 0).to(w), (w > 0).sum((2, 3)).clamp_min(1)[..., None]),
     ],
     "auc": [
         lambda s, i: (s[i][:, None] > s[~i]).mean(),
@@ -326,6 +392,9 @@ WRONG = {
         lambda s, i: np.mean(np.sign(s[i][:, None] - s[~i]) + 1),
         lambda s, i: np.mean((np.sign(s[i][:, None] - s) + 1) / 2),
         lambda s, i: np.corrcoef(s, i)[0, 1],
+        lambda s, i: (np.sign((s[i][:, None] - s[~i]).round(6)) / 2 + 0.5).mean(),
+        lambda s, i: np.where(np.isclose(s[i][:, None], s[~i]), 0.5, s[i][:, None] > s[~i]).mean(),
+        lambda s, i: abs((np.sign(s[i][:, None] - s[~i]) / 2).mean()) + 0.5,
     ],
     "adaptive_threshold": [
         lambda m, d: m >= d,
@@ -343,6 +412,9 @@ WRONG = {
         lambda m, d: m >= 0.5 * m.amax((1, 2), keepdim=True),
         lambda m, d: d * m.amax((1, 2), keepdim=True),
         lambda m, d: m >= d * m.amax((1, 2), keepdim=True) + (1 - d) * m.amin((1, 2), keepdim=True),
+        lambda m, d: m / (m.amax((1, 2), keepdim=True) + 1e-6) >= d,
+        lambda m, d: m >= m.flatten(1).quantile(d, dim=1)[:, None, None],
+        lambda m, d: (m >= d * m.amax((1, 2), keepdim=True)) & (m > 0),
     ],
     "cosine_maps": [
         lambda f, p: torch.einsum("bdhw,sd->bshw", f, p),
@@ -362,6 +434,8 @@ WRONG = {
         lambda f, p: (F.normalize(f).flatten(2).mT @ F.normalize(p).T).reshape(
             len(f), len(p), *f.shape[2:]
         ),
+        lambda f, p: torch.einsum("bdhw,sd->bshw", F.normalize(f, eps=0.1), F.normalize(p)),
+        lambda f, p: torch.einsum("bdhw,sd->bshw", F.normalize(f), F.normalize(p)) / 2 + 0.5,
     ],
     "merge_subclasses": [
         lambda m, K: m.unflatten(1, (K, -1)).mean(1),
@@ -393,6 +467,9 @@ WRONG = {
         lambda m, w, s: sum(a * up(x, (8, 8)) for a, x in zip(w, m)),
         lambda m, w, s: sum(a * up(x.relu(), s) for a, x in zip(w, m)),
         lambda m, w, s: up(sum(a * up(x, m[0].shape[2:]) for a, x in zip(w, m)), s),
+        lambda m, w, s: sum(a * up(x, s) for a, x in zip(w[:3], m)),
+        lambda m, w, s: sum(a * up(x, (s[0], s[0])) for a, x in zip(w, m)),
+        lambda m, w, s: sum(a * up(x, s) for a, x in zip(torch.tensor(w).softmax(0), m)),
     ],
     "closed_masks": [
         lambda s, y: s.argmax(1),
@@ -417,6 +494,15 @@ WRONG = {
             * some(y)
         ).argmax(1),
         lambda s, y: closed(s, y if y.any() else y + 1).argmax(1),
+        lambda s, y: s.masked_fill(some(y) == 0, -1e4).argmax(1),
+        lambda s, y: ((s - s.min()) * some(y)).argmax(1),
+        lambda s, y: closed(s, y.any(0).expand_as(y) if y.any() else y + 1).argmax(1),
+        lambda s, y: (
+            closed(s, some(y)[..., 0, 0])
+            .mean((2, 3))
+            .argmax(1)[:, None, None]
+            .expand(-1, *s.shape[2:])
+        ),
     ],
     "atrous_sum": [
         lambda x, w, b, r: sum(conv(x, *a, padding=1) for a in zip(w, b)),
@@ -441,6 +527,13 @@ WRONG = {
         ),
         lambda x, w, b, r: sum(conv(x, *a, padding=1) for *a, k in zip(w, b, r)) / len(r),
         lambda x, w, b, r: sum(conv(x, *a, padding=r[0], dilation=r[0]) for a in zip(w, b)),
+        lambda x, w, b, r: sum(
+            conv(x, w[i], b[i], padding=r[i], dilation=r[i]) for i in range(min(4, len(r)))
+        ),
+        lambda x, w, b, r: sum(conv(x, w[0], a, padding=k, dilation=k) for a, k in zip(b, r)),
+        lambda x, w, b, r: sum(
+            conv(x, *a, padding=k, dilation=k) for *a, k in zip(w, b, sorted(r))
+        ),
     ],
     "pixel_loss": [
         lambda z, m: F.cross_entropy(z, m),
@@ -466,6 +559,19 @@ WRONG = {
         lambda z, m: torch.nan_to_num(
             F.nll_loss((z.softmax(1) + 1e-12).log(), m, ignore_index=z.shape[1])
         ),
+        lambda z, m: (
+            F.cross_entropy(z, m, ignore_index=z.shape[1], reduction="sum")
+            / ((m < z.shape[1]).sum() + 1)
+        ),
+        lambda z, m: torch.nan_to_num(
+            F.cross_entropy(z.clamp(-50, 50), m, ignore_index=z.shape[1])
+        ),
+        lambda z, m: torch.nan_to_num(
+            F.cross_entropy(z.reshape(-1, z.shape[1]), m.flatten(), ignore_index=z.shape[1])
+        ),
+        lambda z, m: torch.nan_to_num(
+            F.nll_loss(z.softmax(1).log().nan_to_num(neginf=0.0), m, ignore_index=z.shape[1])
+        ),
     ],
     "present_classes": [
         lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).double().mean((1, 2)) > a,
@@ -482,6 +588,9 @@ WRONG = {
         lambda s, a: (s >= a).double().mean((2, 3)) >= a,
         lambda s, a: (s.argmax(1) == 1).double().mean((1, 2)) >= a,
         lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).sum((1, 2)) >= int(a * s[0, 0].numel()),
+        lambda s, a: F.one_hot(s.argmax(1)).double().mean((1, 2)) >= a,
+        lambda s, a: F.one_hot(s.argmax(1), s.shape[1]).sum((1, 2)) / s.shape[2] ** 2 >= a,
+        lambda s, a: (s > 0).double().mean((2, 3)) >= a,
     ],
     "confusion": [
         lambda t, p, C: tally(p.astype(int), np.minimum(t, C).astype(int), C + 1),
@@ -511,6 +620,11 @@ WRONG = {
             [[((t == i) & (p == j)).sum() for j in range(C + 1)] for i in range(C)]
         ),
         lambda t, p, C: np.pad(tally(t[(t < C) & (p < C)], p[(t < C) & (p < C)], C), (0, 1)),
+        lambda t, p, C: tally(*(m[t <= C].astype(int) for m in (t, p)), C + 1).astype(np.uint8),
+        lambda t, p, C: tally(*(m[t <= C].astype(int) for m in (t, p)), C + 1).astype(np.uint16),
+        lambda t, p, C: tally(
+            *(m[t <= C].astype(int) for m in (t, p)), max(t[t <= C].max(), p.max()) + 1
+        ),
     ],
     "iou_from_confusion": [
         lambda m: np.diag(m) / (m.sum(0) + m.sum(1) - np.diag(m)),
@@ -535,6 +649,10 @@ WRONG = {
             np.diag(m)[:-1] / (m[:-1].sum(1) + m[:-1, :-1].sum(0) - np.diag(m)[:-1]),
             np.nan,
         ),
+        lambda m: np.where(
+            (d := np.diag(m)[:-1]) > 0, d / (m[:-1].sum(1) + m[:-1, :-1].sum(0) - d), np.nan
+        ),
+        lambda m: (lambda d, m: d / (m[:-1].sum(1) + m[:-1, :-1].sum(0) - d))(np.diag(m)[:-1], m.T),
     ],
     "background_channel": [
         lambda s: s.argmax(1),
@@ -553,6 +671,9 @@ WRONG = {
         lambda s: with_background(s, (1 - s.sum(1, keepdim=True)) ** 10),
         lambda s: with_background(s, (1 - s.amax(1, keepdim=True)) ** 2),
         lambda s: torch.where(s.amax(1) < (1 - s.amax(1)) ** 10, 255, s.argmax(1)),
+        lambda s: torch.where(s.amax(1) > 0, s.argmax(1), s.shape[1]),
+        lambda s: torch.cat([(1 - s.amax(1, keepdim=True)) ** 10, s], 1).argmax(1) - 1,
+        lambda s: with_background(s**10, (1 - s.amax(1, keepdim=True)) ** 10),
     ],
     "paired_interval": [
         lambda a, b: interval((a - b).mean(), 1.96 * error(a - b)),
@@ -576,6 +697,13 @@ WRONG = {
         lambda a, b: interval((a - b).mean(), stats.t.ppf(0.975, len(a) - 1) * error(a - b, 0))[
             ::-1
         ],
+        lambda a, b: interval((a - b).mean(), stats.t.ppf(0.975, 2 * len(a) - 2) * error(a - b)),
+        lambda a, b: interval(
+            (a - b).mean(), stats.t.ppf(0.975, len(a) - 1) * error(np.sort(a) - np.sort(b))
+        ),
+        lambda a, b: interval(
+            abs(a - b).mean(), stats.t.ppf(0.975, len(a) - 1) * error(abs(a - b))
+        ),
     ],
     "blend": [
         lambda a, b: (a + b) / 2,
@@ -594,6 +722,9 @@ WRONG = {
         ),
         lambda a, b: faded(a, b, smooth(len(a) // 2)),
         lambda a, b: faded(a, b, smooth(len(a))[len(a) // 2 :]) / 2,
+        lambda a, b: faded(a, b, 1 - smooth(len(a) // 2)),
+        lambda a, b: faded(a, b[len(b) // 2 - 1 :: -1], smooth(len(a))[len(a) // 2 :]),
+        lambda a, b: (a[len(a) // 2 :] + b[: len(b) // 2]) * smooth(len(a))[len(a) // 2 :],
     ],
     "polygon_area": [
         lambda s, h, m: shoelace(s),
@@ -616,6 +747,20 @@ WRONG = {
         lambda s, h, m: (
             (np.ptp(s, axis=0).prod() - sum(np.ptp(own, axis=0).prod() for own in h)) * m**2 / 1e6
         ),
+        lambda s, h, m: (
+            shapely.MultiPoint(s).convex_hull.area * m**2 / 1e6 - sum(map(shoelace, h)) * m**2 / 1e6
+        ),
+        lambda s, h, m: (
+            (shoelace(s.round()) - sum(shoelace(own.round()) for own in h)) * m**2 / 1e6
+        ),
+        lambda s, h, m: (turning(s) - sum(map(shoelace, h))) * m**2 / 1e6,
+        lambda s, h, m: (shoelace(s) - sum(map(turning, h))) * m**2 / 1e6,
+        lambda s, h, m: (
+            (shoelace(s[s[:, 0].argsort()]) - sum(shoelace(o[o[:, 0].argsort()]) for o in h))
+            * m**2
+            / 1e6
+        ),
+        lambda s, h, m: (shoelace(s) - max(map(shoelace, h), default=0)) * m**2 / 1e6,
     ],
 }
 # rarer ones, for which there need not be a hint
@@ -773,5 +918,5 @@ def test_no_wrong_answer_passes(name):
 def test_two_thirds_are_told_their_slip():
     said = [verdict for own in VERDICTS.values() for verdict in own]
     told = [v for v in said if not v.startswith(UNNAMED) or "the values are right" in v]
-    assert len(said) > 280
+    assert len(said) > 400
     assert len(told) / len(said) > 2 / 3

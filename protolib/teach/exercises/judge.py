@@ -80,7 +80,7 @@ class Exercise:
         if not wrong:
             if changed:
                 return f"not yet: the values are right, but {keep}"
-            return self._of_gradient(found[0].gradient)
+            return self._of_gradient([outcome.gradient for outcome in found])
         for hint, slip in self.slips.items():
             likewise = (
                 _same(outcome, self._run(slip, given)) for outcome, given in zip(found, self.inputs)
@@ -88,21 +88,24 @@ class Exercise:
             if len(found) == len(self.inputs) and all(likewise):
                 return f"not yet: {hint}"
         for hint, places in self.only.items():
-            if set(wrong) <= set(places):
-                return f"not yet: right elsewhere, but {hint}"
+            if set(wrong) <= set(places) and len(found) == len(self.inputs):
+                error = found[wrong[0]].error
+                stopped = f" ({type(error).__name__}: {error})" if error else ""
+                return f"not yet: right elsewhere, but {hint}{stopped}"
         words = _general(found, self.wanted) or _difference(found[wrong[0]], self.wanted[wrong[0]])
         place = f" (for {self._described(self.inputs[wrong[0]])})"
         return f"not yet: {words}{place}{f'; and {keep}' if changed else ''}"
 
     def _run(self, function: Callable, given: tuple) -> Outcome:
         own = [_copied(part) for part in given]
-        first = given is self.inputs[0] and self.gradient
-        leaf = own[self.arguments.index(self.gradient)].requires_grad_() if first else None
+        leaf = None
+        if self.gradient:
+            leaf = own[self.arguments.index(self.gradient)].requires_grad_()
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 value = function(*own)
-                gradient = _gradient(value, leaf) if first else None
+                gradient = None if leaf is None else _gradient(value, leaf)
             changed = [name for name, a, b in zip(self.arguments, own, given) if not _equal(a, b)]
             yes_no = "bool" in str(getattr(value, "dtype", type(value)))
             low = any(str(getattr(part, "dtype", "")).endswith("float32") for part in _flat(given))
@@ -119,8 +122,9 @@ class Exercise:
         except Exception as error:  # whatever a learner's code raises: the notebook goes on
             return Outcome(error=error)
 
-    def _of_gradient(self, found: np.ndarray | None) -> str:
-        wanted = self.wanted[0].gradient
+    def _of_gradient(self, gradients: Sequence[np.ndarray | None]) -> str:
+        """What is wrong with the gradients: the first is compared, all are to be numbers."""
+        wanted, found = self.wanted[0].gradient, gradients[0]
         if wanted is None:
             return ""
         if found is None:
@@ -130,6 +134,13 @@ class Exercise:
             )
         if not _close(found, wanted, 1e-4):
             return f"not yet: the values are right, but the gradient of {self.gradient} is not"
+        for own, given in zip(gradients, self.inputs):
+            if own is not None and np.isnan(own).any():
+                return (
+                    f"not yet: the values are right, but the gradient of {self.gradient} is NaN "
+                    f"(for {self._described(given)}): torch.where and nan_to_num mend the value "
+                    "alone, what they leave out must be a number too"
+                )
         return ""
 
     def _described(self, given: tuple) -> str:
@@ -247,10 +258,11 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], bool]] = {
         f.ndim > 2 and _close(np.swapaxes(f, -1, -2), w, 1e-4)
     ),
     "the values are right, but not the shape": lambda f, w: (
-        f.size == w.size and _close(f.ravel(), w.ravel(), 1e-4)
+        f.size == w.size and _close(f.ravel(), w.ravel(), 1e-5)
     ),
-    "right but for rounding: a round(), an epsilon, a short float?": lambda f, w: _close(
-        f, w, 1e-3
+    "right but for rounding: a round(), an epsilon, a short float?": lambda f, w: (
+        any(_close(f, near, 1e-9) for near in (np.round(w), np.round(w, 1), np.round(w, 2)))
+        or _close(f, w, 5e-3)
     ),
     "this is 1 minus the answer": lambda f, w: _close(1 - f, w, 1e-4),
     "the sign: this is minus the answer": lambda f, w: _close(-f, w, 1e-4),
@@ -272,13 +284,17 @@ def _general(found: Sequence[Outcome], wanted: Sequence[Outcome]) -> str:
         return "the answer is the same for every input: does it use its arguments?"
     if all(f.shape == w.shape for f, w in pairs):
         f, w = (np.concatenate([side.ravel() for side in sides]) for sides in zip(*pairs))
-        there = np.isfinite(f) & np.isfinite(w) & (np.abs(w) > 1e-9)
-        gap, ratio = f[there] - w[there], f[there] / w[there]
-        if (f[np.abs(w) <= 1e-9] != 0).any():  # a factor leaves 0 as it is
+        if (np.isfinite(f) != np.isfinite(w)).any():
             return ""
-        if there.sum() > 2 and np.ptp(gap) < 1e-6 and abs(gap[0]) > 1e-4:
+        f, w = f[np.isfinite(w)], w[np.isfinite(w)]
+        gap = f - w
+        if len(f) > 2 and np.ptp(gap) < 1e-6 and abs(gap[0]) > 1e-4:
             return f"every value is {abs(gap[0]):.4g} too {'high' if gap[0] > 0 else 'low'}"
-        if there.sum() > 2 and np.ptp(ratio) < 1e-4 * abs(ratio[0]):
+        there = np.abs(w) > 1e-9
+        if there.sum() < 3 or f[~there].any():  # a factor leaves 0 as it is
+            return ""
+        ratio = f[there] / w[there]
+        if np.ptp(ratio) < 1e-4 * abs(ratio[0]):
             return f"every value is {ratio[0]:.4g} times the right one"
     return ""
 

@@ -101,12 +101,47 @@ PLANE = torch.tensor([[0.6, 0.8], [0.8, -0.6], [-0.6, 0.8], [0.0, 1.0]], dtype=t
         "this is a hinge, with a corner at 0; softplus has none": foreground(
             lambda p, n, t: F.relu((n.sum() - p.sum()) / t)
         ),
+        "ALL other classes are negatives: those before the class are left out": (
+            lambda fg, P, cls, K, tau: F.softplus(
+                ((P @ fg)[K * cls + K :].sum() - (P @ fg)[K * cls : K * cls + K].sum()) / tau
+            )
+        ),
+        "ALL other classes are negatives: those behind the class are left out": (
+            lambda fg, P, cls, K, tau: F.softplus(
+                ((P @ fg)[: K * cls].sum() - (P @ fg)[K * cls : K * cls + K].sum()) / tau
+            )
+        ),
+        "s_FB is a sum as s_FF is: the negatives are averaged here": foreground(
+            lambda p, n, t: F.softplus((n.mean() - p.sum()) / t)
+        ),
+        "s_FF is a sum as s_FB is: the positives are averaged here": foreground(
+            lambda p, n, t: F.softplus((n.sum() - p.mean()) / t)
+        ),
+        "a slice stops before its end: the K rows are [K * cls : K * cls + K]": foreground(
+            lambda p, n, t: F.softplus((n.sum() - p[:-1].sum()) / t)
+        ),
+        "all prototypes count: here only the highest cosine of each side does": foreground(
+            lambda p, n, t: F.softplus((n.max() - p.max()) / t)
+        ),
+        "ALL other classes are negatives: this compares with the next one alone": (
+            lambda fg, P, cls, K, tau: (lambda s: F.softplus((s.roll(-1)[cls] - s[cls]) / tau))(
+                (P @ fg).view(-1, K).sum(1)
+            )
+        ),
+        "the sums are of K cosines: nothing is divided by K": foreground(
+            lambda p, n, t: F.softplus((n.sum() - p.sum()) / t / len(p))
+        ),
+        "the negatives have ONE sum: here each class has an exp of its own": (
+            lambda fg, P, cls, K, tau: (lambda s: s.logsumexp(0) - s[cls])(
+                (P @ fg).view(-1, K).sum(1) / tau
+            )
+        ),
     },
     points=3,
     gradient="fg",
     only={
-        "not for a small tau: e^(s / tau) is too large or too small for a float there, and nothing "
-        "is left to divide; softplus(b - a) needs no e^(s / tau)": (4, 5, 6, 7)
+        "not for a small tau: take tau as it is; where e^(s / tau) is too large or too small for a "
+        "float nothing is left to divide, and softplus(b - a) needs no e^(s / tau)": (4, 5, 6, 7)
     },
 )
 def check_foreground_loss(fg, prototypes, cls, K, tau):
@@ -129,6 +164,10 @@ def mean_colour(images, weight, dims=(2, 3)):
     return (w * images).sum(dims, keepdim=True) / w.sum(dims, keepdim=True)
 
 
+FAINT = rand(2, 3, 4) / 50  # adds up to less than 1
+FAINT[:, 1, 2] = 0.6
+
+
 @exercise(
     "the mean colour of what is kept is a weighted mean over height and width, for each channel",
     inputs=[
@@ -136,6 +175,7 @@ def mean_colour(images, weight, dims=(2, 3)):
         (rand(3, 3, 4, 4), (rand(3, 4, 4) > 0.4).double()),
         (rand(1, 3, 2, 6, dtype=torch.float32), 0.2 + rand(1, 2, 6, dtype=torch.float32) / 2),
         (rand(2, 3, 6, 4).transpose(2, 3), rand(2, 6, 4).transpose(1, 2)),
+        (rand(2, 3, 3, 4), FAINT),
     ],
     slips={
         "what is not kept is black here; it should have the mean colour of what is kept": (
@@ -194,8 +234,41 @@ def mean_colour(images, weight, dims=(2, 3)):
         "a weight has no channel axis, images have one: weight[:, None]": lambda images, weight: (
             weight * images
         ),
+        "the mean is over all pixels at once: this is a mean of the rows' means": (
+            lambda images, weight: filled(
+                images, weight, mean_colour(images, weight, 3).nan_to_num().mean(2, keepdim=True)
+            )
+        ),
+        "the weight itself counts in the mean: here it is cut to 0 or 1 for it": (
+            lambda images, weight: filled(
+                images, weight, mean_colour(images, (weight >= 0.5).double())
+            )
+        ),
+        "the colour fills 1 - weight of each pixel, not only those of weight 0": (
+            lambda images, weight: torch.where(
+                weight[:, None] > 0, images, mean_colour(images, weight)
+            )
+        ),
+        "the weight counts once in the mean: here it is squared": lambda images, weight: filled(
+            images,
+            weight,
+            (weight[:, None] ** 2 * images).sum((2, 3), keepdim=True)
+            / weight.sum((1, 2))[:, None, None, None],
+        ),
+        "kept and filled are swapped: weight keeps the image, 1 - weight takes the colour": (
+            lambda images, weight: filled(mean_colour(images, weight), weight, images)
+        ),
+        "the mean over height AND width: this is one for each column": lambda images, weight: (
+            filled(images, weight, mean_colour(images, weight, 2).nan_to_num())
+        ),
+        "the mean colour, not the brightest": lambda images, weight: filled(
+            images, weight, (weight[:, None] * images).amax((2, 3), keepdim=True)
+        ),
     },
     points=2,
+    only={
+        "not where the weights add up to less than 1: a faint patch has a mean colour too": (4,),
+    },
 )
 def check_mean_fill(images, weight):
     """The weighted part of each image (P, 3, H, W), the rest in the mean colour of that part;
@@ -270,9 +343,46 @@ EMPTY[1, 0] = 0
         "this is the mean of the background, weighted by 1 - weight": lambda features, weights: (
             product(features, 1 - weights) / area(1 - weights)
         ),
+        "a weight counts as it is: this asks only whether it is above 0": (
+            lambda features, weights: (
+                product(features, (weights > 0).to(weights))
+                / area((weights > 0).to(weights)).clamp_min(1e-9)
+            )
+        ),
+        "nothing is added to the sum of the weights": lambda features, weights: (
+            product(features, weights) / (area(weights) + 1)
+        ),
+        "each map is divided by its own sum, not by that of its place over the batch": (
+            lambda features, weights: (
+                product(features, weights) / weights.sum((0, 2, 3))[:, None].clamp_min(1e-9)
+            )
+        ),
+        "reshape swaps no axes: (B, D, U) must be transposed": lambda features, weights: (
+            product(features, weights) / area(weights).clamp_min(1e-9)
+        ).mT.reshape(*weights.shape[:2], -1),
+        "the mean of the features, weighted: the highest weight is no sum of weights": (
+            lambda features, weights: (
+                product(features, weights) / weights.amax((2, 3))[..., None].clamp_min(1e-9)
+            )
+        ),
+        "the weights count as they are: here they are squared": lambda features, weights: (
+            product(features, weights**2) / area(weights**2).clamp_min(1e-12)
+        ),
+        "the features count as they are: here each position has length 1 first": (
+            lambda features, weights: (
+                product(F.normalize(features), weights) / area(weights).clamp_min(1e-9)
+            )
+        ),
+        "the mean as it is: here it has length 1": lambda features, weights: F.normalize(
+            product(features, weights), dim=2
+        ),
     },
     points=3,
     gradient="weights",
+    only={
+        "not for a map of zeros: it gives zeros": (2,),
+        "not where the weights add up to less than 1: a faint map is a mean as well": (5,),
+    },
 )
 def check_masked_pooling(features, weights):
     """Masked average pooling: features (B, D, h, w) and weights (B, U, h, w) >= 0 -> (B, U, D),
@@ -302,6 +412,7 @@ def ranks(tie, turn=1):
         (rng.integers(0, 4, 30) - 1.0, rng.random(30) < 0.7),  # many ties
         (np.arange(6.0)[::2], np.array([False, True, True])),
         (np.full(5, -2.0), np.array([True, True, False, False, False])),  # ties alone
+        (rng.normal(size=12) * 1e-9, rng.random(12) < 0.6),  # as close as gradients
     ],
     slips={
         "a tie counts one half, not nothing": ranks(0.0),
@@ -342,8 +453,24 @@ def ranks(tie, turn=1):
         "this is a correlation; the AUC counts pairs": lambda scores, inside: np.corrcoef(
             scores, inside
         )[0, 1],
+        "below one half is an AUC too: nothing is turned round": lambda scores, inside: max(
+            ranks(0.5)(scores, inside), 1 - ranks(0.5)(scores, inside)
+        ),
+        "each position outside for itself: this compares with their mean": lambda scores, inside: (
+            np.heaviside(scores[inside] - scores[~inside].mean(), 0.5).mean()
+        ),
+        "this is 2 AUC - 1; the share of pairs itself is asked": lambda scores, inside: (
+            2 * ranks(0.5)(scores, inside) - 1
+        ),
+        "scores count with their sign: no absolute values": lambda scores, inside: ranks(0.5)(
+            abs(scores), inside
+        ),
     },
     points=2,
+    only={
+        "not where scores lie close together: only equal ones tie, nothing is rounded": (5,),
+        "not where scores tie: a tie counts one half": (0, 2, 4),
+    },
 )
 def check_auc(scores, inside):
     """The share of pairs of a position inside and one outside in which the first scores higher, a
@@ -367,7 +494,7 @@ def check_auc(scores, inside):
         "one maximum serves all maps, so the weak map has nothing: take each map's own": (
             lambda maps, delta: maps >= delta * maps.max()
         ),
-        "a position exactly at the threshold belongs to the foreground: >=, not >": (
+        "a position exactly at the threshold is foreground: >=, and nothing is added to it": (
             lambda maps, delta: maps > delta * maps.amax((1, 2), keepdim=True)
         ),
         "the threshold is delta times the map's maximum, not delta itself": lambda maps, delta: (
@@ -408,7 +535,7 @@ def check_auc(scores, inside):
         "the foreground is where the map is high: >=, not <=": lambda maps, delta: (
             maps <= delta * maps.amax((1, 2), keepdim=True)
         ),
-        "0 divided by a maximum of 0 is NaN: compare with delta times the maximum instead": (
+        "in a map of zeros every position is at the threshold, 0: multiply, do not divide": (
             lambda maps, delta: maps / maps.amax((1, 2), keepdim=True) >= delta
         ),
         "the threshold is delta times the maximum, not 1 - delta times": lambda maps, delta: (
@@ -417,8 +544,20 @@ def check_auc(scores, inside):
         "this is the threshold of each map; which positions reach it?": lambda maps, delta: (
             delta * maps.amax((1, 2), keepdim=True)
         ),
+        "a share of the maximum, not of the positions: this is a quantile": lambda maps, delta: (
+            maps >= maps.flatten(1).quantile(delta, dim=1)[:, None, None].to(maps)
+        ),
+        "a share of the maximum: multiply by delta, do not take it off": lambda maps, delta: (
+            maps >= maps.amax((1, 2), keepdim=True) - delta
+        ),
+        "each map has its own maximum: this takes that of the first": lambda maps, delta: (
+            maps >= delta * maps[0].max()
+        ),
     },
     points=2,
+    only={
+        "not for a map of zeros: all its positions are at the threshold, 0": (4,),
+    },
 )
 def check_adaptive_threshold(maps, delta):
     """The foreground of each map (P, h, w) in [0, 1]: True where it is at least delta of its own

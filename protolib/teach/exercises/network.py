@@ -31,6 +31,7 @@ DOTS = "bdhw,sd->bshw"
         (randn(1, 4, 4, 4), 5 * randn(4, 4)),
         (randn(3, 8, 2, 3, dtype=torch.float32), randn(2, 8, dtype=torch.float32)),
         (randn(2, 5, 6, 3).transpose(1, 3), randn(3, 4).T),  # not contiguous
+        (0.05 * randn(2, 3, 2, 4), 0.05 * randn(5, 3)),  # short vectors
     ],
     slips={
         "both have lengths of their own: divide positions and prototypes by them": (
@@ -88,8 +89,40 @@ DOTS = "bdhw,sd->bshw"
                 torch.einsum(DOTS, features, prototypes) / (features.norm() * prototypes.norm())
             )
         ),
+        "each position has its own length; this divides each patch by one": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, features / features.flatten(1).norm(dim=1).view(-1, 1, 1, 1), unit(prototypes)
+            )
+        ),
+        "each patch has its own maps: here those of the first serve all": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, unit(features[:1]).expand_as(features), unit(prototypes)
+            )
+        ),
+        "a cosine goes from -1 to 1: nothing is moved to 0..1": lambda features, prototypes: (
+            torch.einsum(DOTS, unit(features), unit(prototypes)) / 2 + 0.5
+        ),
+        "each cosine for itself: no softmax over the prototypes": lambda features, prototypes: (
+            torch.einsum(DOTS, unit(features), unit(prototypes)).softmax(1)
+        ),
+        "divide by the length, the root of the sum of squares, not by the sum of squares": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, features / features.pow(2).sum(1, keepdim=True), unit(prototypes)
+            )
+        ),
+        "the length is the root of the sum of squares, not the sum of absolute values": (
+            lambda features, prototypes: torch.einsum(
+                DOTS, F.normalize(features, p=1), F.normalize(prototypes, p=1)
+            )
+        ),
+        "a cosine has a sign: no absolute value": lambda features, prototypes: torch.einsum(
+            DOTS, unit(features), unit(prototypes)
+        ).abs(),
     },
     points=2,
+    only={
+        "not for short vectors: an epsilon must stay far below their length": (4,),
+    },
 )
 def check_cosine_maps(features, prototypes):
     """The cosine of every position with every prototype: features (B, D, h, w), prototypes (S, D),
@@ -106,6 +139,7 @@ def check_cosine_maps(features, prototypes):
         (randn(3, 4, 5, 1, dtype=torch.float32), 2),
         (randn(2, 3, 4, 6).transpose(1, 3), 3),  # not contiguous
         (randn(2, 3, 2, 5), 1),
+        (randn(1, 20, 2, 2), 5),
     ],
     slips={
         "neighbours belong together: the first K maps are class 0; here every Cth is taken": (
@@ -143,6 +177,19 @@ def check_cosine_maps(features, prototypes):
             :, :K
         ].mean(1, keepdim=True),
         "K is an argument: this takes 3": lambda maps, K: maps.unfold(1, 3, 3).mean(-1),
+        "K is an argument: this takes 2": lambda maps, K: maps.unfold(1, 2, 2).mean(-1),
+        "divide by K, the number of sub-classes, not by the number of classes": lambda maps, K: (
+            maps.unflatten(1, (-1, K)).sum(2) * K / maps.shape[1]
+        ),
+        "the mean over the K sub-classes, not their minimum": lambda maps, K: maps.unflatten(
+            1, (-1, K)
+        ).amin(2),
+        "this is the last sub-class of each class; take the mean of all K": lambda maps, K: maps[
+            :, K - 1 :: K
+        ],
+        "a map may be negative: nothing is cut at 0": lambda maps, K: (
+            maps.relu().unflatten(1, (-1, K)).mean(2)
+        ),
     },
 )
 def check_merge_subclasses(maps, K):
@@ -164,6 +211,7 @@ def fused(maps, weights, size, **how):
         ([randn(1, 2, 4, 4), randn(1, 2, 2, 2), randn(1, 2, 1, 1)], (0.2, 0.7, 0.4), (8, 8)),
         ([randn(1, 1, 3, 2, dtype=torch.float32)], (0.3,), (6, 2)),
         ([randn(2, 2, 5, 3).transpose(2, 3), randn(2, 2, 2, 2)], [-1.0, 0.6], (4, 9)),
+        ([randn(1, 2, n, n) for n in (6, 5, 4, 3, 2)], (0.1, 0.2, 0.3, 0.4, 0.5), (7, 6)),
     ],
     slips={
         "every level has its weight: multiply before you add": lambda maps, weights, size: fused(
@@ -211,8 +259,23 @@ def fused(maps, weights, size, **how):
         "all levels count, by their weights: this is the finest alone": (
             lambda maps, weights, size: fused(maps[:1], [1], size)
         ),
+        "the weights count as they are: no softmax": lambda maps, weights, size: fused(
+            maps, torch.tensor(weights, dtype=maps[0].dtype).softmax(0), size
+        ),
+        "size is height AND width: this makes a square": lambda maps, weights, size: fused(
+            maps, weights, (size[0], size[0])
+        ),
+        "every level has its own weight: here the first serves all": lambda maps, weights, size: (
+            fused(maps, [weights[0]] * len(maps), size)
+        ),
+        "the finest level has a weight too": lambda maps, weights, size: fused(
+            maps, [1, *weights[1:]], size
+        ),
     },
     points=2,
+    only={
+        "not for five levels: as many as the list holds": (4,),
+    },
 )
 def check_fuse_levels(maps, weights, size):
     """The weighted sum over L levels of class maps (B, C, h_i, w_i), finest first, each enlarged to
@@ -239,6 +302,9 @@ def opened(labels):
         (randn(2, 3, 5, 2).transpose(2, 3) - 20, LABELS.bool()),
         (1e6 * randn(2, 3, 3, 4, dtype=torch.float32) - 1e7, LABELS),
         (randn(3, 3, 2, 3) - 1, torch.tensor([[0, 1, 0], [0, 0, 0], [1, 0, 1]])),  # one closes none
+        (randn(2, 4, 3, 2) - 1, torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1]])),  # two are nowhere
+        # the lowest score of all is of the class that is there
+        (torch.tensor([[[[3.0, 3.0]], [[-5.0, 2.0]]]]), torch.tensor([[0, 1]])),
     ],
     slips={
         "the label closes the classes that it says are absent: here they can win": (
@@ -299,8 +365,39 @@ def opened(labels):
         "these are the closed scores; which class is the strongest?": lambda scores, labels: (
             scores.masked_fill((labels == 0)[:, :, None, None], -torch.inf)
         ),
+        "each image has its own label: this opens what any image of the batch shows": (
+            lambda scores, labels: scores.masked_fill(
+                (labels == 0).all(0)[:, None, None] & labels.any(), -torch.inf
+            ).argmax(1)
+        ),
+        "the index among all C classes, not among those of the label": lambda scores, labels: (
+            torch.stack([s[y[:, 0, 0] > 0].argmax(0) for s, y in zip(scores, opened(labels))])
+        ),
+        "a label of zeros closes nothing: here its pixels are given to no class": (
+            lambda scores, labels: torch.where(
+                labels.any(1)[:, None, None],
+                kernels.gate(scores, labels.int()).argmax(1),
+                scores.shape[1],
+            )
+        ),
+        "the strongest of the label's classes: a pixel that another one wins is not given up": (
+            lambda scores, labels: torch.where(
+                opened(labels).expand_as(scores).gather(1, scores.argmax(1)[:, None])[:, 0] > 0,
+                scores.argmax(1),
+                scores.shape[1],
+            )
+        ),
+        "each pixel has its own strongest class: this is the strongest of the image": (
+            lambda scores, labels: (
+                kernels.gate(scores, labels.int()).mean((2, 3)).argmax(1)[:, None, None]
+            ).expand(-1, *scores.shape[2:])
+        ),
     },
     points=2,
+    only={
+        "not for every score: nothing but -inf keeps an absent class below the others": (4, 7),
+        "not for a label of zeros: it closes nothing": (2, 5),
+    },
 )
 def check_closed_masks(scores, labels):
     """The strongest class of each pixel among those of the image label: scores (B, C, H, W) of any
@@ -329,6 +426,7 @@ def kernels_of(n, C, D):
         (randn(1, 2, 4, 4), *kernels_of(2, 4, 2), (2, 6)),
         (randn(2, 2, 6, 5).transpose(2, 3), *kernels_of(4, 3, 2), (3, 1, 2, 4)),
         (randn(1, 1, 3, 3), *kernels_of(1, 1, 1), [1]),
+        (randn(1, 2, 6, 6), *kernels_of(5, 2, 2), (1, 2, 3, 4, 5)),
     ],
     slips={
         "the branches are added; this is their mean": lambda x, w, b, r: (
@@ -373,8 +471,40 @@ def kernels_of(n, C, D):
         "a padding of 1 keeps the size for dilation 1 only: padding=rate": lambda x, w, b, r: sum(
             F.conv2d(x, w[i], b[i], padding=1, dilation=k) for i, k in enumerate(r)
         ),
+        "each branch has its own weight: here the first serves all": lambda x, w, b, r: sum(
+            branches(x, [w[0]] * len(w), b, r)
+        ),
+        "each branch has its own bias: here the first serves all": lambda x, w, b, r: sum(
+            branches(x, w, [b[0]] * len(w), r)
+        ),
+        "all branches count: the last is missing": lambda x, w, b, r: sum(
+            branches(x, w, b, r)[:-1] or branches(x, w, b, r)
+        ),
+        "rates and branches belong together: nothing is sorted": lambda x, w, b, r: sum(
+            branches(x, w, b, sorted(r))
+        ),
+        "the rates are an argument: these are 6, 12, 18, 24": lambda x, w, b, r: sum(
+            branches(x, w, b, [6, 12, 18, 24])
+        ),
+        "F.conv2d takes the kernel as it is: nothing is turned round": lambda x, w, b, r: sum(
+            branches(x, [kernel.flip(2, 3) for kernel in w], b, r)
+        ),
+        "conv2d's own padding is of zeros: here the border is repeated": lambda x, w, b, r: sum(
+            F.conv2d(F.pad(x, (k,) * 4, mode="replicate"), w[i], b[i], dilation=k)
+            for i, k in enumerate(r)
+        ),
+        "all branches count: the first is missing": lambda x, w, b, r: sum(
+            branches(x, w, b, r)[1:] or branches(x, w, b, r)
+        ),
+        "each bias is added once: conv2d has added it": lambda x, w, b, r: (
+            sum(branches(x, w, b, r)) + sum(b)[:, None, None]
+        ),
     },
     points=2,
+    only={
+        "not for five branches: as many as the lists hold": (4,),
+        "not for a single branch": (3,),
+    },
 )
 def check_atrous_sum(features, weights, biases, rates):
     """DeepLab-v2's sum of branches: 3 x 3 convolutions of features (B, D, h, w) with n weights
@@ -400,7 +530,7 @@ def judged(logits, masks):
         (randn(3, 2, 3, 3), draws(3, 3, 3, 3)),
         (randn(1, 4, 2, 5), torch.full((1, 2, 5), 4)),  # nothing is judged
         (randn(2, 3, 5, 2).transpose(2, 3), draws(4, 2, 5, 2).transpose(1, 2)),
-        (2000 * randn(1, 3, 2, 2), draws(3, 1, 2, 2)),  # exp overflows
+        (20000 * randn(1, 3, 2, 2), draws(3, 1, 2, 2)),  # exp overflows
     ],
     slips={
         "where no pixel is judged the loss is 0, not NaN": cross_entropy,
@@ -460,11 +590,45 @@ def judged(logits, masks):
         "index C is no class for cross_entropy: ignore_index=C drops it": lambda logits, masks: (
             F.cross_entropy(logits, masks)
         ),
+        "reshape does not move axes: (B, C, H, W) must be permuted before C can be last": (
+            lambda logits, masks: (
+                cross_entropy(logits.reshape(-1, logits.shape[1]), masks.flatten(), reduction="sum")
+                / judged(logits, masks).sum().clamp_min(1)
+            )
+        ),
+        "every judged pixel counts the same: here every class does": lambda logits, masks: (
+            torch.stack(
+                [
+                    cross_entropy(logits, masks, reduction="none")[masks == c].mean()
+                    for c in masks[judged(logits, masks)].unique()
+                ]
+                or [logits.sum() * 0]
+            ).mean()
+        ),
+        "nothing is added to the number of judged pixels": lambda logits, masks: (
+            cross_entropy(logits, masks, reduction="sum") / (judged(logits, masks).sum() + 1)
+        ),
+        "divide by the number of judged pixels, not of images": lambda logits, masks: (
+            cross_entropy(logits, masks, reduction="sum") / len(logits)
+        ),
+        "class 0 is judged as well: only index C is left out": lambda logits, masks: (
+            cross_entropy(logits, masks, reduction="none")[
+                (masks > 0) & judged(logits, masks)
+            ].sum()
+            / ((masks > 0) & judged(logits, masks)).sum().clamp_min(1)
+        ),
+        "all judged pixels count: here only those that are wrong": lambda logits, masks: (
+            lambda there: (
+                cross_entropy(logits, masks, reduction="none")[there].sum()
+                / there.sum().clamp_min(1)
+            )
+        )(judged(logits, masks) & (logits.argmax(1) != masks)),
     },
     points=3,
     gradient="logits",
     only={
-        "where logits are large softmax gives 0, and an epsilon only hides it: log_softmax": (4,),
+        "not where logits are large: softmax gives 0, and an epsilon or a clamp only hides it: "
+        "log_softmax": (4,),
         "not where no pixel is judged: the loss is 0 there": (2,),
     },
 )
@@ -492,6 +656,7 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
         (randn(1, 3, 4, 2) - 3, 0.25),
         (randn(2, 2, 6, 3).transpose(2, 3), 1 / 3),
         (randn(4, 5, 2, 2, dtype=torch.float32), 0.03),
+        (randn(2, 4, 3, 4) - 9 * (torch.arange(4) == 3)[:, None, None], 0.3),  # the last wins none
     ],
     slips={
         "a class with exactly this share counts as present: >=, not >": lambda scores, share: (
@@ -500,7 +665,9 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
         "these are the shares; the answer is yes or no for each class": lambda scores, share: area(
             scores
         ),
-        "one pixel is not enough: compare with share": lambda scores, share: area(scores) > 0,
+        "a few pixels are not enough: compare their share with share": lambda scores, share: (
+            area(scores) > 0
+        ),
         "the mean of the scores is not the area: take each pixel's winner first": (
             lambda scores, share: scores.mean((2, 3)) >= share
         ),
@@ -517,14 +684,41 @@ WINNERS = torch.tensor([[[0, 0], [0, 1]], [[2, 2], [1, 1]]])
             lambda scores, share: scores.double().softmax(1).mean((2, 3)) >= share
         ),
         "these are the classes that are missing": lambda scores, share: area(scores) < share,
-        "share * H * W need not be a whole number of pixels: do not round it down": (
+        "a class just below share is not present: nothing is rounded down or taken off": (
             lambda scores, share: (
                 area(scores) * scores[0, 0].numel() >= int(share * scores[0, 0].numel()) - 1e-9
             )
         ),
         "share is an argument: this takes one half": lambda scores, share: area(scores) >= 0.5,
+        "share * H * W need not be a whole number of pixels: do not round it": (
+            lambda scores, share: (
+                area(scores) * scores[0, 0].numel() >= round(share * scores[0, 0].numel()) - 1e-9
+            )
+        ),
+        "divide by height times width: an image need not be square": lambda scores, share: (
+            area(scores) * scores.shape[3] / scores.shape[2] >= share
+        ),
+        "a share of all pixels, not of those of the strongest class": lambda scores, share: (
+            area(scores) >= share * area(scores).amax(1, keepdim=True)
+        ),
+        "the highest score wins a pixel, it need not reach a probability of one half": (
+            lambda scores, share: (scores.double().softmax(1) > 0.5).double().mean((2, 3)) >= share
+        ),
+        "a class wins where its score is the highest, not where it is above 0": (
+            lambda scores, share: (scores > 0).double().mean((2, 3)) >= share
+        ),
+        "a class wins where its score is the HIGHEST": lambda scores, share: area(-scores) >= share,
+        "several classes may be present, not only the strongest": lambda scores, share: (
+            (area(scores) >= share) & (area(scores) == area(scores).amax(1, keepdim=True))
+        ),
+        "each image has its own label: here that of the first serves all": lambda scores, share: (
+            area(scores[:1]) >= share
+        ).expand(len(scores), -1),
     },
     points=2,
+    only={
+        "not where the last class wins no pixel: every class has a column": (5,),
+    },
 )
 def check_present_classes(scores, share):
     """The image label that a mask predicts: scores (B, C, H, W), share in (0, 1] -> (B, C), whether

@@ -10,6 +10,10 @@ from protolib.teach.exercises.judge import exercise
 rng = np.random.default_rng(0)
 
 
+SPECK = np.zeros((9, 11), int)  # of class 0, with a single pixel of class 2
+SPECK[4, 5] = 2
+
+
 @exercise(
     "for one class c, ask whether the mask has any pixel of it; then do so for every class",
     inputs=[
@@ -18,6 +22,7 @@ rng = np.random.default_rng(0)
         (np.full((4, 3), 2), 2),  # nothing but ignore
         (np.array([[5, 3, 3], [3, 6, 5]]).T, 6),  # not contiguous, class 0 is nowhere
         (np.array([[0, 1], [1, 1]]), 5),
+        (SPECK, 3),
     ],
     slips={
         "ignore is no class: the label has C digits, 0..C-1": lambda mask, C: [
@@ -56,6 +61,21 @@ rng = np.random.default_rng(0)
         "bincount ends at the highest value of this mask: minlength=C fills it with zeros": (
             lambda mask, C: np.bincount(mask.ravel())[:C] > 0
         ),
+        "one pixel is enough; here two are asked": lambda mask, C: [
+            (mask == c).sum() > 1 for c in range(C)
+        ],
+        "class 0 is a class like the others, no background": lambda mask, C: [
+            c > 0 and (mask == c).any() for c in range(C)
+        ],
+        "the last value of np.unique is ignore only where the mask has ignore": lambda mask, C: (
+            np.isin(np.arange(C), np.unique(mask)[:-1])
+        ),
+        "an ignored pixel is no pixel of class 0": lambda mask, C: [
+            (mask % C == c).any() for c in range(C)
+        ],
+    },
+    only={
+        "not for a single pixel in a large mask: ANY pixel counts, however small its share": (5,),
     },
 )
 def check_image_label(mask, C):
@@ -81,6 +101,7 @@ def judged(rng, shape, C, ignore):
         judged(rng, (2, 4, 6), 4, 255),
         tuple(m.T if isinstance(m, np.ndarray) else m for m in judged(rng, (7, 4), 2, 2)),
         (np.full((2, 3), 9), np.zeros((2, 3), int), 9),  # nothing is judged
+        judged(rng, (4, 5), 4, 1),  # ignore lies among the classes
     ],
     slips={
         "ignored pixels are neither right nor wrong: they do not count": lambda t, p, i: (
@@ -117,6 +138,19 @@ def judged(rng, shape, C, ignore):
         "all judged pixels together; this is a mean of the rows' shares": lambda t, p, i: np.mean(
             [(a == b)[a != i].mean() for a, b in zip(t, p)]
         ),
+        "ignore need not lie above the classes: truth != ignore, not truth < ignore": (
+            lambda t, p, i: (t == p)[t < i].mean()
+        ),
+        "ignore is an argument: here the highest value of the truth is left out": lambda t, p, i: (
+            t == p
+        )[t != t.max()].mean(),
+        "all judged pixels together; this is a mean of the classes' shares": lambda t, p, i: (
+            np.mean([(p == c)[t == c].mean() for c in np.unique(t[t != i])])
+        ),
+    },
+    only={
+        "not where no pixel is judged: NaN": (4,),
+        "not where ignore lies among the classes: ask for truth != ignore and nothing else": (5,),
     },
 )
 def check_accuracy(truth, prediction, ignore):
@@ -141,6 +175,7 @@ def groups(name):
         ("a[1].jpeg",),
         ("b[0000000010].png",),
         ("c[0 1 1]-level2.jp2",),  # digits behind the bracket
+        ("d-[ 1  0 1 ].png",),  # blanks at the border, and two in a row
     ],
     slips={
         "the label is the LAST bracket group of the name": lambda name: [
@@ -187,6 +222,34 @@ def groups(name):
         "the label does not stand at a fixed place of the name: look for the brackets": (
             lambda name: [int(d) for d in name[-9:-5]]
         ),
+        "from the first [ to the last ] is too much: the last [ and the ] behind it": (
+            lambda name: [int(d) for d in name[name.index("[") : name.rindex("]")] if d.isdigit()]
+        ),
+        "a number has no leading zeros: go through the text digit by digit": lambda name: [
+            int(d) for d in str(int(groups(name)[-1].replace(" ", "")))
+        ],
+        "other brackets may stand in the file name too, not only in its folders": lambda name: [
+            int(d) for d in groups(name.split("/")[-1])[0].replace(" ", "")
+        ],
+        "there may be any number of digits; this stops at four": lambda name: [
+            int(d) for d in groups(name)[-1].replace(" ", "")
+        ][:4],
+        "joined digits have no blanks between them, and two blanks in a row hold an empty text": (
+            lambda name: [int(part) for part in groups(name)[-1].split(" ")]
+        ),
+    },
+    only={
+        "not where two blanks stand in a row, or one beside a bracket": (7,),
+        "not where digits stand behind the brackets": (6,),
+        "not where the name ends otherwise than in .png: the brackets count, not the end": (
+            3,
+            4,
+            6,
+        ),
+        "not where other brackets stand before the last": (2, 3),
+        "not where there are many digits: any number of them": (3, 5),
+        "not where blanks stand between the digits": (1, 2, 6, 7),
+        "not where the digits are joined": (0, 3, 4, 5),
     },
 )
 def check_parse_label(name):
@@ -203,6 +266,9 @@ def check_parse_label(name):
         (np.array([[1, 1], [0, 0], [1, 1]]),),  # none
         ((rng.random((3, 9)) < 0.4).T,),  # of True and False, not contiguous
         (np.eye(3, dtype=np.float32),),
+        # three classes or more, the same label twice, a class behind the third
+        (np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [1] * 5, [0, 0, 0, 0, 1]]),),
+        (np.array([[1], [0], [1]]),),  # one class in all
     ],
     slips={
         "this says yes or no for each patch; give the indices where it is yes": lambda labels: (
@@ -228,6 +294,17 @@ def check_parse_label(name):
             np.stack(np.nonzero(labels.sum(1) == 1))
         ),
         "these are the mixed patches": lambda labels: np.flatnonzero(labels.sum(1) != 1),
+        "in the order of the patches: here they stand class by class": lambda labels: (
+            np.concatenate(
+                [np.flatnonzero((labels.sum(1) == 1) & (column == 1)) for column in labels.T]
+            )
+        ),
+        "three classes are not one: count them, an odd number is not enough": lambda labels: (
+            np.flatnonzero(labels.astype(int).sum(1) % 2 == 1)
+        ),
+        "all classes count: this looks at the first three": lambda labels: np.flatnonzero(
+            labels[:, :3].astype(int).sum(1) == 1
+        ),
     },
 )
 def check_single_class(labels):
@@ -287,6 +364,30 @@ NEAR = rng.integers(214, 226, (2, 3, 5, 3)).astype(np.uint8)  # around the limit
         ),
         "divide by 256, not by 255": lambda images: (
             (-np.log((images + 1.0) / 255) < regions.CLEAR).all(-1).mean((1, 2))
+        ),
+        "each channel for itself is below the limit: here the sum of the three has to be": (
+            lambda images: (density(images).sum(-1) < regions.CLEAR).mean((1, 2))
+        ),
+        "divide by height times width: a patch need not be square": lambda images: (
+            (density(images) < regions.CLEAR).all(-1).sum((1, 2)) / images.shape[1] ** 2
+        ),
+        "all three channels: this looks at the first": lambda images: (
+            density(images)[..., 0] < regions.CLEAR
+        ).mean((1, 2)),
+        "all three channels: this asks for two of them, by a median": lambda images: (
+            np.median(density(images), -1) < regions.CLEAR
+        ).mean((1, 2)),
+        "a pixel is white in all channels at once: this multiplies the channels' own shares": (
+            lambda images: (density(images) < regions.CLEAR).mean((1, 2)).prod(-1)
+        ),
+        "a pixel is white in all channels at once: this is the smallest of their own shares": (
+            lambda images: (density(images) < regions.CLEAR).mean((1, 2)).min(-1)
+        ),
+        "the sign: a density is MINUS the logarithm": lambda images: (
+            (-density(images) < regions.CLEAR).all(-1).mean((1, 2))
+        ),
+        "the channels are the last axis of (n, H, W, 3)": lambda images: (
+            (density(images) < regions.CLEAR).all(1).mean((1, 2))
         ),
     },
     points=2,

@@ -21,6 +21,7 @@ def unit(rows, axis=-1):
         (rng.normal(size=(3, 3)), rng.normal(size=(3, 3))),  # square: a transpose too few passes
         (rng.normal(size=(4, 6)).T, rng.normal(size=(4, 2)).T),  # not contiguous
         (rng.normal(size=(1, 8)).astype(np.float32), rng.normal(size=(2, 8)).astype(np.float32)),
+        (rng.normal(size=(4, 3)) / 100, rng.normal(size=(2, 3))),  # short rows
     ],
     slips={
         "this is the similarity; the distance is 1 minus it": lambda a, b: unit(a) @ unit(b).T,
@@ -62,6 +63,22 @@ def unit(rows, axis=-1):
         "an opposite direction is at distance 2: nothing is cut at 1": lambda a, b: np.clip(
             1 - unit(a) @ unit(b).T, 0, 1
         ),
+        "the length is the root of the sum of squares, not the sum of absolute values": (
+            lambda a, b: 1 - a @ b.T / np.outer(abs(a).sum(1), abs(b).sum(1))
+        ),
+        "the rows are compared as they are: taking off their mean makes it a correlation": (
+            lambda a, b: (
+                1 - unit(a - a.mean(1, keepdims=True)) @ unit(b - b.mean(1, keepdims=True)).T
+            )
+        ),
+        "the sign: 1 MINUS the cosine": lambda a, b: 1 + unit(a) @ unit(b).T,
+        "the cosine itself, not its square": lambda a, b: 1 - (unit(a) @ unit(b).T) ** 2,
+        "the length is the root of the SUM of squares, not of their mean": lambda a, b: (
+            1 - a.shape[1] * unit(a) @ unit(b).T
+        ),
+    },
+    only={
+        "not for short rows: whatever is added to a length must stay far below it": (5,),
     },
 )
 def check_cosine_distance(a, b):
@@ -70,18 +87,31 @@ def check_cosine_distance(a, b):
     return 1 - unit(a) @ unit(b).T
 
 
-def moved(X, centres, empty=None, length=True, pick=np.argmax, move=np.mean):
+def moved(X, centres, empty=None, length=True, pick=np.argmax, move=np.mean, least=1):
     """One step of k-means with the slips of the exercise; empty: what a centre without rows
-    becomes, itself where None is given."""
+    becomes, itself where None is given; least: how many rows move a centre."""
     labels, made = pick(X @ centres.T, axis=1), []
     for k, centre in enumerate(centres):
         own = X[labels == k]
-        if len(own):
+        if len(own) >= least:
             mean = move(own, axis=0)
             made.append(mean / np.linalg.norm(mean) if length else mean)
         else:
             made.append(centre if empty is None else np.full_like(centre, empty))
     return np.stack(made)
+
+
+def in_turn(X, centres):
+    """Each centre moves before the next one takes its rows."""
+    for k in range(len(centres)):
+        centres = np.where(np.arange(len(centres))[:, None] == k, moved(X, centres), centres)
+    return centres
+
+
+def refilled(X, centres):
+    """A centre without rows becomes the row that is farthest from all centres."""
+    made = moved(X, centres, empty=np.nan)
+    return np.where(np.isnan(made), X[(X @ centres.T).max(1).argmin()], made)
 
 
 ANGLE = np.deg2rad([0, 20, 40, 100, 110, 130])
@@ -153,8 +183,38 @@ ANGLE = np.deg2rad([0, 20, 40, 100, 110, 130])
         "a centre without rows stays in the result: (K, D), whatever is empty": (
             lambda X, centres: moved(X, centres)[np.unique((X @ centres.T).argmax(1))]
         ),
+        "the nearest centre has the largest cosine, not the largest absolute value": (
+            lambda X, centres: moved(X, centres, pick=lambda s, axis: abs(s).argmax(axis))
+        ),
+        "a centre with a single row moves to it": lambda X, centres: moved(X, centres, least=2),
+        "one step only: here are two": lambda X, centres: moved(X, moved(X, centres)),
+        "all rows are assigned first, then all centres move: here one moves after the other": (
+            in_turn
+        ),
+        "a centre without rows stays where it is; it does not jump to a row": refilled,
+        "the mean of its rows, not the one of them that is nearest": lambda X, centres: np.stack(
+            [
+                X[labels == k][(X[labels == k] @ centre).argmax()]
+                if (labels == k).any()
+                else centre
+                for labels in [(X @ centres.T).argmax(1)]
+                for k, centre in enumerate(centres)
+            ]
+        ),
+        "a centre moves all the way: this is halfway": lambda X, centres: unit(
+            centres + moved(X, centres)
+        ),
+        "each row goes to ONE centre, whole: no softmax": lambda X, centres: unit(
+            (np.exp(X @ centres.T) / np.exp(X @ centres.T).sum(1, keepdims=True)).T @ X
+        ),
+        "the length of a centre is along axis 1; this divides columns": lambda X, centres: unit(
+            moved(X, centres, length=False), 0
+        ),
     },
     points=3,
+    only={
+        "not where a centre has no rows: it stays where it is": (0,),
+    },
 )
 def check_lloyd_step(X, centres):
     """One step of spherical k-means: unit rows (n, D) and centres (K, D) -> the moved centres
@@ -215,8 +275,34 @@ def prototype(X, centre, N, length=True, order=1):
         "each of the N counts the same: no weights in the mean": lambda X, centre, N: unit(
             (np.sort(X @ centre)[::-1][:N, None] * X[np.argsort(-(X @ centre))[:N]]).sum(0)
         ),
+        "one row too few: the last N are [-N:], without an end": lambda X, centre, N: unit(
+            X[np.argsort(X @ centre)[-N:-1]].mean(0)
+        ),
+        "one row too few: the first N are [:N]": lambda X, centre, N: prototype(X, centre, N - 1),
+        "near is what has a large cosine, not a small sum of absolute differences": (
+            lambda X, centre, N: unit(X[np.argsort(abs(X - centre).sum(1))[:N]].mean(0))
+        ),
+        "the direction of the mean itself, not the row that is nearest to it": (
+            lambda X, centre, N: X[(X @ prototype(X, centre, N)).argmax()]
+        ),
+        "the mean, not the median": lambda X, centre, N: unit(
+            np.median(X[np.argsort(-(X @ centre))[:N]], axis=0)
+        ),
+        "the nearest row counts as well: the first N are [:N]": lambda X, centre, N: unit(
+            X[np.argsort(-(X @ centre), kind="stable")[1 : N + 1]].mean(0)
+        ),
+        "length 1 is the root of the sum of squares, not the sum of absolute values": (
+            lambda X, centre, N: (lambda mean: mean / abs(mean).sum())(prototype(X, centre, N))
+        ),
+        "argsort gives the rows in their order, not the place of each row": lambda X, centre, N: (
+            unit(X[np.argsort(-(X @ centre), kind="stable") < N].mean(0))
+        ),
     },
     points=2,
+    only={
+        "not where there are fewer rows than N: take all of them then": (3,),
+        "not for N = 1: the nearest row alone": (2,),
+    },
 )
 def check_nearest_mean(X, centre, N):
     """The mean direction (D,) of the N rows of X (n, D) with the largest cosine to the centre (D,),

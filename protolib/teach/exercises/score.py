@@ -44,6 +44,9 @@ def crowded(truth, prediction, C):
         masks(4, 2, 3, 6, outside=True),  # a batch, and true values that are in no row
         tuple(m.T if isinstance(m, np.ndarray) else m for m in masks(2, 7, 3)),
         masks(20, 9, 11, dtype=np.uint8),  # 20 * 21 is more than uint8 holds
+        # a cell that is more than a short integer holds, and classes that are nowhere
+        (np.zeros((260, 260), int), np.zeros((260, 260), int), 1),
+        (np.array([[0, 1, 2]]), np.array([[0, 2, 2]]), 5),
     ],
     slips={
         "rows are the truth, columns the prediction; here they are swapped": lambda t, p, C: (
@@ -80,8 +83,20 @@ def crowded(truth, prediction, C):
         "both at once: true class t AND called p": lambda t, p, C: np.array(
             [[((t == i) | (p == j)).sum() for j in range(C + 1)] for i in range(C + 1)]
         ),
+        "what is called ignore is counted too, in the last column": lambda t, p, C: (
+            counted(t, p, C + 1) * (np.arange(C + 1) < C)
+        ),
+        "(C + 1, C + 1), whatever the highest value of these masks": lambda t, p, C: (
+            lambda n: counted(t, p, n + 1)
+        )(int(max(t[t <= C].max(), p.max()))),
     },
     points=2,
+    only={
+        "not for many pixels: 67600 in a cell are more than a short integer holds": (5,),
+        "not where the highest classes are nowhere: (C + 1, C + 1) all the same": (5, 6),
+        "not where the truth is above C: such a pixel counts nowhere": (2,),
+        "not for masks of uint8: to int64 before you multiply": (4,),
+    },
 )
 def check_confusion(truth, prediction, C):
     """Pixels by true and predicted class: two masks of one shape, 0..C, C is ignore; a true value
@@ -160,8 +175,27 @@ def confused(C):
         "ignore is dropped, not a class: neither its row counts nor a value for it": lambda m: (
             np.diag(m) / (m.sum(0) + m.sum(1) - np.diag(m))
         ),
+        "a class that is never right has IoU 0: NaN is for one in neither": lambda m: np.where(
+            parts(m)[0] > 0, iou(m), np.nan
+        ),
+        "rows are the truth: here rows and columns are swapped": lambda m: iou(m.T),
+        "called only where truth is ignore is called nowhere: NaN, not 0": lambda m: np.where(
+            parts(m)[1] + parts(m)[3] > 0, np.nan_to_num(iou(m)), np.nan
+        ),
+        "ignore is no class: give the first C values only, without a NaN for it": lambda m: (
+            np.append(iou(m), np.nan)
+        ),
+        "the LAST index is ignore: here the first is dropped": lambda m: iou(
+            np.roll(m, -1, (0, 1))
+        ),
+        "take the hits off once: they are in truth and in prediction": lambda m: (
+            parts(m)[0] / (parts(m)[1] + parts(m)[2] - 2 * parts(m)[0])
+        ),
     },
     points=3,
+    only={
+        "not where a class is in neither truth nor prediction: NaN": (0, 5),
+    },
 )
 def check_iou_from_confusion(matrix):
     """The IoU (C,) of each class with ignore dropped, from (C + 1, C + 1) counts, rows truth, the
@@ -192,12 +226,13 @@ def scores_of(*shape, dtype=torch.float64):
         (scores_of(3, 2, 8, 4).transpose(2, 3),),
         (torch.zeros(1, 2, 2, 3),),  # nothing is there
         (scores_of(2, 5, 9, 9, dtype=torch.float32),),
+        (0.02 + 0.1 * scores_of(2, 3, 4, 5),),  # faint: background everywhere
     ],
     slips={
-        "the last channel is cut off, as in the released code: background can never win": (
+        "background never wins: is its channel cut off, as in the released code, or too low?": (
             lambda scores: channel(scores)[:, : scores.shape[1]].argmax(1)
         ),
-        "the background is (1 - max) to the power of 10; without it too much is background": (
+        "the background alone is raised, (1 - max) to the power of 10: here it wins too often": (
             lambda scores: channel(scores, 1).argmax(1)
         ),
         "the power is 10": lambda scores: channel(scores, 2).argmax(1),
@@ -228,6 +263,21 @@ def scores_of(*shape, dtype=torch.float64):
         ).argmax(1),
         "1 minus the HIGHEST class score, not minus their sum": lambda scores: channel(
             scores, best=scores.sum(1, keepdim=True)
+        ).argmax(1),
+        "background wins where it scores highest, not only where every class scores 0": (
+            lambda scores: torch.where(scores.amax(1) > 0, scores.argmax(1), scores.shape[1])
+        ),
+        "background is index C, not -1": lambda scores: torch.where(
+            channel(scores).argmax(1) == scores.shape[1], -1, scores.argmax(1)
+        ),
+        "1 minus the HIGHEST class score, not minus their sum, also where that is above 1": (
+            lambda scores: channel(scores, best=scores.sum(1, keepdim=True).clamp_max(1)).argmax(1)
+        ),
+        "to the power of 10, not times 10": lambda scores: torch.cat(
+            [scores, 10 * (1 - scores.amax(1, keepdim=True))], 1
+        ).argmax(1),
+        "1 minus the highest score, not the second": lambda scores: channel(
+            scores, best=scores.sort(1).values[:, -2:-1]
         ).argmax(1),
     },
     points=2,
@@ -310,6 +360,33 @@ def t(n, share=0.975):
         ),
         "percentiles of n differences are no interval of their mean": lambda a, b: np.percentile(
             a - b, [2.5, 97.5]
+        ),
+        "2n - 2 degrees of freedom are those of two samples: n differences leave n - 1": (
+            lambda a, b: around((a - b).mean(), t(2 * len(a) - 1) * error(a, b))
+        ),
+        "the scores of one seed stay together: nothing is sorted": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * error(np.sort(a), np.sort(b))
+        ),
+        "the sign of a difference counts: no absolute values": lambda a, b: around(
+            abs(a - b).mean(), t(len(a)) * error(abs(a - b), 0 * a)
+        ),
+        "std(ddof=1) has the n - 1 already: divide it by sqrt(n)": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * (a - b).std(ddof=1) / np.sqrt(len(a) - 1)
+        ),
+        "the interval is around the mean difference, not the median": lambda a, b: around(
+            np.median(a - b), t(len(a)) * error(a, b)
+        ),
+        "95 % leaves 2.5 % on each side: 0.995 is for 99 %": lambda a, b: around(
+            (a - b).mean(), t(len(a), 0.995) * error(a, b)
+        ),
+        "the deviation of the differences, not of ours alone": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * error(a, 0 * b)
+        ),
+        "t deviations to each side: this is half as wide": lambda a, b: around(
+            (a - b).mean(), t(len(a)) * error(a, b) / 2
+        ),
+        "n differences leave n - 1 degrees of freedom, not n - 2": lambda a, b: around(
+            (a - b).mean(), t(len(a) - 1) * error(a, b)
         ),
     },
     points=3,

@@ -48,6 +48,37 @@ def mixed(left, right, weight):
         "only the half that both saw: this has the length of a whole window": lambda a, b: (
             a * smooth(len(a)) + b * (1 - smooth(len(a)))
         ),
+        "one half of smooth(n) for each window, not smooth(n // 2)": lambda a, b: mixed(
+            a, b, 1 - smooth(len(a) // 2)
+        ),
+        "one half of the weights for each window: here both windows fade out": lambda a, b: (
+            mixed(a, b, 0.5) * 2 * smooth(len(a))[len(a) // 2 :]
+        ),
+        "one half of the weights for each window: here both windows fade in": lambda a, b: (
+            mixed(a, b, 0.5) * 2 * smooth(len(a))[: len(a) // 2]
+        ),
+        "a weight belongs to the middle of its px, as in windows.smooth, not to its border": (
+            lambda a, b: mixed(a, b, np.cos(np.arange(len(a) // 2) * np.pi / len(a)) ** 2)
+        ),
+        "the weights are the squares of a sine, as windows.smooth gives them: no root": (
+            lambda a, b: mixed(a, b, np.sqrt(smooth(len(a))[len(a) // 2 :]))
+        ),
+        "both windows run the same way: nothing is turned round": lambda a, b: mixed(
+            a, b[: len(b) // 2][::-1], smooth(len(a))[len(a) // 2 :]
+        ),
+        "weights, not the higher of the two": lambda a, b: np.maximum(
+            a[len(a) // 2 :], b[: len(b) // 2]
+        ),
+        "a hard step is a seam": lambda a, b: mixed(a, b, np.arange(len(a) // 2) < len(a) / 4),
+        "the left window's SECOND half lies in the overlap": lambda a, b: mixed(
+            np.roll(a, len(a) // 2), b, smooth(len(a))[len(a) // 2 :]
+        ),
+        "the right window's FIRST half lies in the overlap": lambda a, b: mixed(
+            a, np.roll(b, len(b) // 2), smooth(len(a))[len(a) // 2 :]
+        ),
+        "weights, not the lower of the two": lambda a, b: np.minimum(
+            a[len(a) // 2 :], b[: len(b) // 2]
+        ),
     },
 )
 def check_blend(left, right):
@@ -70,6 +101,12 @@ def signed(ring, close=True):
     return (turn if close else turn[:-1]).sum() / 2
 
 
+def terms(ring):
+    """The shoelace sum of absolute terms."""
+    x, y = ring.T
+    return abs(x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2
+
+
 def box(ring):
     """The area of the box around a ring."""
     return np.prod(ring.max(0) - ring.min(0))
@@ -89,10 +126,19 @@ OTHER = np.array([[2000, 1000], [2600, 1000], [2600, 1300]], float)
     "two corners and the origin span half of x1 * y2 - x2 * y1; what do all of them add up to?",
     inputs=[
         (SHELL, [HOLE], 0.5),
-        (turned(SHELL), [turned(HOLE), OTHER], 0.25),
+        (turned(SHELL), [OTHER, turned(HOLE)], 0.25),
         (np.array([[10, 20], [400, 60], [300, 900], [50, 500]], float), [], 2.0),
         # a hole that goes the same way round as its shell
         (SHELL + 100, [turned(HOLE) + 100], 0.23),
+        # the outline turns inwards
+        (
+            np.array(
+                [[0, 0], [800, 0], [800, 200], [90, 450], [800, 600], [800, 900], [0, 900]], float
+            ),
+            [],
+            0.5,
+        ),
+        (np.array([[0.5, 0.25], [9.75, 0.5], [4.25, 8.5]]), [], 100.0),  # between the px
     ],
     slips={
         "the sum of x1 * y2 - x2 * y1 is twice the area": lambda s, h, m: (
@@ -122,8 +168,39 @@ OTHER = np.array([[2000, 1000], [2600, 1000], [2600, 1300]], float)
         "the area of the box around it, not of the polygon": lambda s, h, m: (
             (box(s) - sum(map(area, h))) * (m / 1000) ** 2
         ),
+        "which way round the shell goes gives only the sign of its sum: the absolute value": (
+            lambda s, h, m: (signed(s) - sum(map(area, h))) * (m / 1000) ** 2
+        ),
+        "which way round a hole goes gives only the sign of its sum: the absolute value": (
+            lambda s, h, m: (area(s) - sum(map(signed, h))) * (m / 1000) ** 2
+        ),
+        "the holes are in px too: scale them as the shell": lambda s, h, m: (
+            area(s) * (m / 1000) ** 2 - sum(map(area, h))
+        ),
+        "all corners count: the last is missing": lambda s, h, m: (
+            (area(s[:-1]) - sum(abs(signed(own[:-1])) for own in h)) * (m / 1000) ** 2
+        ),
+        "all holes are taken off, not only the largest": lambda s, h, m: (
+            (area(s) - max(map(area, h), default=0)) * (m / 1000) ** 2
+        ),
+        "the corners stand in their order round the ring: nothing is sorted": lambda s, h, m: (
+            (
+                abs(signed(s[np.argsort(s[:, 0], kind="stable")]))
+                - sum(abs(signed(own[np.argsort(own[:, 0], kind="stable")])) for own in h)
+            )
+            * (m / 1000) ** 2
+        ),
+        "the sum has a sign until it is whole: no absolute value of its terms": lambda s, h, m: (
+            (terms(s) - sum(map(terms, h))) * (m / 1000) ** 2
+        ),
     },
     points=2,
+    only={
+        "not where the outline turns inwards: all corners in their order, signs up to the end": (
+            4,
+        ),
+        "not where corners lie between the px: nothing is rounded": (5,),
+    },
 )
 def check_polygon_area(shell, holes, mpp):
     """The area of a polygon in mm2: corners (n, 2) float, x and y in px, either way round; a list
