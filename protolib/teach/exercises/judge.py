@@ -261,8 +261,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], bool]] = {
         f.size == w.size and _close(f.ravel(), w.ravel(), 1e-5)
     ),
     "right but for rounding: a round(), an epsilon, a short float?": lambda f, w: (
-        any(_close(f, near, 1e-9) for near in (np.round(w), np.round(w, 1), np.round(w, 2)))
-        or _close(f, w, 5e-3)
+        any(_close(f, np.round(w, digits), 1e-9) for digits in (1, 2)) or _close(f, w, 5e-3)
     ),
     "this is 1 minus the answer": lambda f, w: _close(1 - f, w, 1e-4),
     "the sign: this is minus the answer": lambda f, w: _close(-f, w, 1e-4),

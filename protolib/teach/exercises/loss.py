@@ -264,6 +264,9 @@ FAINT[:, 1, 2] = 0.6
         "the mean colour, not the brightest": lambda images, weight: filled(
             images, weight, (weight[:, None] * images).amax((2, 3), keepdim=True)
         ),
+        "each patch and each channel has a mean of its own: this is one number for all": (
+            lambda images, weight: filled(images, weight, mean_colour(images, weight, (0, 1, 2, 3)))
+        ),
     },
     points=2,
     only={

@@ -190,6 +190,12 @@ def check_cosine_maps(features, prototypes):
         "a map may be negative: nothing is cut at 0": lambda maps, K: (
             maps.relu().unflatten(1, (-1, K)).mean(2)
         ),
+        "class c begins at map c * K: here the classes overlap": lambda maps, K: maps.unfold(
+            1, K, 1
+        ).mean(-1)[:, : maps.shape[1] // K],
+        "a slice stops before its end: maps c * K to c * K + K": lambda maps, K: maps.unflatten(
+            1, (-1, K)
+        )[:, :, : max(K - 1, 1)].mean(2),
     },
 )
 def check_merge_subclasses(maps, K):
@@ -270,6 +276,9 @@ def fused(maps, weights, size, **how):
         ),
         "the finest level has a weight too": lambda maps, weights, size: fused(
             maps, [1, *weights[1:]], size
+        ),
+        "a weighted sum, not a plain mean: multiply each level by its weight": (
+            lambda maps, weights, size: fused(maps, [1 / len(maps)] * len(maps), size)
         ),
     },
     points=2,
@@ -497,7 +506,7 @@ def kernels_of(n, C, D):
             branches(x, w, b, r)[1:] or branches(x, w, b, r)
         ),
         "each bias is added once: conv2d has added it": lambda x, w, b, r: (
-            sum(branches(x, w, b, r)) + sum(b)[:, None, None]
+            sum(branches(x, w, b, r)) + torch.stack(list(b)).sum(0)[:, None, None]
         ),
     },
     points=2,
@@ -623,6 +632,10 @@ def judged(logits, masks):
                 / there.sum().clamp_min(1)
             )
         )(judged(logits, masks) & (logits.argmax(1) != masks)),
+        "nll_loss takes the LOGARITHM of probabilities: log_softmax": lambda logits, masks: (
+            F.nll_loss(logits.softmax(1), masks, ignore_index=logits.shape[1], reduction="sum")
+            / judged(logits, masks).sum().clamp_min(1)
+        ),
     },
     points=3,
     gradient="logits",

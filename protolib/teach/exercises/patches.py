@@ -239,6 +239,7 @@ def groups(name):
         ),
     },
     only={
+        "not where the name has other dots: cut it at the brackets": (0,),
         "not where two blanks stand in a row, or one beside a bracket": (7,),
         "not where digits stand behind the brackets": (6,),
         "not where the name ends otherwise than in .png: the brackets count, not the end": (

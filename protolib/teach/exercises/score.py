@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from protolib import metrics
 from protolib.maps import background_score
@@ -387,6 +387,9 @@ def t(n, share=0.975):
         ),
         "n differences leave n - 1 degrees of freedom, not n - 2": lambda a, b: around(
             (a - b).mean(), t(len(a) - 1) * error(a, b)
+        ),
+        "a normal quantile is for many seeds; with n of them it is t.ppf(0.975, n - 1)": (
+            lambda a, b: around((a - b).mean(), ndtri(0.975) * error(a, b))
         ),
     },
     points=3,

@@ -79,6 +79,9 @@ def mixed(left, right, weight):
         "weights, not the lower of the two": lambda a, b: np.minimum(
             a[len(a) // 2 :], b[: len(b) // 2]
         ),
+        "a straight fade from 1 to 0: use the weights of windows.smooth": lambda a, b: mixed(
+            a, b, np.linspace(1, 0, len(a) // 2)
+        ),
     },
 )
 def check_blend(left, right):
@@ -192,6 +195,15 @@ OTHER = np.array([[2000, 1000], [2600, 1000], [2600, 1300]], float)
         ),
         "the sum has a sign until it is whole: no absolute value of its terms": lambda s, h, m: (
             (terms(s) - sum(map(terms, h))) * (m / 1000) ** 2
+        ),
+        "the sign of a sum says which way round its ring goes: no area is below 0": (
+            lambda s, h, m: (signed(s) - sum(map(signed, h))) * (m / 1000) ** 2
+        ),
+        "the sign of a sum says which way round its ring goes: abs() of each": (
+            lambda s, h, m: (sum(map(signed, h)) - signed(s)) * (m / 1000) ** 2
+        ),
+        "which way round the shell goes only turns the sign of its sum: abs()": (
+            lambda s, h, m: (-signed(s) - sum(map(area, h))) * (m / 1000) ** 2
         ),
     },
     points=2,
