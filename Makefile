@@ -75,7 +75,8 @@ offline: .venv/ready
 browser: .venv/ready
 	.venv/bin/python -m pytest tests/browser.py $(ARGS)
 
-# what would tests not notice? One small fault after the other; most of an hour for all modules
+# what would tests not notice? One small fault after the other; most of an hour for all modules, or
+# a part of each: make mutants MODULE="--sample 60"
 mutants: .venv/ready
 	OMP_NUM_THREADS=1 .venv/bin/python tests/mutate.py $(MODULE)
 
