@@ -215,7 +215,7 @@ class Trial:
 
     def __init__(self, module: str, equivalent: dict[str, str], sample: int, seed: int):
         self.module, self.equivalent, self.sample, self.seed = module, equivalent, sample, seed
-        self.passed = False
+        self.passed, self.late = False, 0  # late: mutants that died or ran too long
         self.file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         self.killers: Counter[tuple[str, str]] = Counter()  # (function, test): mutants killed
         self.ran: set[int] | None = None  # lines of the module that a test runs, while it is asked
@@ -257,7 +257,8 @@ class Trial:
         low, high = wilson(killed, asked)
         drawn_by = f" (a sample of {of}, seed {self.seed}: {low:.1%} to {high:.1%})"
         print(
-            f"{self.module}: {killed} of {len(every)} mutants killed, {len(same)} are equivalent: "
+            f"{self.module}: {killed} of {len(every)} mutants killed, {self.late} of them by "
+            f"their time or a crash, {len(same)} are equivalent: "
             f"{killed / asked:.1%}{drawn_by if len(every) < of else ''}, "
             f"{time.monotonic() - began:.0f} s",
             flush=True,
@@ -318,6 +319,7 @@ class Trial:
             return ""
 
         found = apart(killer, 20 + 5 * sum(seconds for _, seconds, _ in chosen))
+        self.late += found is None
         if found:
             self.killers[mutant.function, found] += 1
         return found == ""
