@@ -114,6 +114,7 @@ WRONG = {
         lambda mask, C: np.isin(np.arange(C), np.unique(mask)[:-1]),
         lambda mask, C: [int(c > 0 and (mask == c).any()) for c in range(C)],
         lambda mask, C: [int((np.where(mask == C, 0, mask) == c).any()) for c in range(C)],
+        lambda mask, C: [int((mask == c).mean() >= 0.005) for c in range(C)],
     ],
     "accuracy": [
         lambda t, p, i: (t == p).mean(),
@@ -133,6 +134,10 @@ WRONG = {
         lambda t, p, i: (t == p)[t != t.max()].mean(),
         lambda t, p, i: np.mean([(p == k)[t == k].mean() for k in np.unique(t) if k != i]),
         lambda t, p, i: round((t == p)[t != i].mean(), 2),
+        lambda t, p, i: (
+            (t == p)[t != i].mean() if ((t == p) & (t != i)).any() else np.nan  # none is right
+        ),
+        lambda t, p, i: (t == p)[t != i if i else t >= 0].mean() if (t != i).any() else np.nan,
     ],
     "parse_label": [
         lambda name: [int(d) for d in name[name.index("[") + 1 : name.index("]")] if d != " "],
@@ -153,6 +158,7 @@ WRONG = {
         lambda name: [int(d) for d in name[name.index("[") :].split("].")[0] if d.isdigit()],
         lambda name: [int(d) for d in str(int(inside(name).replace(" ", "")))],
         lambda name: [int(d) for d in name[name.rindex("[") + 1 : name.index("].png")] if d > " "],
+        lambda name: [int(d) for d in name.split("[")[-1][:-5].replace(" ", "")],
     ],
     "single_class": [
         lambda labels: np.flatnonzero(labels.max(1) == 1),
@@ -377,6 +383,9 @@ WRONG = {
             (total := w.sum((2, 3))[..., None]) > 0, pooled(f, w, total), torch.zeros(())
         ),
         lambda f, w: pooled(f, (w > 0).to(w), (w > 0).sum((2, 3)).clamp_min(1)[..., None]),
+        lambda features, weights: exercises.check_masked_pooling.right(
+            features, weights.clamp(max=1)
+        ),
     ],
     "auc": [
         lambda s, i: (s[i][:, None] > s[~i]).mean(),
@@ -625,6 +634,9 @@ WRONG = {
         lambda t, p, C: tally(
             *(m[t <= C].astype(int) for m in (t, p)), max(t[t <= C].max(), p.max()) + 1
         ),
+        lambda t, p, C: np.bincount(
+            (np.minimum(t, C) * (C + 1) + p)[t != 255].ravel(), minlength=(C + 1) ** 2
+        ).reshape(C + 1, C + 1),
     ],
     "iou_from_confusion": [
         lambda m: np.diag(m) / (m.sum(0) + m.sum(1) - np.diag(m)),

@@ -290,6 +290,7 @@ def area(weights):
     return weights.sum((2, 3))[..., None]
 
 
+FEATURES = torch.tensor([[[[0.2, 0.9, 0.4]], [[0.7, 0.1, 0.6]]]], dtype=torch.float64)
 EMPTY = rand(2, 2, 3, 4)
 EMPTY[1, 0] = 0
 
@@ -303,6 +304,10 @@ EMPTY[1, 0] = 0
         (rand(3, 5, 6, 2).transpose(2, 3), rand(3, 1, 6, 2).transpose(2, 3)),
         (rand(2, 2, 2, 2, dtype=torch.float32), rand(2, 3, 2, 2, dtype=torch.float32)),
         (rand(2, 3, 2, 4), rand(2, 2, 2, 4) / 20),  # faint: the weights add up to less than 1
+        (
+            FEATURES,
+            torch.tensor([[[[3.0, 1.0, 0.5]]]], dtype=FEATURES.dtype),
+        ),  # a weight may be above 1
     ],
     slips={
         "this is the weighted sum; divide by the sum of the weights": product,
@@ -379,12 +384,19 @@ EMPTY[1, 0] = 0
         "the mean as it is: here it has length 1": lambda features, weights: F.normalize(
             product(features, weights), dim=2
         ),
+        "each map for itself: one map of zeros says nothing of the others of its patch": (
+            lambda features, weights: (
+                (product(features, weights) / area(weights).clamp_min(1e-9))
+                * area(weights).gt(0).all(1, keepdim=True)
+            )
+        ),
     },
     points=3,
     gradient="weights",
     only={
         "not for a map of zeros: it gives zeros": (2,),
         "not where the weights add up to less than 1: a faint map is a mean as well": (5,),
+        "not for weights above 1: they count as they are": (6,),
     },
 )
 def check_masked_pooling(features, weights):

@@ -10,7 +10,7 @@ from protolib.teach.exercises.judge import exercise
 rng = np.random.default_rng(0)
 
 
-SPECK = np.zeros((9, 11), int)  # of class 0, with a single pixel of class 2
+SPECK = np.zeros((40, 50), int)  # of class 0, with a single pixel of class 2
 SPECK[4, 5] = 2
 
 
@@ -102,6 +102,9 @@ def judged(rng, shape, C, ignore):
         tuple(m.T if isinstance(m, np.ndarray) else m for m in judged(rng, (7, 4), 2, 2)),
         (np.full((2, 3), 9), np.zeros((2, 3), int), 9),  # nothing is judged
         judged(rng, (4, 5), 4, 1),  # ignore lies among the classes
+        (np.array([[0, 1, 1]]), np.array([[0, 1, 2]]), 0),  # and may be 0
+        (np.array([[0, 1], [1, 0]]), np.array([[1, 0], [0, 1]]), 9),  # judged, and none is right
+        (np.array([[0, 1, 2, 1]]), np.array([[0, 1, 1, 1]]), 3),  # nothing is ignored
     ],
     slips={
         "ignored pixels are neither right nor wrong: they do not count": lambda t, p, i: (
@@ -151,6 +154,8 @@ def judged(rng, shape, C, ignore):
     only={
         "not where no pixel is judged: NaN": (4,),
         "not where ignore lies among the classes: ask for truth != ignore and nothing else": (5,),
+        "not where ignore is 0: a number like any other": (6,),
+        "not where every judged pixel is wrong: the share is 0 there": (7,),
     },
 )
 def check_accuracy(truth, prediction, ignore):
@@ -176,6 +181,8 @@ def groups(name):
         ("b[0000000010].png",),
         ("c[0 1 1]-level2.jp2",),  # digits behind the bracket
         ("d-[ 1  0 1 ].png",),  # blanks at the border, and two in a row
+        ("e-[1 0 0 1].h5",),
+        ("f-[110]",),  # no ending at all
     ],
     slips={
         "the label is the LAST bracket group of the name": lambda name: [
@@ -246,11 +253,13 @@ def groups(name):
             3,
             4,
             6,
+            8,
+            9,
         ),
         "not where other brackets stand before the last": (2, 3),
         "not where there are many digits: any number of them": (3, 5),
-        "not where blanks stand between the digits": (1, 2, 6, 7),
-        "not where the digits are joined": (0, 3, 4, 5),
+        "not where blanks stand between the digits": (1, 2, 6, 7, 8),
+        "not where the digits are joined": (0, 3, 4, 5, 9),
     },
 )
 def check_parse_label(name):
@@ -267,8 +276,8 @@ def check_parse_label(name):
         (np.array([[1, 1], [0, 0], [1, 1]]),),  # none
         ((rng.random((3, 9)) < 0.4).T,),  # of True and False, not contiguous
         (np.eye(3, dtype=np.float32),),
-        # three classes or more, the same label twice, a class behind the third
-        (np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [1] * 5, [0, 0, 0, 0, 1]]),),
+        # three classes or more, the same label twice, a class behind the third and the fourth
+        (np.array([[1, 1, 1, 0, 0], *[[0, 0, 0, 0, 1]] * 2, [1] * 5, [0, 0, 0, 1, 0]]),),
         (np.array([[1], [0], [1]]),),  # one class in all
     ],
     slips={
@@ -305,6 +314,9 @@ def check_parse_label(name):
         ),
         "all classes count: this looks at the first three": lambda labels: np.flatnonzero(
             labels[:, :3].astype(int).sum(1) == 1
+        ),
+        "all classes count: this looks at the first four": lambda labels: np.flatnonzero(
+            labels[:, :4].astype(int).sum(1) == 1
         ),
     },
 )

@@ -47,6 +47,7 @@ def crowded(truth, prediction, C):
         # a cell that is more than a short integer holds, and classes that are nowhere
         (np.zeros((260, 260), int), np.zeros((260, 260), int), 1),
         (np.array([[0, 1, 2]]), np.array([[0, 2, 2]]), 5),
+        (np.array([[0, 3, 7, 2]]), np.array([[0, 1, 1, 1]]), 2),  # above C by little
     ],
     slips={
         "rows are the truth, columns the prediction; here they are swapped": lambda t, p, C: (
@@ -94,7 +95,7 @@ def crowded(truth, prediction, C):
     only={
         "not for many pixels: 67600 in a cell are more than a short integer holds": (5,),
         "not where the highest classes are nowhere: (C + 1, C + 1) all the same": (5, 6),
-        "not where the truth is above C: such a pixel counts nowhere": (2,),
+        "not where the truth is above C, 255 or any other: such a pixel counts nowhere": (2, 7),
         "not for masks of uint8: to int64 before you multiply": (4,),
     },
 )
