@@ -53,7 +53,7 @@ def step(device: str) -> list[dict]:
             presets.with_masked_images(quick), device, quick.batch
         ),
     }
-    what = "step, preset quick, 112 px, batch 16, what matching adds"
+    what = f"step, preset quick, {quick.size} px, batch {quick.batch}, what matching adds"
     return [*rows, _steps(what, own, device, repeats=3)]
 
 
@@ -149,7 +149,7 @@ def inference(device: str) -> list[dict]:
     assert (naive.score(truth, fast, C, d)[1] == counts.boundary).all()
     assert counted[0].sum() == counts.matrix.sum()
     six = {"batches of one through numpy": reference, "cams.predict": ours, "its passes": passes}
-    rows = [compare("six views and scores, 32 patches of 112 px", six, 3)]
+    rows = [compare(f"six views and scores, 32 patches of {base.size} px", six, 3)]
     stack = torch.randn(32, C, 224, 224, generator=torch.Generator().manual_seed(0))
     assert (maps.winners(stack) == stack.argmax(1)).all()
     best = {"argmax": lambda: stack.argmax(1), "maps.winners": lambda: maps.winners(stack)}
