@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -378,17 +379,23 @@ def _stoppable() -> Iterator[list[int]]:
 
     def stop(number: int, _) -> None:
         caught.append(number)
+        # what is cut off may be half made, an event loop without its socket, a call that nobody
+        # awaits: it would print a traceback when it is collected
+        sys.unraisablehook = lambda _: None
+        warnings.simplefilter("ignore", RuntimeWarning)
         raise KeyboardInterrupt
 
-    before = {}
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 before[number] = signal.signal(number, stop)
     try:
-        yield caught
+        with warnings.catch_warnings():
+            yield caught
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -2,12 +2,15 @@
 report.html."""
 
 import base64
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import nbformat
 import pytest
 
 from protolib import blocks, caches, files, keys, results
-from protolib.__main__ import main
+from protolib.__main__ import _stoppable, main
 from protolib.data import phantom
 from protolib.metrics import DEFAULT, ORACLE
 from protolib.study import html, runner
@@ -350,6 +353,30 @@ def test_a_termination_is_said_in_a_line_and_in_the_status(two):
     assert "00_make: interrupted; what it made is kept in one" in err
     assert "Traceback" not in err
     assert protolib("run", "--resume", "one", "-p", "K=3") in (1, 2)  # the lock is free again
+
+
+def test_what_a_termination_cuts_off_says_nothing(capfd):
+    class HalfMade:
+        def __del__(self):
+            raise AttributeError("no socket yet")
+
+    async def awaited_by_nobody():
+        pass
+
+    def work():
+        half, call = HalfMade(), awaited_by_nobody()
+        signal.raise_signal(signal.SIGTERM)
+        return half, call
+
+    hook = sys.unraisablehook
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with _stoppable() as caught:
+            with suppress(KeyboardInterrupt):
+                work()
+            gc.collect()
+    assert caught == [signal.SIGTERM] and not seen and capfd.readouterr().err == ""
+    assert sys.unraisablehook is hook
 
 
 def test_starts_in_one_moment_get_folders_of_their_own(tmp_path):
