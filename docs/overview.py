@@ -31,14 +31,14 @@ masks = run.masks("pbip_stage2", "val", chosen)
 fig, axes = viz.grid(len(chosen), len(COLUMNS), side=1.6)
 for ax, title in zip(axes[0], COLUMNS):
     ax.set_title(title, fontsize=9)
-for row, i, first_mask, mask in zip(axes, chosen, pseudo, masks):
+for row, i, *made in zip(axes, chosen, pseudo, masks, np.asarray(val.masks)[chosen]):
     first = int(np.flatnonzero(val.labels[i])[0])
     row[0].imshow(val.images[i])
     row[0].set_ylabel("label:\n" + viz.label_text(val.labels[i], spec), fontsize=9)
     row[1].imshow(val.images[i])
     row[1].imshow(found[i][first], cmap="inferno", alpha=0.7, extent=(-0.5, edge, edge, -0.5))
     row[1].set_ylabel(spec.classes[first], fontsize=9)
-    for ax, shown in zip(row[2:], (first_mask, mask, np.asarray(val.masks[i]))):
+    for ax, shown in zip(row[2:], made):
         ax.imshow(viz.mask_rgb(shown, spec), interpolation="nearest")
         viz.letter_regions(ax, shown, spec)
 viz.class_legend(fig, spec)

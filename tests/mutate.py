@@ -22,7 +22,6 @@ import argparse
 import ast
 import gc
 import importlib
-import math
 import os
 import random
 import signal
@@ -43,6 +42,7 @@ from typing import Any, NamedTuple
 import pytest
 from _pytest.runner import runtestprotocol
 from _pytest.warnings import catch_warnings_for_item
+from scipy.stats import binomtest
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,7 +254,7 @@ class Trial:
         for name in sorted(stale):
             print(f"  equivalent.toml names what is no survivor: {name}")
         killed, asked = len(every) - len(alive), len(every) - len(same)
-        low, high = wilson(killed, asked)
+        low, high = binomtest(killed, asked).proportion_ci(method="wilson")
         drawn_by = f" (a sample of {of}, seed {self.seed}: {low:.1%} to {high:.1%})"
         print(
             f"{self.module}: {killed} of {len(every)} mutants killed, {self.late} of them by "
@@ -323,12 +323,6 @@ class Trial:
         if found:
             self.killers[mutant.function, found] += 1
         return found == ""
-
-
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share of which k of n were drawn, 95 % for this z."""
-    centre, spread = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
-    return (centre - spread) / (n + z * z), (centre + spread) / (n + z * z)
 
 
 def reports_of(item: pytest.Item, following: pytest.Item | None) -> list[pytest.TestReport]:

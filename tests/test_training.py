@@ -425,9 +425,8 @@ def test_the_seconds_of_an_epoch_are_those_of_all_its_parts(tmp_path, often, mon
     clock = iter(range(100, 10**6))
     times = SimpleNamespace(monotonic=time.monotonic, perf_counter=lambda: next(clock))
     monkeypatch.setattr(training, "time", times)  # a second a look
-    watch = lambda net: {
-        "later": next(clock)
-    }  # what is watched takes a second, which is not theirs
+    # what is watched takes a second, which is not theirs
+    watch = lambda net: {"later": next(clock)}
     net, place = Tiny(), Place(tmp_path / "whole", "a", 5)
     history = fit(net, Squares(), tiny_loss, LONG, place, watch)
     # five steps: looked at in the beginning, after each but the last, and at the end

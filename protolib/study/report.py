@@ -395,8 +395,9 @@ def _sentence(table: paper.Table, result: Mapping, finding: Finding) -> str:
     if finding.why:
         said.append(f"no interval over slides, for {finding.why}")
     if finding.given:
-        more = "" if math.isnan(finding.given.p) else f" {_interval(table, *finding.given[2:4])}"
-        said.append(f"image labels given: {_signed(table, finding.given.difference)}{more}")
+        given = finding.given
+        span = "" if math.isnan(given.p) else f" {_interval(table, given.low, given.high)}"
+        said.append(f"image labels given: {_signed(table, given.difference)}{span}")
     claim = _claim(table, finding)
     return f"{finding.verdict} on {ledger.name(result)}: {claim}. {'; '.join(said)}."
 

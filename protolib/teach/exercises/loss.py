@@ -290,7 +290,15 @@ def area(weights):
     return weights.sum((2, 3))[..., None]
 
 
-FEATURES = torch.tensor([[[[0.2, 0.9, 0.4]], [[0.7, 0.1, 0.6]]]], dtype=torch.float64)
+def pooled(features, weights):
+    """The weighted mean over positions (B, U, D), zeros for a map of zeros."""
+    return product(features, weights) / area(weights).clamp_min(1e-9)
+
+
+STRONG = (  # a weight may be above 1
+    torch.tensor([[[[0.2, 0.9, 0.4]], [[0.7, 0.1, 0.6]]]], dtype=torch.float64),
+    torch.tensor([[[[3.0, 1.0, 0.5]]]], dtype=torch.float64),
+)
 EMPTY = rand(2, 2, 3, 4)
 EMPTY[1, 0] = 0
 
@@ -304,10 +312,7 @@ EMPTY[1, 0] = 0
         (rand(3, 5, 6, 2).transpose(2, 3), rand(3, 1, 6, 2).transpose(2, 3)),
         (rand(2, 2, 2, 2, dtype=torch.float32), rand(2, 3, 2, 2, dtype=torch.float32)),
         (rand(2, 3, 2, 4), rand(2, 2, 2, 4) / 20),  # faint: the weights add up to less than 1
-        (
-            FEATURES,
-            torch.tensor([[[[3.0, 1.0, 0.5]]]], dtype=FEATURES.dtype),
-        ),  # a weight may be above 1
+        STRONG,
     ],
     slips={
         "this is the weighted sum; divide by the sum of the weights": product,
@@ -331,16 +336,13 @@ EMPTY[1, 0] = 0
             )
         ),
         "one row for each map, one column for each feature: (B, U, D), not (B, D, U)": (
-            lambda features, weights: (
-                (product(features, weights) / area(weights).clamp_min(1e-9)).mT
-            )
+            lambda features, weights: pooled(features, weights).mT
         ),
         "this takes the highest value; masked pooling is a mean": lambda features, weights: (
             features[:, None] * weights[:, :, None]
         ).amax((3, 4)),
-        "a weight counts as it is: no threshold": lambda features, weights: (
-            product(features, (weights > 0.5).to(weights))
-            / area((weights > 0.5).to(weights)).clamp_min(1e-9)
+        "a weight counts as it is: no threshold": lambda features, weights: pooled(
+            features, (weights > 0.5).to(weights)
         ),
         "the weights are given: no softmax over positions": lambda features, weights: product(
             features, weights.flatten(2).softmax(2).view(weights.shape)
@@ -352,10 +354,7 @@ EMPTY[1, 0] = 0
             product(features, 1 - weights) / area(1 - weights)
         ),
         "a weight counts as it is: this asks only whether it is above 0": (
-            lambda features, weights: (
-                product(features, (weights > 0).to(weights))
-                / area((weights > 0).to(weights)).clamp_min(1e-9)
-            )
+            lambda features, weights: pooled(features, (weights > 0).to(weights))
         ),
         "nothing is added to the sum of the weights": lambda features, weights: (
             product(features, weights) / (area(weights) + 1)
@@ -365,29 +364,26 @@ EMPTY[1, 0] = 0
                 product(features, weights) / weights.sum((0, 2, 3))[:, None].clamp_min(1e-9)
             )
         ),
-        "reshape swaps no axes: (B, D, U) must be transposed": lambda features, weights: (
-            product(features, weights) / area(weights).clamp_min(1e-9)
+        "reshape swaps no axes: (B, D, U) must be transposed": lambda features, weights: pooled(
+            features, weights
         ).mT.reshape(*weights.shape[:2], -1),
         "the mean of the features, weighted: the highest weight is no sum of weights": (
             lambda features, weights: (
                 product(features, weights) / weights.amax((2, 3))[..., None].clamp_min(1e-9)
             )
         ),
-        "the weights count as they are: here they are squared": lambda features, weights: (
-            product(features, weights**2) / area(weights**2).clamp_min(1e-12)
+        "the weights count as they are: here they are squared": lambda features, weights: pooled(
+            features, weights**2
         ),
         "the features count as they are: here each position has length 1 first": (
-            lambda features, weights: (
-                product(F.normalize(features), weights) / area(weights).clamp_min(1e-9)
-            )
+            lambda features, weights: pooled(F.normalize(features), weights)
         ),
         "the mean as it is: here it has length 1": lambda features, weights: F.normalize(
             product(features, weights), dim=2
         ),
         "each map for itself: one map of zeros says nothing of the others of its patch": (
             lambda features, weights: (
-                (product(features, weights) / area(weights).clamp_min(1e-9))
-                * area(weights).gt(0).all(1, keepdim=True)
+                pooled(features, weights) * area(weights).gt(0).all(1, keepdim=True)
             )
         ),
     },
